@@ -1,0 +1,150 @@
+"""What every script shares: flags in both dash styles, exit codes, device, seed, progress bars and log lines."""
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from ood.config import InputError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse where `-flag` and `--flag` are the same, prefixes are never guessed and `-h` shows every default.
+
+    Every flag defaults to None ('not given'), so that a value of the config file can stand behind it; `default` is the text
+    that the help shows.
+    """
+
+    def __init__(self, description: str, epilog: str | None = None):
+        super().__init__(description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Formatter)
+        self._flags: set[str] = set()
+
+    def flag(self, name: str, *, help: str, default=None, aliases: tuple[str, ...] = (), **options) -> None:
+        """Declare `-name` and `--name` (and aliases in both styles). `default` is shown and returned when it is not None."""
+        names = [dash + n.lstrip("-") for n in (name, *aliases) for dash in ("-", "--")]
+        self._flags.update(names)
+        shown = "" if default is None or "default" in help else f" [default: {default}]"
+        options.setdefault("dest", name.lstrip("-").replace("-", "_"))
+        if options.get("action") in (None, "store", "append") and "nargs" not in options and "metavar" not in options:
+            options["metavar"] = name.lstrip("-").upper()
+        self.add_argument(*names, default=default, help=(help + shown).replace("%", "%%"), **options)
+
+    def error(self, message: str):
+        for word in sys.argv[1:]:
+            if word.startswith("-") and word.split("=")[0] not in self._flags and word in message:
+                message += nearest(word, sorted(self._flags))
+        self.exit(2, f"{self.prog}: error: {message}; `python3 {self.prog} -h` lists the flags\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32, width=120)
+
+    def _format_action_invocation(self, action):
+        """Only the single-dash spelling: `-config CONFIG` instead of both."""
+        single = [s for s in action.option_strings if not s.startswith("--")]
+        if not single:
+            return super()._format_action_invocation(action)
+        value = "" if action.nargs == 0 else " " + self._format_args(action, action.metavar or action.dest.upper())
+        return ", ".join(single) + value
+
+
+def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] = ()) -> None:
+    """Run a script's main and exit: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except (InputError, *bad_input) as error:
+        _say_error(error)
+        code = 2
+    except RunError as error:
+        _say_error(error)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted; a training run continues with -resume", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
+
+
+class RunError(RuntimeError):
+    """A run that failed for a reason we can name (a non-finite loss, a full disk): one line, exit code 1."""
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or cuda:0 where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if name is None:
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"-device '{name}' is no device; use cpu, cuda:0, cuda:1, ... or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"-device '{name}' is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError(f"-device '{name}' is not here; use -device cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"-device '{name}' is not supported; use cpu, cuda:0, cuda:1, ... or mps")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def describe_device(device: torch.device) -> str:
+    """'cuda:0 (NVIDIA H100)' or 'cpu (2 threads)'."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+
+
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and torch; `deterministic` also asks torch for deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+
+
+def log(line: str) -> None:
+    """One greppable line on stdout, at once."""
+    print(line, flush=True)
+
+
+def progress(iterable: Iterable, label: str, total: int | None = None, unit: str = "batch", scale: int = 1) -> Iterator:
+    """Iterate with a bar on stderr, only on a terminal: the `progress` package for epochs and folds, tqdm for everything else.
+
+    `scale` is how many units one step stands for (a batch of 256 images: unit 'images', scale 256).
+    """
+    if total is None and hasattr(iterable, "__len__"):
+        total = len(iterable)
+    if not sys.stderr.isatty():
+        yield from iterable
+    elif unit in ("epoch", "fold", "run"):
+        from progress.bar import Bar
+        with Bar(label, max=total or 0, suffix="%(index)d/%(max)d " + unit + "s, %(eta_td)s left", file=sys.stderr) as bar:
+            for item in iterable:
+                yield item
+                bar.next()
+    else:
+        from tqdm import tqdm
+        with tqdm(total=None if total is None else total * scale, desc=label, unit=f" {unit}", file=sys.stderr, leave=False,
+                  dynamic_ncols=True) as bar:
+            for item in iterable:
+                yield item
+                bar.update(scale)
+
+
+def _say_error(error: Exception) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
