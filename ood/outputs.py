@@ -1,0 +1,230 @@
+"""One forward pass per data set: pooled features, logits and labels as arrays, in a cache whose key is their content.
+
+Detectors see `Outputs`, never a loader or a device, so thirty of them cost one pass. What needs the images themselves (ODIN's
+perturbation) runs inside that same pass. The cache key is a digest of the weights, the architecture's source, the data set's
+files and decoding, the normalisation, the precision and the kind of device: it cannot serve another model's features.
+"""
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+CHUNK = 65536          # rows a detector looks at in one go: bounds memory, not results
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer: logits = features @ weight.T + bias. weight (C, D), bias (C,)."""
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one pass gives for N images. Arrays may be memory-mapped: go through `chunks` when all rows are needed."""
+    features: Tensor                      # (N, D) pooled penultimate features
+    logits: Tensor                        # (N, C)
+    labels: Tensor                        # (N,) int64, negative for OOD
+    head: Head
+    taps: tuple[Tensor, ...] = ()         # pooled stage outputs, each (N, C_k); only when asked for
+    scores: dict[str, Tensor] = field(default_factory=dict)   # of image detectors, by their key, each (N,)
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, rows: slice | Tensor) -> Outputs:
+        return replace(self, features=self.features[rows], logits=self.logits[rows], labels=self.labels[rows],
+                       taps=tuple(t[rows] for t in self.taps), scores={k: v[rows] for k, v in self.scores.items()})
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Outputs]:
+        """Successive Outputs of at most `size` rows."""
+        for start in range(0, len(self), size):
+            yield self[start:start + size]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One batch on its way through the network, for detectors that need the images themselves."""
+    network: nn.Module
+    images: Tensor                        # (B, C, H, W) normalised; they carry gradients
+    features: Tensor                      # (B, D) of these images, attached to their graph
+    logits: Tensor                        # (B, C)
+    std: tuple[float, ...]                # of the normalisation, per channel: 1 / std is one pixel unit
+
+
+class Cache:
+    """Folder of passes: `<folder>/<key>/<part>.npy`. A part that is there is complete (written aside, then renamed)."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def entry(self, key: str) -> Path:
+        return self.folder / key
+
+    def parts(self, key: str) -> set[str]:
+        return {p.stem for p in self.entry(key).glob("*.npy") if not p.name.startswith(".")}
+
+    def get(self, key: str, part: str) -> Tensor:
+        return torch.from_numpy(np.load(self.entry(key) / f"{part}.npy", mmap_mode="c"))
+
+    def create(self, key: str, part: str, shape: tuple[int, ...], dtype) -> np.ndarray:
+        """A writable array on disk that becomes visible with `commit`."""
+        self.entry(key).mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(self._aside(key, part), mode="w+", dtype=dtype, shape=shape)
+
+    def commit(self, key: str, part: str) -> None:
+        os.replace(self._aside(key, part), self.entry(key) / f"{part}.npy")
+
+    def discard(self, key: str, part: str) -> None:
+        self._aside(key, part).unlink(missing_ok=True)
+
+    def _aside(self, key: str, part: str) -> Path:
+        return self.entry(key) / f".{part}.{os.getpid()}.npy"
+
+
+def network_digest(network: nn.Module) -> str:
+    """sha256 over the architecture (its printed structure and the source of its classes) and every tensor of the state dict."""
+    digest = hashlib.sha256(repr(network).encode())
+    for cls in sorted({type(m) for m in network.modules()}, key=lambda c: (c.__module__, c.__qualname__)):
+        digest.update(f"{cls.__module__}.{cls.__qualname__}".encode())
+        if not cls.__module__.startswith("torch."):
+            try:
+                digest.update(inspect.getsource(cls).encode())
+            except (OSError, TypeError):      # a class typed in at a prompt has no source
+                pass
+    for name, tensor in network.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes() if values.numel() and values.dim() else str(values).encode())
+    return digest.hexdigest()
+
+
+def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu",
+            batch_size: int = 256, precision: str = "fp32", taps: bool = False, image_detectors: Iterable = (),
+            cache: Cache | None = None, digest: str | None = None, progress: Callable[..., Iterable] | None = None) -> Outputs:
+    """Run `network` once over `images` and return its Outputs; parts that the cache holds are not computed again.
+
+    Args:
+        network: a classifier that answers features(x) -> (N, D) and fc (nn.Linear); for `taps` also feature_maps(x).
+        images: an ImageSet: len, labels, digest, batches(batch_size) -> pixel batches (B, C, H, W).
+        preprocess: pixel batch -> normalised float batch, with its `mean` and `std`; its repr is part of the cache key.
+        precision: 'fp32', or 'bf16' for autocast of the backbone (the head and all statistics stay in float32).
+        taps: also the global averages of every stage's feature map.
+        image_detectors: detectors with score_images(Pass) -> (B,) and a `key`, run within the pass.
+        cache: where to keep the arrays; None keeps them in memory.
+        digest: of the network, if already known (it costs a read of all weights).
+        progress: wraps the batches, e.g. ood.cli.progress.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is '{precision}'; allowed: {', '.join(PRECISIONS)}")
+    device = torch.device(device)
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    head = Head(network.fc.weight.detach().float(), _bias(network.fc))
+    detectors = {d.key: d for d in image_detectors}
+
+    key = _pass_key(digest or network_digest(network), images.digest, preprocess, precision, device) if cache else ""
+    have = cache.parts(key) if cache else set()
+    wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
+    missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
+    arrays: dict[str, Tensor] = {}
+    if missing:
+        todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
+        parts = _Parts(missing, len(images), cache, key)
+        batches = images.batches(batch_size)
+        if progress:
+            batches = progress(batches, total=-(-len(images) // batch_size), scale=batch_size)
+        try:
+            for batch in batches:
+                for name, values in _forward(network, preprocess, batch, device, precision, "taps" in missing, todo).items():
+                    parts.add(name, values)
+            arrays = parts.finish()
+        except BaseException:
+            parts.discard()
+            raise
+    if cache:
+        arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
+    tap_names = sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
+    return Outputs(arrays["features"], arrays["logits"], torch.as_tensor(images.labels), Head(head.weight.cpu(), head.bias.cpu()),
+                   tuple(arrays[n] for n in tap_names), {k: arrays[f"score-{k}"] for k in detectors})
+
+
+def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, detectors: dict) -> dict[str, Tensor]:
+    """One batch: everything that is asked for, by part name. The shared forward feeds the image detectors' gradients."""
+    perturb = any(getattr(d, "needs_gradient", True) for d in detectors.values())
+    frozen = [p for p in network.parameters() if p.requires_grad] if perturb else []
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad() if perturb else torch.inference_mode():
+            x = preprocess(batch.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)   # (B, C, H, W)
+            x.requires_grad_(perturb)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                maps = network.feature_maps(x) if taps else []
+                features = network.embed(maps[-1]) if taps else network.features(x)                              # (B, D)
+            features = features.float()
+            logits = nn.functional.linear(features, network.fc.weight.float(), _bias(network.fc))                # (B, C)
+            out = {"features": features.detach(), "logits": logits.detach()}
+            out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
+            for name, detector in detectors.items():
+                out[f"score-{name}"] = detector.score_images(Pass(network, x, features, logits, tuple(preprocess.std))).detach()
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    return out
+
+
+class _Parts:
+    """Arrays that grow batch by batch, on disk when there is a cache, else in memory."""
+
+    def __init__(self, missing: set[str], length: int, cache: Cache | None, key: str):
+        self.missing, self.length, self.cache, self.key = missing, length, cache, key
+        self.arrays: dict[str, np.ndarray] = {}
+        self.filled: dict[str, int] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        if name not in self.missing and not (name.startswith("tap") and "taps" in self.missing):
+            return
+        rows = values.cpu().numpy()
+        if name not in self.arrays:
+            shape = (self.length, *rows.shape[1:])
+            self.arrays[name] = self.cache.create(self.key, name, shape, rows.dtype) if self.cache else np.empty(shape, rows.dtype)
+            self.filled[name] = 0
+        start = self.filled[name]
+        self.arrays[name][start:start + len(rows)] = rows
+        self.filled[name] = start + len(rows)
+
+    def finish(self) -> dict[str, Tensor]:
+        for name, count in self.filled.items():
+            if count != self.length:
+                raise RuntimeError(f"{count} of {self.length} images came out of the pass ({name})")
+        if not self.cache:
+            return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        for name, array in self.arrays.items():
+            array.flush()
+            self.cache.commit(self.key, name)
+        return {}
+
+    def discard(self) -> None:
+        for name in self.arrays:
+            if self.cache:
+                self.cache.discard(self.key, name)
+
+
+def _pass_key(network: str, data: str, preprocess, precision: str, device: torch.device) -> str:
+    return hashlib.sha256("\n".join((network, data, repr(preprocess), precision, device.type)).encode()).hexdigest()[:32]
+
+
+def _bias(fc: nn.Linear) -> Tensor:
+    return fc.bias.detach().float() if fc.bias is not None else fc.weight.new_zeros(len(fc.weight)).float()
