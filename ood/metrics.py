@@ -149,9 +149,10 @@ def open_set_f1(id_predictions, id_labels, id_scores, ood_predictions, ood_score
 
     Source: the open-set protocol of VMDLS (UAI 2022), with the threshold from `threshold_at_tpr` instead of the best one on the test set.
     """
-    scores = np.concatenate((_as_array(id_scores, "ID scores"), _as_array(ood_scores, "OOD scores")))
+    id_scores, ood_scores = _as_array(id_scores, "ID scores"), _as_array(ood_scores, "OOD scores")
+    scores = np.concatenate((id_scores, ood_scores))
     predictions = np.concatenate((_predicted(id_predictions), _predicted(ood_predictions)))
-    labels = np.concatenate((_labels(id_labels), np.full(np.size(ood_scores), -1)))
+    labels = np.concatenate((_labels(id_labels), np.full(ood_scores.size, -1)))
     _same_length("open_set_f1", predictions, scores)
     return macro_f1(np.where(scores > threshold, -1, predictions), labels)
 
