@@ -1,0 +1,101 @@
+"""Scores every detector on every set of a benchmark, with one forward pass per set."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from ood import metrics
+from ood.detectors import Detector, ImageDetector
+from ood.detectors.base import chunked_score
+from ood.outputs import Cache, Head, Outputs, extract, network_digest
+
+
+@dataclass
+class TestSet:
+    """One OOD test set as a benchmark names it."""
+    name: str                     # of the data set: file names, the `dataset` column
+    images: object                # ImageSet
+    group: str = ""               # near, far, or nothing
+    label: str = ""               # as the paper prints it
+
+
+@dataclass
+class Result:
+    rows: list[dict]                                 # one per detector and OOD set, the columns of metrics.csv
+    scores: dict[str, dict[str, np.ndarray]]         # {data set: {detector: (N,)}}, the ID set first
+    accuracy: float | None                           # of the classifier on the ID test set; None without labels
+    digests: dict[str, str]                          # of the network and of each data set
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def evaluate(network: nn.Module, train, test, ood: list[TestSet], detectors: dict[str, Detector], preprocess, *,
+             device: torch.device | str = "cpu", batch_size: int = 256, precision: str = "fp32", cache: Cache | None = None,
+             progress: Callable[..., Iterable] | None = None, log: Callable[[str], None] = lambda line: None) -> Result:
+    """Fit the detectors on the ID training images and score the ID test images against every OOD set.
+
+    Args:
+        train: ImageSet of ID training images; None when no detector has to be fitted.
+        test: ImageSet of ID test images.
+        detectors: {label: detector}; the label becomes the `detector` column.
+        cache: of forward passes; a second run with other detectors forwards nothing.
+    """
+    started, seconds = time.perf_counter(), {}
+    digest = network_digest(network)
+    image_detectors = [d for d in detectors.values() if isinstance(d, ImageDetector)]
+    taps = any("taps" in d.needs for d in detectors.values())
+
+    def outputs_of(images, name: str, perturbing) -> Outputs:
+        begun = time.perf_counter()
+        outputs = extract(network, images, preprocess, device=device, batch_size=batch_size, precision=precision, taps=taps, digest=digest,
+                          image_detectors=perturbing, cache=cache, progress=progress and (lambda batches, **k: progress(batches, name, unit="images", **k)))
+        seconds[f"pass over {name}"] = time.perf_counter() - begun
+        log(f"{name}: {len(images)} images in {seconds[f'pass over {name}']:.1f} s ({len(images) / max(seconds[f'pass over {name}'], 1e-9):.0f} images/s)")
+        return outputs
+
+    to_fit = [d for d in detectors.values() if d.requires_fit]
+    fitting = outputs_of(train, f"{train.name} train", ()) if to_fit else _no_images(network)
+    begun = time.perf_counter()
+    for detector in detectors.values():
+        detector.fit(fitting)
+    seconds["fit"] = time.perf_counter() - begun
+
+    known = outputs_of(test, test.name, image_detectors)
+    scores = {test.name: _scores(detectors, known)}
+    prepared = {label: metrics.prepare(values, f"{label} on {test.name}") for label, values in scores[test.name].items()}
+    rows = []
+    for entry in ood:
+        novel = outputs_of(entry.images, entry.name, image_detectors)
+        scores[entry.name] = _scores(detectors, novel)
+        for label, values in scores[entry.name].items():
+            rows.append({"detector": label, "dataset": entry.name, "group": entry.group, "n_id": len(test), "n_ood": len(entry.images),
+                         **metrics.evaluate(prepared[label], values)._asdict()})
+    rows.sort(key=lambda row: list(detectors).index(row["detector"]))
+    seconds["total"] = time.perf_counter() - started
+    digests = {"network": digest, test.name: test.digest, **{e.name: e.images.digest for e in ood}}
+    if to_fit:
+        digests[f"{train.name} train"] = train.digest
+    return Result(rows, scores, accuracy(known), digests, seconds)
+
+
+def accuracy(outputs: Outputs) -> float | None:
+    """Share of labelled images whose largest logit is their label; None when there is none."""
+    labelled = outputs.labels >= 0
+    if not labelled.any():
+        return None
+    return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
+
+
+def _scores(detectors: dict[str, Detector], outputs: Outputs) -> dict[str, np.ndarray]:
+    return {label: chunked_score(detector, outputs).numpy() for label, detector in detectors.items()}
+
+
+def _no_images(network: nn.Module) -> Outputs:
+    """Outputs of zero images: detectors that need no training set still look at the head."""
+    weight, bias = network.fc.weight.detach().float().cpu(), network.fc.bias
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float().cpu()
+    return Outputs(weight.new_zeros(0, weight.shape[1]), weight.new_zeros(0, len(weight)), torch.zeros(0, dtype=torch.long), Head(weight, bias))
