@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# DICE's CIFAR demo: CIFAR-100 and CIFAR-10, first without sparsity (energy), then with p = 90 (dice), from one pass per data set.
+# The authors' weights belong in checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and their feature means in
+# checkpoints/{CIFAR-10,CIFAR-100}_densenet_feat_stat.npy (both are in the authors' repository, deeplearning-wisc/dice).
+# Without them the newest DenseNet trained here is used and the mean is computed from its training set.
+# Usage: ./demo-cifar.sh [flags of eval_ood.py, e.g. -device cuda:0 -data_dir /data]
+set -euo pipefail
+cd "$(dirname "$0")"
+source scripts/environment.sh requirements.txt
+
+for name in CIFAR-100 CIFAR-10; do
+  key=$(echo "$name" | tr -d - | tr '[:upper:]' '[:lower:]')
+  weights=checkpoints/$name/densenet/checkpoint_100.pth.tar
+  mean=checkpoints/${name}_densenet_feat_stat.npy
+  arguments=(-config "configs/dice_$key.json")
+  [[ -e $weights ]] && arguments+=(-checkpoint "$weights")
+  [[ -e $weights && -e $mean ]] && arguments+=(-feature_mean "$mean")
+  for detector in energy dice; do      # without sparsity, then with; the second run reads what the first one extracted
+    "$PYTHON" eval_ood.py "${arguments[@]}" -detectors "$detector" -out_dir "results/demo-cifar/${key}_$detector" "$@"
+  done
+done
