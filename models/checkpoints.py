@@ -1,0 +1,277 @@
+"""Weight files: read those of the papers' authors and our own, without running anything that a file may hold; write them atomically.
+
+| format              | content                                                                      | from |
+|---------------------|------------------------------------------------------------------------------|------|
+| ood-1               | format, arch, state_dict, epoch, metrics, preprocess (last.pt also: trainer)  | our runs |
+| state_dict          | state_dict and epoch, best_prec1, ...                                         | DICE, leave-out ensemble, VMDLS fine-tuning |
+| heatmap-classifier  | net_state_dict, cls_state_dict                                                | heatmap paper |
+| heatmap-decoder     | min, max, and per snapshot (9, 19, ... 149) {generator: state dict}           | heatmap paper |
+| lightning           | state_dict with encoder.*, fc_mu.*, fc_var.* (ae.*, sift.*)                   | VMDLS, its auto-encoders |
+| bare                | a state dict                                                                  | Outlier Exposure, energy_ood, torchvision |
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+OWN_FORMAT = "ood-1"
+EXPECTED = ("a weight file: a state dict, or a dict that holds one under 'state_dict', 'net_state_dict' + 'cls_state_dict' (heatmap "
+            "classifier) or per snapshot under 'generator' (heatmap decoder)")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+RENAMES = (("downsample.", "shortcut."), ("shortcut.", "downsample."), ("linear.", "fc."), ("conv_shortcut.", "convShortcut."))
+LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # what a VMDLS file holds beside its encoder
+
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be used; the message is one line for the user: what was expected, what was found."""
+
+
+class Checkpoint(NamedTuple):
+    """state_dict: tensors by key, on the CPU; format: a row of the table above; meta: everything else in the file."""
+
+    state_dict: dict[str, Tensor]
+    format: str
+    meta: dict[str, Any]
+
+
+def read(path: str | Path, snapshot: int | None = None) -> Checkpoint:
+    """Read a weight file of any format in the table above.
+
+    Only tensors and plain values are restored (weights_only=True); a file that asks for anything else is refused. NumPy scalars
+    become Python numbers.
+
+    Args:
+        snapshot: of a heatmap decoder file, which 0-based epoch; None: the last one.
+
+    Raises:
+        CheckpointError: missing, empty, damaged or foreign file.
+    """
+    path = Path(path)
+    content = _load(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected {EXPECTED}; found a {type(content).__name__}")
+    if content.get("format") == OWN_FORMAT:
+        return Checkpoint(_state(path, content.get("state_dict")), OWN_FORMAT, _rest(content, "state_dict"))
+    if "net_state_dict" in content and "cls_state_dict" in content:
+        head = {"fc." + k.rpartition(".")[2]: v for k, v in _state(path, content["cls_state_dict"]).items()}
+        return Checkpoint({**_state(path, content["net_state_dict"]), **head}, "heatmap-classifier",
+                          _rest(content, "net_state_dict", "cls_state_dict"))
+    snapshots = sorted(k for k, v in content.items() if isinstance(k, int) and isinstance(v, dict) and "generator" in v)
+    if snapshots:
+        if snapshot is not None and snapshot not in snapshots:
+            raise CheckpointError(f"{path}: no snapshot {snapshot}; it holds {', '.join(map(str, snapshots))}")
+        chosen = snapshots[-1] if snapshot is None else snapshot
+        meta = {**_rest(content, *snapshots), "epoch": chosen, "snapshots": snapshots}
+        return Checkpoint(_state(path, content[chosen]["generator"]), "heatmap-decoder", meta)
+    for key in WRAPPERS:
+        if isinstance(content.get(key), dict):
+            state = _state(path, content[key])
+            lightning = any(k.startswith("encoder.") for k in state) and ("pytorch-lightning_version" in content or
+                                                                          any(k.startswith(LATENT) for k in state))
+            return Checkpoint(state, "lightning" if lightning else "state_dict", _rest(content, key))
+    if content and all(isinstance(v, Tensor) for v in content.values()):
+        return Checkpoint(_state(path, content), "bare", {})
+    raise CheckpointError(f"{path}: expected {EXPECTED}; found a dict with {_some(content)}")
+
+
+def load_into(network: nn.Module, source: str | Path | Checkpoint, snapshot: int | None = None) -> dict:
+    """Load weights into a network, in place; keys of the known formats are mapped to ours.
+
+    A data-parallel prefix (module.) is dropped; of a VMDLS file an encoder, an auto-encoder or a module with encoder, fc_mu and
+    fc_var takes its own part. Every key must fit, but for counters that old PyTorch did not write and, in an encoder from a
+    VMDLS file, the head `fc`, which keeps its values.
+
+    Returns:
+        The rest of the file (epoch, metrics, arch, min, max, ...) with its `format`.
+
+    Raises:
+        CheckpointError: also when the file does not fit the network; names what is missing, unexpected or of another shape.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else read(source, snapshot)
+    name = "the weights" if isinstance(source, Checkpoint) else str(source)
+    target = network.state_dict()
+    fits = [_fit(view, target, optional) for view, optional in _views(checkpoint, target)]
+    best = min(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected) + len(fit.shapes))
+    if best.missing or best.unexpected or best.shapes:
+        raise CheckpointError(f"{name} ({checkpoint.format}, {len(checkpoint.state_dict)} tensors) does not fit "
+                              f"{_title(network)} ({len(target)} tensors): {best.problems()}")
+    network.load_state_dict({**target, **best.state})
+    return {**checkpoint.meta, "format": checkpoint.format}
+
+
+def save(path: str | Path, content: dict) -> None:
+    """torch.save that never leaves half a file: a temporary file in the same folder, flushed to the disk, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(network: nn.Module) -> str:
+    """sha256 (hex) over the architecture and all tensors: names, types, shapes, bytes."""
+    sha = hashlib.sha256(json.dumps(getattr(network, "arch", None) or type(network).__name__, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(network.state_dict().items()):
+        sha.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()
+
+
+# reading
+
+def _load(path: Path):
+    """torch.load with weights_only=True; every failure becomes a CheckpointError of one line."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
+    try:
+        with _inert_globals(), contextlib.suppress(UserWarning):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a bad file
+        raise CheckpointError(f"{path}: {_reason(path, error)}") from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    code = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", text)
+    if code:
+        return (f"holds the Python object {code.group(1)}, which might run code and was not loaded; expected tensors and plain values: "
+                "re-save its state_dict")
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK"):
+        return f"a damaged or truncated weight file of {path.stat().st_size} bytes; copy or download it again"
+    if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return f"a pickle that is damaged, truncated or holds more than tensors and plain values ({text[:120] or type(error).__name__})"
+    return f"not a PyTorch weight file (it starts with {start!r})"
+
+
+class _Dtype:
+    """Stands for numpy.dtype while a NumPy scalar is read."""
+
+    CODES = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H", "u1": "B",
+             "b1": "?"}
+
+    def __init__(self, code, *_):
+        if code not in self.CODES:
+            raise ValueError(f"NumPy type {code!r}")
+        self.code, self.order = self.CODES[code], "<"
+
+    def __setstate__(self, state):
+        self.order = ">" if state[1] == ">" else "<"
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> float | int | bool:
+    """Stands for NumPy's scalar constructor: the Python number in `data`."""
+    return struct.unpack(dtype.order + dtype.code, data)[0]
+
+
+class _Namespace:
+    """Stands for argparse.Namespace: attributes without behaviour."""
+
+
+class _Dict:
+    """Stands for Lightning's AttributeDict: a plain dict."""
+
+    def __new__(cls, *_):
+        return {}
+
+
+class _Name:
+    """Stands for a Lightning callback class, which its files use as a key."""
+
+
+def _inert_globals():
+    """Let a file name the few harmless objects that the authors' files hold; what it gets are the stand-ins above."""
+    allow = getattr(torch.serialization, "safe_globals", None)
+    if allow is None:  # torch < 2.5: such files are refused there
+        return contextlib.nullcontext()
+    callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor",
+                 "progress.ProgressBar", "base.Callback")
+    return allow([(_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
+                  (_Namespace, "argparse.Namespace"), (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+                  *((type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}") for name in callbacks)])
+
+
+def _state(path: Path, state) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        what = f"a dict with {_some(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise CheckpointError(f"{path}: expected a state dict (names -> tensors), found {what}")
+    if all(k.startswith("module.") for k in state):
+        state = {k[len("module."):]: v for k, v in state.items()}
+    return dict(state)
+
+
+def _rest(content: dict, *used) -> dict:
+    return {k: v for k, v in content.items() if k not in used and isinstance(k, str)}
+
+
+# fitting
+
+class _Fit(NamedTuple):
+    state: dict[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
+
+    def problems(self) -> str:
+        parts = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+                 for what, keys in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.shapes)) if keys]
+        return "; ".join(parts)
+
+
+def _views(checkpoint: Checkpoint, target: dict):
+    """The ways to read a file for this network: (state dict, prefixes that may be missing)."""
+    state = checkpoint.state_dict
+    yield state, ()
+    if any(k.startswith("network.") for k in target):
+        yield {f"network.{k}": v for k, v in state.items()}, ()
+    if checkpoint.format == "lightning":
+        yield {k: v for k, v in state.items() if not k.startswith(LATENT[2:])}, ()
+        for part, optional in (("encoder.", ("fc.",)), ("ae.", ())):
+            yield {k[len(part):]: v for k, v in state.items() if k.startswith(part)}, optional
+
+
+def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
+    state, unexpected = {}, []
+    for key, tensor in view.items():
+        names = [key, *(_replace(key, old, new) for old, new in RENAMES)]
+        ours = next((n for n in names if n in target), None)
+        if ours is None:
+            unexpected.append(key)
+        else:
+            state[ours] = tensor
+    missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(optional or ("\0",))]
+    shapes = [f"{k}: file {tuple(v.shape)}, network {tuple(target[k].shape)}" for k, v in state.items() if v.shape != target[k].shape]
+    return _Fit(state, missing, unexpected, shapes)
+
+
+def _replace(key: str, old: str, new: str) -> str:
+    """Replace a whole component of a key: layer2.0.downsample.0.weight -> layer2.0.shortcut.0.weight."""
+    return ("." + key).replace("." + old, "." + new)[1:]
+
+
+def _title(network: nn.Module) -> str:
+    arch = getattr(network, "arch", None)
+    return f"{arch['arch']} with {arch['num_classes']} classes" if isinstance(arch, dict) and "num_classes" in arch else type(network).__name__
+
+
+def _some(content: dict) -> str:
+    keys = [repr(k) for k in list(content)[:5]]
+    return f"keys {', '.join(keys)}{', ...' if len(content) > 5 else ''}" if keys else "no keys"
