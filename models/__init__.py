@@ -1,8 +1,12 @@
 """Network architectures: `build` by name, `adapt` any other network, `checkpoints` to read and write weight files."""
 from models import densenet, mnist_conv, resnet, small, vgg, wideresnet  # noqa: F401  (each registers its architectures)
 from models import checkpoints
+from models.adapter import adapt
+from models.autoencoder import AutoEncoder, build_autoencoder
 from models.checkpoints import CheckpointError
 from models.classifier import Activations, Classifier, ModelError
+from models.decoder import Decoder, decoder_for
 from models.registry import build, names, options
 
-__all__ = ["Activations", "CheckpointError", "Classifier", "ModelError", "build", "checkpoints", "names", "options"]
+__all__ = ["Activations", "AutoEncoder", "CheckpointError", "Classifier", "Decoder", "ModelError", "adapt", "build", "build_autoencoder",
+           "checkpoints", "decoder_for", "names", "options"]

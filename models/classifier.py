@@ -138,7 +138,8 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1, 0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ModelError(f"unknown {what} {value!r}; {hint}allowed: {', '.join(allowed)}")
+        shown = allowed if len(allowed) <= 24 or not near else difflib.get_close_matches(str(value), allowed, 8, 0.3)
+        raise ModelError(f"unknown {what} {value!r}; {hint}allowed: {', '.join(shown)}{'' if shown is allowed else ', ...'}")
 
 
 def parameters(network: nn.Module) -> int:

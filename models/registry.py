@@ -65,6 +65,7 @@ def build(arch: str, num_classes: int, in_channels: int | None = None, image_siz
     if str(arch).startswith(TORCHVISION):
         from models.adapter import build_torchvision
         return build_torchvision(arch, num_classes, in_channels, image_size, **options)
+    require(arch != "adapted", "an adapted network is built by its own code: models.adapt(your_network)")
     one_of("architecture", arch, names())
     entry = _ENTRIES[arch]
     for key, value in options.items():
@@ -83,7 +84,7 @@ def _check_type(arch: str, key: str, value, default) -> None:
              _is_int(value) or isinstance(value, float) if isinstance(default, float) else
              isinstance(value, type(default)))
     if not right:
-        raise ModelError(f"option {key} of {arch} must be a {type(default).__name__} (default {default!r}), got {value!r}")
+        raise ModelError(f"option {key} of {arch} must be of type {type(default).__name__} (default {default!r}), got {value!r}")
 
 
 def _is_int(value) -> bool:

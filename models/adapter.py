@@ -1,0 +1,269 @@
+"""Any other network as a Classifier: torchvision's, timm's, your own nn.Module that ends in one nn.Linear.
+
+    net = models.adapt(torchvision.models.resnet18(weights="DEFAULT"))
+    net.features(images)   # (N, 512), what its last linear layer is given
+"""
+from __future__ import annotations
+
+from collections import Counter
+from typing import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.classifier import Activations, Classifier, ModelError, average, device_of, one_of, require
+from models.registry import COMMON, TORCHVISION
+
+PROBES = ((3, 32), (3, 224), (1, 28), (3, 64), (1, 32), (3, 28), (3, 384))  # (channels, side) tried when nothing says what it takes
+TOLERANCE = 1e-4
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS = (_same, F.relu, F.hardswish, F.silu, F.gelu)  # what may stand, as a function, between the last module and the pool
+
+
+class Adapted(Classifier):
+    """A foreign network whose features are the input of its head, caught by a hook.
+
+    State-dict keys are the network's own behind `network.`. `stages` and `feature_maps` hold one map: the last (N, C, H, W) tensor whose
+    mean, possibly after an activation, is the features; where there is none, the last one at a pooling layer, and then `embed` is
+    not available; where there is none either (vision transformers), they raise a ModelError.
+    """
+
+    def __init__(self, network: nn.Module, head: str, arch: dict):
+        super().__init__()
+        self.network, self.head, self.arch = network, head, arch
+        self._activation: Callable[[Tensor], Tensor] | None = None  # set by adapt(): map -> what is averaged to the features
+        self._map_module: str | None = None                         # set by adapt(): where the last map is caught
+        self._map_is_input = False
+
+    @property
+    def fc(self) -> nn.Linear:
+        return self.network.get_submodule(self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self._run(images)[1]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        return [self._last_map(self._run(images)[2])]
+
+    def finish(self, stages: list[Tensor]) -> list[Tensor]:
+        return stages if self._activation is None else [self._activation(stages[-1])]
+
+    def embed(self, last_map: Tensor) -> Tensor:
+        if self._activation is None:
+            raise ModelError(f"the features of {self._title()} are not the mean of its last feature map; use features(images)")
+        return average(last_map, None)
+
+    def everything(self, images: Tensor) -> Activations:
+        """Logits and features of one pass, with the last map where the network has one (else empty lists)."""
+        logits, features, last = self._run(images)
+        stages = [] if last is None else [last]
+        maps = self.finish(stages) if stages else []
+        return Activations(logits, features, maps, stages, self.pool_taps(stages, maps, features))
+
+    def pool_taps(self, stages, maps, features) -> list[Tensor]:
+        return [features] if self._activation is not None else [average(m, None) for m in maps] + [features]
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(logits, features, last map or None) of one pass."""
+        caught: dict[str, Tensor] = {}
+        hooks = [self.fc.register_forward_pre_hook(lambda _, args: caught.update(features=args[0]))]
+        if self._map_module is not None:
+            module = self.network.get_submodule(self._map_module)
+            if self._map_is_input:
+                hooks.append(module.register_forward_pre_hook(lambda _, args: caught.update(map=args[0])))
+            else:
+                hooks.append(module.register_forward_hook(lambda _, __, out: caught.update(map=out)))
+        try:
+            logits = self.network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, caught["features"], caught.get("map")
+
+    def _last_map(self, last: Tensor | None) -> Tensor:
+        if last is None:
+            raise ModelError(f"{self._title()} has no feature map (N, C, H, W) that a hook can catch; choose detectors that need "
+                             "features or logits only")
+        return last
+
+    def _title(self) -> str:
+        return self.arch.get("network") or self.arch["arch"]
+
+
+def adapt(network: nn.Module, head: str | None = None, *, in_channels: int | None = None, image_size: int | None = None) -> Classifier:
+    """Wrap a network; its last nn.Linear is taken for the head.
+
+    Args:
+        network: maps images (N, C, H, W) to logits (N, num_classes). A Classifier is returned as it is.
+        head: dotted name of the head, where it is not the last nn.Linear.
+        in_channels, image_size: of a probe batch; None: what the network says, else common ones are tried.
+
+    Returns:
+        A Classifier in the mode (train or eval) of `network`.
+
+    Raises:
+        ModelError: no head, no probe that it accepts, or fc(features) differs from the logits.
+    """
+    if isinstance(network, Classifier):
+        return network
+    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    title = type(network).__name__
+    if head is not None:
+        one_of(f"head of {title}", head, linears)
+    training = network.training
+    network.eval()
+    try:
+        images = _probe(network, title, in_channels, image_size)
+        head = head or _last_called(network, linears, images, title)
+        fc = network.get_submodule(head)
+        arch = {"arch": "adapted", "network": title, "head": head, "num_classes": fc.out_features, "in_channels": images.shape[1],
+                "image_size": images.shape[2]}
+        adapted = Adapted(network, head, arch)
+        _check(adapted, images, title)
+        _find_map(adapted, images)
+    finally:
+        network.train(training)
+    return adapted.train(training)
+
+
+def build_torchvision(arch: str, num_classes: int, in_channels: int | None, image_size: int | None, **options) -> Classifier:
+    """torchvision_<name>, e.g. torchvision_resnet50, with fresh weights or, where `weights` says so, torchvision's.
+
+    Args:
+        image_size: side of the input, None: 224. Vision transformers are built for it.
+        options: weights = 'DEFAULT', 'IMAGENET1K_V1', ...: downloaded by torchvision on first use; another number of classes than
+            the file's gets a fresh head. They are not part of `arch`: what rebuilds the network has its state dict.
+    """
+    for key in options:
+        one_of(f"option of {arch}", key, ("weights",))
+    weights = options.get("weights")
+    try:
+        import torchvision
+    except ImportError as error:
+        raise ModelError(f"{arch} needs torchvision (pip install torchvision): {error}") from None
+    name, zoo = arch.removeprefix(TORCHVISION), torchvision.models.list_models(module=torchvision.models)
+    one_of("torchvision network", name, zoo)
+    require(in_channels in (None, 3), f"{arch} takes 3 channels, got in_channels={in_channels}")
+    size = image_size or 224
+    extra = {"image_size": size} if name.startswith("vit_") else {}
+    extra |= {"init_weights": True, "aux_logits": bool(weights)} if name in ("googlenet", "inception_v3") else {}
+    if weights:
+        one_of(f"weights of {name}", weights, ["DEFAULT", *(w.name for w in torchvision.models.get_model_weights(name))])
+    try:
+        network = torchvision.models.get_model(name, **extra, **({"weights": weights} if weights else {"num_classes": num_classes}))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{arch}{f' with weights={weights!r} (they are downloaded on first use)' if weights else ''}: {error}") from None
+    if hasattr(network, "aux_logits"):
+        network.aux_logits = False
+    adapted = adapt(network, in_channels=3, image_size=size)
+    if adapted.fc.out_features != num_classes:
+        parent, _, child = adapted.head.rpartition(".")
+        setattr(network.get_submodule(parent), child, nn.Linear(adapted.fc.in_features, num_classes, adapted.fc.bias is not None))
+    adapted.arch = {"arch": arch, **dict(zip(COMMON, (num_classes, 3, size)))}
+    return adapted
+
+
+# what `adapt` finds out with a probe batch
+
+def _probe(network: nn.Module, title: str, in_channels: int | None, image_size: int | None) -> Tensor:
+    """Two random images that the network accepts."""
+    settings = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    said = settings.get("input_size") if isinstance(settings, dict) else None
+    conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = in_channels or (said[0] if said else conv.in_channels if conv is not None else None)
+    own = image_size or getattr(network, "image_size", None) or (said[-1] if said else None)
+    tries = [(c, s) for c, s in ((channels or 3, own), *PROBES) if s and c == (channels or c) and s == (image_size or s)]
+    generator, error = torch.Generator().manual_seed(0), None
+    for c, side in dict.fromkeys(tries or [(channels or 3, image_size or 32)]):
+        images = torch.rand(2, c, side, side, generator=generator).to(device_of(network))
+        try:
+            with torch.no_grad():
+                logits = network(images)
+        except Exception as problem:  # a network may refuse an input in any way
+            error = problem
+            continue
+        if isinstance(logits, Tensor) and logits.ndim == 2:
+            return images
+        error = f"it returned {_describe(logits)} instead of logits (N, num_classes)"
+    raise ModelError(f"{title} could not be run on a probe batch (tried {', '.join(f'{c} x {s} x {s}' for c, s in dict.fromkeys(tries))}): "
+                     f"{str(error).splitlines()[0][:160]}; pass in_channels and image_size")
+
+
+def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: str) -> str:
+    """Name of the nn.Linear that runs last."""
+    called: list[str] = []
+    hooks = [network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name)) for name in linears]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise ModelError(f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = W h + b")
+    return called[-1]
+
+
+def _check(adapted: Adapted, images: Tensor, title: str) -> None:
+    with torch.no_grad():
+        logits, features, _ = adapted._run(images)
+        if features.ndim != 2:
+            raise ModelError(f"the head {adapted.head!r} of {title} is given {tuple(features.shape)} instead of (N, D); name another head")
+        again = adapted.fc(features)
+    if again.shape != logits.shape or not torch.allclose(again, logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max())):
+        raise ModelError(f"{title} does not end in its linear layer {adapted.head!r}: fc(features) differs from its output; remove what "
+                         "follows (softmax, scaling) or name the head")
+
+
+def _find_map(adapted: Adapted, images: Tensor) -> None:
+    """Find the last (N, C, H, W) tensor with H, W > 1 whose mean, possibly after an activation, is the features; else one at a pool."""
+    seen, features = _tensors(adapted, images)
+    calls = Counter((name, is_input) for name, is_input, _ in seen)
+    once = [entry for entry in reversed(seen) if calls[entry[:2]] == 1]  # of a module that runs twice a hook would keep the wrong one
+    scale = float(features.abs().max())
+    for name, is_input, tensor in once:
+        for activation in ACTIVATIONS if tensor.shape[1] == features.shape[1] else ():
+            if torch.allclose(average(activation(tensor), None), features, rtol=TOLERANCE, atol=TOLERANCE * scale):
+                adapted._map_module, adapted._map_is_input, adapted._activation = name, is_input, activation
+                return
+    for name, is_input, _ in once:
+        if "Pool" in type(adapted.network.get_submodule(name)).__name__:
+            adapted._map_module, adapted._map_is_input = name, is_input
+            return
+
+
+def _tensors(adapted: Adapted, images: Tensor) -> tuple[list[tuple[str, bool, Tensor]], Tensor]:
+    """All maps that modules take (True) or give (False), in order, and the features, on images large enough to keep the last map > 1."""
+    seen: list[tuple[str, bool, Tensor]] = []
+
+    def note(name, is_input, value):
+        if isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1:
+            seen.append((name, is_input, value))
+    hooks = []
+    for name, module in adapted.network.named_modules():
+        if name and name != adapted.head:
+            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: note(name, True, args[0] if args else None)))
+            hooks.append(module.register_forward_hook(lambda _, __, out, name=name: note(name, False, out)))
+    try:
+        with torch.no_grad():
+            try:
+                return seen, adapted._run(F.interpolate(images, (96, 96)) if images.shape[2] < 96 else images)[1]
+            except Exception:  # built for one size: keep to it
+                seen.clear()
+                return seen, adapted._run(images)[1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _describe(value) -> str:
+    return f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
