@@ -1,11 +1,12 @@
 """What a config says about an evaluation, and how its detectors are made."""
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ood import detectors
-from ood.config import InputError
+from ood.config import InputError, nearest
 from ood.detectors import Detector
 
 DETECTORS = ("msp", "maxlogit", "energy", "odin", "react", "dice")
@@ -15,7 +16,8 @@ DETECTORS = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 class Experiment:
     """Fields of a config for eval_ood.py. Fractions, pixel units of [0, 1]."""
     id_dataset: str                                  # a registered set or an image folder
-    arch: str                                        # a name of models.names()
+    method: str | None = None                        # a trainable method to evaluate beside the detectors: heatmap, leaveout, vmdls
+    arch: str = ""                                   # a name of models.names()
     num_classes: int | None = None                   # checked against the data set; needed when there is none at hand
     depth: int | None = None
     width: int | None = None
@@ -51,3 +53,21 @@ def make_detectors(experiment: Experiment) -> dict[str, Detector]:
     if not made:
         raise InputError(f"no detector is named; detectors: {', '.join(detectors.names())}")
     return made
+
+
+def split(values: dict, method, where: str) -> tuple[dict, dict]:
+    """A config's keys for `Experiment` and for the method's Settings; a key that both know goes to both.
+
+    Raises: InputError for a key that neither knows.
+    """
+    ours = {f.name for f in dataclasses.fields(Experiment)}
+    theirs = {f.name for f in dataclasses.fields(method.Settings)} if method else set()
+    for key in values:
+        if key not in ours | theirs:
+            raise InputError(f"{where}: unknown key '{key}'{nearest(key, ours | theirs)}; known keys: {', '.join(sorted(ours | theirs))}")
+    return {k: v for k, v in values.items() if k in ours}, {k: v for k, v in values.items() if k in theirs}
+
+
+def method_settings(values: dict, method, where: str) -> dict:
+    """The keys of a config that belong to the method."""
+    return split(values, method, where)[1]

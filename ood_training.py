@@ -1,0 +1,60 @@
+"""Train the OOD detection method that a config names: heatmap decoder, one fold of leave-out classifiers, VMDLS encoder.
+
+    python3 ood_training.py -config ./configs/cifar10_resnet18_ood.json -device cuda:0
+    python3 ood_training.py -config ./configs/cifar10_densenet_leaveout.json -fold 1
+    python3 ood_training.py -config ./configs/mnist5k_small_ood.json -num_ood 500 -epochs 5
+
+Writes a run folder (config.json, log.jsonl, last.pt, best.pt); -resume continues one that was interrupted. eval_ood.py evaluates it.
+"""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import models
+from ood import cli, methods
+from ood.config import InputError, build, merge, read_json
+from ood.experiment import method_settings
+from ood.outputs import Cache
+
+SETTINGS = ("num_ood", "fw_layers", "fold", "epochs", "batch_size", "lr", "seed", "precision", "ood_dataset")
+
+parser = cli.Parser("Train the OOD detection method that a config names.", "Exit code: 0 trained, 2 bad input, 1 the run failed.")
+parser.flag("-config", help="JSON config of a method", default="./configs/cifar10_resnet18_ood.json")
+parser.flag("-num_ood", type=int, help="heatmap: auxiliary OOD images drawn from the pool; default: the config's")
+parser.flag("-fw_layers", type=int, choices=(1, 2, 3, 4), help="heatmap: encoder levels that the decoder sees; default: the config's, else 1")
+parser.flag("-fold", type=int, help="leave-out: which fold of classes is left out, 1-based; default: the config's, else 1")
+parser.flag("-ood_dataset", help="auxiliary OOD set: a registered name, folder or .npy file; default: the config's")
+parser.flag("-epochs", type=int, help="passes over the training set; default: the config's")
+parser.flag("-batch_size", type=int, help="images per step; default: the config's")
+parser.flag("-lr", type=float, help="learning rate; default: the config's")
+parser.flag("-seed", type=int, help="of everything random; default: the config's, else 0")
+parser.flag("-precision", choices=("fp32", "bf16"), help="of the networks; default: the config's, else fp32")
+parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
+parser.flag("-data_dir", help="root of the data sets", default="./datasets")
+parser.flag("-checkpoints_dir", help="where run folders are", default="./checkpoints")
+parser.flag("-out_dir", help="the run folder itself; default: CHECKPOINTS_DIR/<id>_<arch>..._<timestamp>")
+parser.flag("-resume", action="store_true", help="continue the run in -out_dir, or the newest one of this configuration", default=False)
+parser.flag("-download", action="store_true", help="fetch sets that torchvision can fetch", default=False)
+
+
+def main() -> None:
+    flags = parser.parse_args()
+    values = read_json(flags.config)
+    method = methods.get(values.get("method", "heatmap"))
+    overrides = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
+    known = {f.name for f in dataclasses.fields(method.Settings)}
+    for name in overrides.keys() - known:
+        raise InputError(f"-{name} means nothing to method '{method.name}' of {flags.config}; leave it out")
+    settings = build(method.Settings, merge(method_settings(values, method, flags.config), overrides), flags.config)
+    device = cli.choose_device(flags.device)
+    cli.log(f"device {cli.describe_device(device)} | method {method.name} | {flags.config}")
+    context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, flags.out_dir, flags.resume, flags.download, flags.limit,
+                              Cache(Path(flags.checkpoints_dir) / ".outputs"), cli.progress, cli.log)
+    run = method.train(settings, context)
+    cli.log(f"run: {run.folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main, (models.ModelError, models.CheckpointError))

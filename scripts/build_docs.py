@@ -1,0 +1,10 @@
+"""Rebuilds docs/results.md and docs/benchmarks.md from the records in docs/data: `python3 scripts/build_docs.py`."""
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+from ood import record  # noqa: E402
+
+for page in record.build():
+    print(page)
