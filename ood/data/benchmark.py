@@ -1,0 +1,151 @@
+"""Benchmarks: which OOD sets an ID set is tested against, how their images are prepared, in the order of the paper. Pure data (JSON)."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ood.config import InputError, build, nearest
+from ood.data.images import ImageSet
+from ood.data.loading import load
+from ood.data.registry import TABLE, info, is_folder_path
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
+PROTOCOLS = ("paper", "full")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One OOD set of a benchmark.
+
+    Attributes:
+        dataset: name for `load` (or a path). group: "near", "far" or None. label: as the paper prints it.
+        size, resize: as for `load`; a key left out in the JSON is taken from the benchmark, null means as stored.
+        limit: first images only. base: see `load`.
+    """
+    dataset: str
+    group: Literal["near", "far"] | None = None
+    label: str | None = None
+    split: Literal["train", "test"] = "test"
+    size: int | None = None
+    resize: int | tuple[int, ...] | None = None
+    limit: int | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An ID set and its OOD sets.
+
+    Attributes:
+        size, resize, channels: of the ID images, and the default of the entries.
+        mean, std: normalisation that the paper uses; None: that of the ID set.
+        skip_first: this many images of every test set are left out (ODIN tunes on them).
+        first_fraction: an OOD set gives its first `first_fraction * n_id` images (heatmap paper: 0.2).
+    """
+    name: str
+    id_dataset: str
+    size: int | None = None
+    resize: int | tuple[int, ...] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    skip_first: int = 0
+    first_fraction: float | None = None
+    entries: tuple[Entry, ...] = field(default=())
+    source: str = ""
+    notes: str = ""
+
+    def load_id(self, split: str = "test", data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
+        """The ID images, prepared as this benchmark asks."""
+        images = load(self.id_dataset, split, data_dir, size=self.size, resize=self.resize, channels=self.channels, **options)
+        return self._kept(images).limited(limit) if split == "test" else images.limited(limit)
+
+    def load_ood(self, entry: Entry, n_id: int, data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
+        """The images of an entry with the label -1. n_id: number of ID test images, for `first_fraction`."""
+        caps = [entry.limit, limit, None if self.first_fraction is None else int(n_id * self.first_fraction + 1e-9)]
+        cap = min((c for c in caps if c is not None), default=None)
+        first = None if cap is None else cap + self.skip_first
+        images = load(entry.dataset, entry.split, data_dir, size=entry.size, resize=entry.resize, channels=self.channels, limit=first,
+                      base=entry.base, **options)
+        return self._kept(images).limited(cap).as_outliers()
+
+    def select(self, names: Sequence[str] | None) -> Benchmark:
+        """Only the entries named (by data set, alias or label, case ignored). Raises InputError for a name that is not among them."""
+        if not names:
+            return self
+        chosen = []
+        for name in names:
+            matches = [entry for entry in self.entries if name.lower() in _known_as(entry)]
+            exact = [entry for entry in matches if name == entry.dataset]
+            if not matches:
+                own = [entry.dataset for entry in self.entries]
+                raise InputError(f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; it has: {', '.join(own)}")
+            chosen += [entry for entry in exact or matches if entry not in chosen]
+        return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
+
+    def _kept(self, images: ImageSet) -> ImageSet:
+        if not self.skip_first:
+            return images
+        if len(images) <= self.skip_first:
+            raise InputError(f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; use the protocol full")
+        return images.subset(slice(self.skip_first, None))
+
+
+def benchmark_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchmark:
+    """A benchmark by name (configs/benchmarks/<name>.json) or by the path of a JSON file.
+
+    protocol: "paper" as published; "full" scores every image of every set (no skip_first, no first_fraction, no limits).
+    Raises InputError for an unknown benchmark, key, data set, group or protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol '{protocol}'{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+    benchmark = _parsed(*_read(str(name_or_path)))
+    if protocol == "full":
+        entries = tuple(replace(entry, limit=None) for entry in benchmark.entries)
+        benchmark = replace(benchmark, skip_first=0, first_fraction=None, entries=entries)
+    return benchmark
+
+
+def _read(name: str) -> tuple[str, dict]:
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not path.is_file():
+        raise InputError(f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, or a path that ends in .json")
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"benchmark '{path}' is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"benchmark '{path}' must hold a JSON object, not a {type(content).__name__}")
+    return path.stem, content
+
+
+def _parsed(stem: str, content: dict) -> Benchmark:
+    where = f"benchmark '{stem}'"
+    rows = content.get("entries", [])
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{where}: 'entries' must be a list of objects, one per OOD set")
+    inherited = {key: content[key] for key in ("size", "resize") if key in content}
+    entries = tuple(build(Entry, {**inherited, **row}, f"{where}, entry {number}") for number, row in enumerate(rows, 1))
+    benchmark = build(Benchmark, {"name": stem, **{key: value for key, value in content.items() if key != "entries"}}, where)
+    for dataset in (benchmark.id_dataset, *(entry.dataset for entry in entries)):
+        if not is_folder_path(dataset):
+            info(dataset)
+    labelled = [replace(entry, label=entry.label or entry.dataset) for entry in entries]
+    twice = {entry.dataset for entry in entries if sum(other.dataset == entry.dataset for other in entries) > 1}
+    if twice:
+        raise InputError(f"{where}: the data set '{twice.pop()}' appears twice")
+    return replace(benchmark, entries=tuple(labelled))
+
+
+def _known_as(entry: Entry) -> set[str]:
+    known = {entry.dataset, entry.label or entry.dataset}
+    if entry.dataset in TABLE:
+        known |= set(TABLE[entry.dataset].aliases)
+    return {name.lower() for name in known}

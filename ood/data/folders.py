@@ -1,0 +1,93 @@
+"""Folders of images: which files, in which order, with which labels; exactly the order of torchvision's ImageFolder."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ood.config import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of a set: `paths` relative to `folder`, `labels` into `class_names` (None: flat folder, unlabelled)."""
+    folder: Path
+    paths: list[str]
+    labels: list[int] | None
+    class_names: tuple[str, ...] | None
+
+    def first(self, limit: int | None) -> Listing:
+        labels = self.labels if self.labels is None else self.labels[:limit]
+        return Listing(self.folder, self.paths[:limit], labels, self.class_names)
+
+
+def list_images(folder: Path) -> Listing:
+    """All images under `folder`: sub-folders are the classes; images directly inside make an unlabelled set.
+
+    Classes in string order; inside a class its folders in string order, and the files of each in string order ("10.png" < "2.png").
+    Hidden files and folders, and folders without images, are left out. Raises InputError for an empty folder, or for images beside
+    class folders.
+    """
+    entries = sorted(entry.name for entry in os.scandir(folder) if not _hidden(entry.name))
+    images = [name for name in entries if _is_image(name) and (folder / name).is_file()]
+    classes = [name for name in entries if (folder / name).is_dir()]
+    found = {name: _walk(folder, name) for name in classes}
+    found = {name: paths for name, paths in found.items() if paths}
+    if images and found:
+        raise InputError(f"'{folder}' holds images beside folders of images ({images[0]}, {next(iter(found))}/); "
+                         "use class folders only, or images only")
+    if images:
+        return Listing(folder, images, None, None)
+    if not found:
+        raise InputError(f"no images in '{folder}' (looked for {', '.join(EXTENSIONS)})")
+    paths = [path for name in found for path in found[name]]
+    labels = [label for label, name in enumerate(found) for _ in found[name]]
+    return Listing(folder, paths, labels, tuple(found))
+
+
+def split_folder(folder: Path, split: str) -> tuple[Path, str]:
+    """The folder of a split, and 'all' instead of the split for a folder without train/test sub-folders.
+
+    A folder counts as split when every sub-folder is named train, test, val, valid or validation.
+    """
+    known = {name: role for role, names in SPLITS.items() for name in names}
+    inside = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name)}
+    if not inside or not set(inside) <= set(known):
+        return folder, "all"
+    for name in SPLITS[split]:
+        if name in inside:
+            return folder / inside[name], split
+    raise InputError(f"'{folder}' has the sub-folder '{next(iter(inside.values()))}' but none for {split} ({' or '.join(SPLITS[split])})")
+
+
+def joined(root: Path, folders: list[Path]) -> Listing:
+    """Several class folders as one set; class names become 'folder/class'."""
+    paths, labels, names = [], [], []
+    for folder in folders:
+        listing = list_images(folder)
+        prefix = folder.relative_to(root).as_posix()
+        paths += [f"{prefix}/{path}" for path in listing.paths]
+        labels += [len(names) + label for label in listing.labels or [0] * len(listing.paths)]
+        names += [f"{prefix}/{name}" for name in listing.class_names or ("",)]
+    return Listing(root, paths, labels, tuple(names))
+
+
+def _walk(folder: Path, name: str) -> list[str]:
+    paths = []
+    for root, folders, files in sorted(os.walk(folder / name, followlinks=True)):
+        relative = os.path.relpath(root, folder).replace(os.sep, "/")
+        if any(_hidden(part) for part in relative.split("/")):
+            continue
+        paths += [f"{relative}/{file}" for file in sorted(files) if _is_image(file)]
+    return paths
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not _hidden(name)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

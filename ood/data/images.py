@@ -1,0 +1,216 @@
+"""Sets of images as every later stage sees them: labels, a digest of the content, and batches of tensors in pixel units.
+
+`ArrayImages` keeps small images as one uint8 array (usually memory-mapped); `StreamedImages` decodes large ones from their files, in
+threads, as they are asked for. Nothing here normalises: see `ood.data.transforms`.
+"""
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ood.config import InputError
+from ood.data.decoding import Recipe, decode
+
+AHEAD = 3  # batches that a streamed set decodes ahead of the one being used
+
+
+class ImageSet:
+    """N images with labels. Subclasses say how rows become a tensor (`_fetch`).
+
+    Attributes:
+        name, split: as asked for. A folder without train/test sub-folders has the split "all".
+        labels: (N,) int64; -1 for every image of an OOD or unlabelled set. original_labels: what the files say, or None.
+        num_classes, class_names: of a labelled set, else None.
+        shape: (C, H, W).
+        digest: hex; changes with the files (path, size, time), the decoding, the seed, the rows and the labels.
+        paths: file of each image relative to the set's folder, or None.
+    """
+
+    def __init__(self, *, name: str, split: str, labels: np.ndarray, shape: tuple[int, int, int], source: str,
+                 num_classes: int | None = None, class_names: Sequence[str] | None = None,
+                 original_labels: np.ndarray | None = None, paths: Sequence[str] | None = None):
+        self.name, self.split = name, split
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.original_labels = None if original_labels is None else np.asarray(original_labels, dtype=np.int64)
+        self.shape = tuple(int(side) for side in shape)
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else tuple(class_names)
+        self._paths = paths
+        self._source = source                        # digest of what lies behind all rows
+        self._rows: slice | np.ndarray = slice(0, len(self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images {self.shape})"
+
+    @property
+    def digest(self) -> str:
+        rows = self._rows
+        rows = f"{rows.start}:{rows.stop}".encode() if isinstance(rows, slice) else rows.tobytes()
+        return hashlib.blake2b(b"|".join((self._source.encode(), rows, self.labels.tobytes())), digest_size=16).hexdigest()
+
+    @property
+    def paths(self) -> list[str] | None:
+        if self._paths is None:
+            return None
+        if isinstance(self._rows, slice):
+            return list(self._paths[self._rows])
+        return [self._paths[row] for row in self._rows]
+
+    def read(self, indices: slice | Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1)."""
+        return self._fetch(self._backing_rows(indices))
+
+    def batches(self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[torch.Tensor]:
+        """Images in order, or those of `indices` in the order given; the last batch may be smaller."""
+        for part in self._parts(batch_size, indices):
+            yield self._fetch(self._backing_rows(part))
+
+    def subset(self, indices: Sequence[int] | np.ndarray | slice) -> ImageSet:
+        """The images of `indices`, nothing copied; a set of its own digest."""
+        chosen = _as_rows(indices, len(self))
+        part = copy.copy(self)
+        part._rows = self._backing_rows(chosen)
+        part.labels = self.labels[chosen]
+        part.original_labels = None if self.original_labels is None else self.original_labels[chosen]
+        return part
+
+    def limited(self, limit: int | None) -> ImageSet:
+        """The first `limit` images (all for None, or when there are fewer)."""
+        return self if limit is None or limit >= len(self) else self.subset(slice(0, limit))
+
+    def as_outliers(self) -> ImageSet:
+        """The same images with the label -1; the labels they had move to `original_labels`."""
+        if (self.labels < 0).all():
+            return self
+        outliers = copy.copy(self)
+        outliers.original_labels = self.labels
+        outliers.labels = np.full(len(self), -1, dtype=np.int64)
+        return outliers
+
+    def _parts(self, batch_size: int, indices) -> Iterator[slice | np.ndarray]:
+        if batch_size < 1:
+            raise InputError(f"batch size {batch_size} must be at least 1")
+        rows = None if indices is None else _as_rows(indices, len(self))
+        if rows is None or isinstance(rows, slice):
+            first, last = (0, len(self)) if rows is None else (rows.start, rows.stop)
+            for start in range(first, last, batch_size):
+                yield slice(start, min(start + batch_size, last))
+        else:
+            for start in range(0, len(rows), batch_size):
+                yield rows[start:start + batch_size]
+
+    def _backing_rows(self, part) -> slice | np.ndarray:
+        """Rows of this view -> rows of what lies behind it."""
+        part = _as_rows(part, len(self))
+        if not isinstance(self._rows, slice):
+            return self._rows[part]
+        if isinstance(part, slice):
+            return slice(self._rows.start + part.start, self._rows.start + part.stop)
+        return part + self._rows.start
+
+    def _fetch(self, rows: slice | np.ndarray) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ArrayImages(ImageSet):
+    """Images that lie in one array, in memory or memory-mapped.
+
+    Args:
+        images: (N, C, H, W), uint8 0..255 or float32 in pixel units.
+        labels: (N,), default -1 everywhere (unlabelled).
+        source: digest of the content; None hashes the array itself.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "array", split: str = "test",
+                 source: str | None = None, **details):
+        if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+            raise InputError(f"images must be a uint8 or float32 array (N, C, H, W), got {images.dtype} {images.shape}")
+        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        if len(labels) != len(images):
+            raise InputError(f"'{name}' has {len(images)} images but {len(labels)} labels")
+        source = source or hashlib.blake2b(np.ascontiguousarray(images), digest_size=16).hexdigest()
+        super().__init__(name=name, split=split, labels=labels, shape=images.shape[1:], source=source, **details)
+        self._array = images
+
+    @property
+    def images(self) -> np.ndarray:
+        """(N, C, H, W): a view where the rows lie side by side, else a copy."""
+        return self._array[self._rows]
+
+    def _fetch(self, rows):
+        return torch.from_numpy(np.array(self._array[rows]))    # a copy: a memory map is read-only, a tensor is not
+
+
+class StreamedImages(ImageSet):
+    """Images decoded from their files whenever they are read; for images too large to keep.
+
+    Threads, not worker processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be copied
+    through shared memory (which containers limit to 64 MB).
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, workers: int | None = None, **details):
+        super().__init__(**details)
+        self.folder, self.recipe = Path(folder), recipe
+        self.workers = workers or min(16, os.cpu_count() or 1)
+
+    def batches(self, batch_size, indices=None):
+        parts = self._parts(batch_size, indices)
+        pool, pending = ThreadPoolExecutor(self.workers), deque()
+        try:
+            for part in itertools.islice(parts, AHEAD):
+                pending.append(self._submit(pool, part))
+            while pending:
+                images, jobs = pending.popleft()
+                for job in jobs:
+                    job.result()
+                pending.extend(self._submit(pool, part) for part in itertools.islice(parts, 1))
+                yield images
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, pool, part):
+        rows = self._backing_rows(part)
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        images = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
+        return images, [pool.submit(self._decode_into, images.numpy(), place, row) for place, row in enumerate(rows)]
+
+    def _decode_into(self, images: np.ndarray, place: int, row: int) -> None:
+        images[place] = decode(self.folder / self._paths[row], self.recipe, self.shape)
+
+    def _fetch(self, rows):
+        with ThreadPoolExecutor(self.workers) as pool:
+            rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            images = np.empty((len(rows), *self.shape), dtype=np.uint8)
+            list(pool.map(lambda pair: self._decode_into(images, *pair), enumerate(rows)))
+        return torch.from_numpy(images)
+
+
+def _as_rows(indices, length: int) -> slice | np.ndarray:
+    """A slice (start, stop) of step 1 where possible, else non-negative int64 indices, checked against the length."""
+    if isinstance(indices, slice):
+        start, stop, step = indices.indices(length)
+        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
+    rows = np.asarray(indices)
+    if rows.dtype == bool:
+        if rows.shape != (length,):
+            raise IndexError(f"a mask of shape {rows.shape} for {length} images")
+        rows = np.flatnonzero(rows)
+    rows = rows.astype(np.int64).reshape(-1)
+    if len(rows) and (rows.min() < -length or rows.max() >= length):
+        raise IndexError(f"index out of range: {rows.min()}..{rows.max()} of {length} images")
+    rows = np.where(rows < 0, rows + length, rows)
+    if len(rows) and (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows

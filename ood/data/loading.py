@@ -1,0 +1,53 @@
+"""From a name to an ImageSet."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from ood.config import InputError, nearest
+from ood.data import embedded, layouts, noise
+from ood.data.decoding import Recipe
+from ood.data.images import ImageSet
+from ood.data.registry import DatasetInfo, info, is_folder_path
+from ood.data.sources import Request
+
+SPLITS = ("train", "test")
+READERS = {
+    "path": layouts.read_path, "folder": layouts.read_folder, "tiny_imagenet": layouts.read_tiny_imagenet, "cifar": layouts.read_cifar,
+    "idx": layouts.read_idx, "svhn": layouts.read_svhn, "svhn_selected": layouts.read_svhn_selected,
+    "mnist5k": embedded.read_mnist5k, "letters": embedded.read_letters, "patches": embedded.read_patches,
+    "noise": noise.read_noise, "image_noise": noise.read_image_noise,
+}
+
+
+def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int | None = None,
+         resize: int | tuple[int, int] | None = None, channels: int | None = None, download: bool = False, limit: int | None = None,
+         seed: int = 0, base: str | None = None) -> ImageSet:
+    """The images of a data set.
+
+    Args:
+        name: a registered name (`ood.data.names()`) or the path of a folder of images ("./photos"), whose sub-folders are the classes.
+        split: "train" or "test".
+        data_dir: the data root.
+        size: output side. The SHORTER side of every image becomes `resize` (default: size), then the centre is cropped; `resize` as a
+            pair (height, width) does not keep the aspect. None: as stored, and all images must have one shape.
+        channels: 1 or 3; None: as stored.
+        download: fetch a missing set where torchvision can, checksums verified.
+        limit: only the first images.
+        seed: of sets made from random numbers. The split of mnist5k is fixed.
+        base: for mnist_noise, the set to which the noise is added (default mnist).
+
+    Raises:
+        InputError: unknown name or split, missing or empty folder, damaged image, labels that do not fit; before any long work.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit {limit} must be at least 1")
+    row = DatasetInfo(str(name), "id", "path") if is_folder_path(str(name)) else info(name)
+    if split not in row.splits:
+        raise InputError(f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}")
+    if base is not None and "base" not in row.options:
+        raise InputError(f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set")
+    resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
+    recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
+    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, limit, seed, base, download))

@@ -1,0 +1,77 @@
+"""Sets made from random numbers. Every image has a generator of its own (seed, split, row): any row can be made at any time."""
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ood.data.images import ImageSet
+from ood.data.sources import Request
+
+
+class GeneratedImages(ImageSet):
+    """Images that `make(row)` gives as float32 (C, H, W) in pixel units; nothing is kept."""
+
+    def __init__(self, make: Callable[[int], np.ndarray], key: str, **details):
+        first = hashlib.blake2b(make(0), digest_size=16).hexdigest()    # catches a change of NumPy's streams
+        super().__init__(source=f"{key} {first}", shape=make(0).shape, **details)
+        self._make = make
+
+    def _fetch(self, rows):
+        rows = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        images = np.empty((len(rows), *self.shape), dtype=np.float32)
+        for place, row in enumerate(rows):
+            images[place] = self._make(int(row))
+        return torch.from_numpy(images)
+
+
+def uniform(generator: np.random.Generator, shape) -> np.ndarray:
+    """U[0,1) (ODIN)."""
+    return generator.random(shape, dtype=np.float32)
+
+
+def gaussian(generator: np.random.Generator, shape) -> np.ndarray:
+    """N(0.5, 1) clipped to [0,1] (ODIN)."""
+    return np.clip(generator.standard_normal(shape, dtype=np.float32) + np.float32(0.5), 0, 1)
+
+
+def normalised_uniform(generator: np.random.Generator, shape) -> np.ndarray:
+    """U[0,1) AFTER the normalisation (x - 0.5) / 0.5 (VMDLS): in pixel units 0.5 + 0.5 * U."""
+    return np.float32(0.5) + np.float32(0.5) * generator.random(shape, dtype=np.float32)
+
+
+KINDS = {"uniform": uniform, "gaussian": gaussian, "noise": normalised_uniform}
+
+
+def read_noise(request: Request) -> ImageSet:
+    """Pure noise, of the size and channels asked for."""
+    row, draw = request.row, KINDS[request.row.options["kind"]]
+    side, channels = request.recipe.size or row.size, request.recipe.channels or row.channels
+    shape = (channels, side, side)
+    count = min(request.limit or row.count[request.split], row.count[request.split])
+    key = f"{row.name} {request.split} {request.seed} {shape}"
+    return GeneratedImages(lambda i: draw(_generator(request, i), shape), key, name=row.name, split=request.split,
+                           labels=np.full(count, -1))
+
+
+def read_image_noise(request: Request) -> ImageSet:
+    """An image of the base set + 0.5 * U[0,1) per pixel, not clipped: VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5."""
+    from ood.data.loading import load   # the base is a data set like any other
+    base = load(request.base or request.row.options["base"], request.split, request.data_dir, size=request.recipe.size,
+                resize=request.recipe.resize, channels=request.recipe.channels, download=request.download, limit=request.limit)
+
+    def make(row: int) -> np.ndarray:
+        image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)
+        return image + np.float32(0.5) * _generator(request, row).random(base.shape, dtype=np.float32)
+    key = f"{request.row.name} {base.digest} {request.split} {request.seed}"
+    return GeneratedImages(make, key, name=request.row.name, split=request.split, labels=np.full(len(base), -1),
+                           original_labels=base.labels, paths=base.paths)
+
+
+def _generator(request: Request, row: int) -> np.random.Generator:
+    """Philox is counter-based: a key of (set, split, seed) and the row makes independent streams at no cost."""
+    name = zlib.crc32(f"{request.row.name} {request.split}".encode())
+    return np.random.Generator(np.random.Philox(key=np.array([(name << 32) + request.seed % 2**32, row], dtype=np.uint64)))
