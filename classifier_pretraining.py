@@ -1,0 +1,343 @@
+"""Train a classifier: the network whose features, logits and predicted classes the OOD methods look at.
+
+    python3 classifier_pretraining.py                                                 # 4,000 embedded MNIST images, small_cnn, CPU
+    python3 classifier_pretraining.py -dataset cifar10 -arch resnet18 -device cuda:0
+    python3 classifier_pretraining.py -dataset cifar100 -arch wideresnet -depth 40 -width 2
+    python3 classifier_pretraining.py -dataset ./photos -size 32 -arch resnet18       # folders ./photos/{train,test}/<class>/*.jpg
+    python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN                # continue a run that was interrupted
+
+Writes checkpoints/<data set>_<arch>_<time>/ (or -out_dir): config.json, log.jsonl, last.pt (everything a resume needs), best.pt (the
+weights with the highest validation accuracy). Without other flags the recipe is that of "Heatmap-based Out-of-Distribution Detection"
+(Hornauer and Belagiannis, WACV 2023): 100 epochs, batches of 200, SGD 0.1 with a tenth of it whenever the validation accuracy has not
+risen for ten epochs. It differs from the authors' code where that is wrong by its own text: validation images are not augmented
+(-valid_augment does as released), the split is seeded, the best weights are tested as well as the last.
+"""
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import models
+from ood import cli, report, runs, train
+from ood.config import InputError, build, merge, read_json, to_dict
+from ood.data import Augment, ImageSet, Preprocess, info, load
+from ood.data.registry import DatasetInfo, is_folder_path
+from ood.data.transforms import KINDS
+
+HALF = dict(mean=(0.5,), std=(0.5,))     # [0, 1] -> [-1, 1], the heatmap paper's normalisation
+DIGITS = "rotate_resized_crop"           # a mirrored digit is another character
+
+# What a data set changes in the defaults of Settings.
+RECIPES = {
+    "mnist5k": dict(arch="small_cnn", epochs=12, batch_size=64, schedule="onecycle", valid_split=0.1, augment=DIGITS, **HALF),
+    "mnist": dict(augment=DIGITS),
+    "svhn": dict(augment="none"),
+    "cifar10": dict(arch="resnet18", **HALF),
+    "cifar100": dict(arch="resnet18", **HALF),
+    "tinyimagenet": dict(arch="resnet50", epochs=200, batch_size=128, augment="resized_crop_flip", **HALF),
+    "imagenet": dict(epochs=90, batch_size=256, weight_decay=1e-4, schedule="steps", milestones=(30, 60), augment="resized_crop_flip"),
+}
+FOLDER = dict(valid_split=0.1)           # for an image folder: usually a small set
+FREE = ("device", "data_dir", "download", "num_workers", "epochs")     # what may change when a run is resumed
+FIXED_LENGTH = ("cosine", "onecycle")    # schedules that depend on the number of epochs from the first one on
+SHAPE = ("num_classes", "depth", "width")          # in config.json they are never None, if the network knows them
+FACTS = ("kind", "started", "in_channels", "image_size")               # what config.json holds besides the settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole experiment; the defaults are the heatmap paper's for CIFAR."""
+    id_dataset: str = "mnist5k"                  # a registered set or an image folder
+    arch: str | None = None                      # a name of models.names(), or torchvision_<name>
+    depth: int | None = None                     # of densenet, wrn, wideresnet; None: the network's own default
+    width: int | None = None
+    model_args: dict = field(default_factory=dict)
+    num_classes: int | None = None               # checked against the data
+    size: int | None = None                      # side of the images, pixels; None: the data set's own
+    mean: tuple[float, ...] | None = None        # one value or one per channel, of pixels in [0, 1]; None: the data set's
+    std: tuple[float, ...] | None = None
+    augment: str = "crop_flip"
+    valid_split: float = 0.01                    # fraction of the training set
+    valid_augment: bool = False                  # released behaviour: validation images are augmented too
+    epochs: int = 100
+    batch_size: int = 200
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4                   # on all parameters, norms and biases included
+    schedule: Literal["plateau", "steps", "cosine", "onecycle", "constant"] = "plateau"
+    milestones: tuple[int, ...] = ()             # of schedule steps, in epochs done
+    gamma: float = 0.1                           # factor of schedules steps and plateau
+    patience: int = 10                           # of schedule plateau, in epochs
+    clip_norm: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: Literal["auto", "on", "off"] = "auto"   # auto: on a GPU
+    seed: int = 0
+    deterministic: bool = False
+    limit: int | None = None                     # a seeded choice of so many images per split
+    data_dir: str = "./datasets"
+    download: bool = False
+    num_workers: int | None = None               # threads that decode large images; None: one per core
+    device: str | None = None
+
+
+parser = cli.Parser("Train a classifier.", "Exit code: 0 trained, 2 bad input, 1 the run failed (a loss that is not finite).")
+parser.flag("-config", help="JSON file with any of the settings below (by the flags' names); flags win")
+parser.flag("-dataset", dest="id_dataset", aliases=("-id_dataset",), help="registered data set or image folder [default: mnist5k]")
+parser.flag("-arch", help=f"network: {', '.join(models.names())}, torchvision_NAME "
+            "[default: small_cnn for mnist5k, resnet18 for cifar, resnet50 for tinyimagenet]")
+parser.flag("-depth", type=int, help="depth of densenet, wrn, wideresnet [default: the network's]")
+parser.flag("-width", type=int, help="width of wrn, wideresnet, small_* [default: the network's]")
+parser.flag("-size", type=int, help="side of the images in pixels [default: the data set's]")
+parser.flag("-mean", type=float, nargs="+", metavar="M", help="normalisation, pixel units of [0, 1] [default: 0.5, or the data set's]")
+parser.flag("-std", type=float, nargs="+", metavar="S", help="normalisation [default: 0.5, or the data set's]")
+parser.flag("-augment", choices=KINDS, help="of training images [default: crop_flip; resized_crop_flip for tinyimagenet; rotate_resized_crop for digits]")
+parser.flag("-valid_split", type=float, help="fraction of the training set held out for validation [default: 0.01; mnist5k: 0.1]")
+parser.flag("-valid_augment", action="store_true", help="augment validation images too: released behaviour [default: off]")
+parser.flag("-epochs", type=int, help="[default: 100; tinyimagenet: 200; mnist5k: 12]")
+parser.flag("-batch_size", type=int, help="[default: 200; tinyimagenet: 128; mnist5k: 64]")
+parser.flag("-optimizer", choices=train.OPTIMIZERS, help="[default: sgd]")
+parser.flag("-lr", type=float, help="learning rate; the highest one of onecycle [default: 0.1]")
+parser.flag("-momentum", type=float, help="of sgd [default: 0.9]")
+parser.flag("-nesterov", action="store_true", help="Nesterov's momentum [default: off]")
+parser.flag("-weight_decay", type=float, help="on all parameters [default: 0.0005]")
+parser.flag("-schedule", choices=train.SCHEDULES, help="[default: plateau on validation accuracy; mnist5k: onecycle]")
+parser.flag("-milestones", type=int, nargs="+", metavar="EPOCH", help="of -schedule steps: epochs after which lr is multiplied by gamma")
+parser.flag("-gamma", type=float, help="factor of the schedules steps and plateau [default: 0.1]")
+parser.flag("-patience", type=int, help="of -schedule plateau, epochs [default: 10]")
+parser.flag("-clip_norm", type=float, help="largest norm of the gradient [default: no clipping]")
+parser.flag("-precision", choices=train.PRECISIONS, help="bf16: autocast, weights stay fp32 [default: fp32]")
+parser.flag("-channels_last", choices=("auto", "on", "off"), help="memory layout NHWC [default: auto, on a GPU]")
+parser.flag("-seed", type=int, help="of the split, the weights, order, augmentation and dropout [default: 0]")
+parser.flag("-deterministic", action="store_true", help="deterministic kernels on a GPU too, slower [default: off]")
+parser.flag("-limit", type=int, help="a seeded choice of so many images per split (a quick look) [default: all]")
+parser.flag("-device", help="cpu, cuda:0, ... [default: cuda:0 where there is one, else cpu]")
+parser.flag("-data_dir", help="root of the data sets [default: ./datasets]")
+parser.flag("-download", action="store_true", help="fetch a set that torchvision can fetch [default: off]")
+parser.flag("-num_workers", type=int, help="threads that decode large images [default: one per core]")
+parser.flag("-checkpoints_dir", help="where run folders are made", default="./checkpoints")
+parser.flag("-out_dir", help="the run folder itself [default: CHECKPOINTS_DIR/DATASET_ARCH_TIME]")
+parser.flag("-resume", action="store_true", default=False,
+            help="continue the run in -out_dir (begin it if there is none yet), or the newest run of these very settings")
+
+
+def main() -> None:
+    flags = vars(parser.parse_args())
+    config, root, out_dir, resume = (flags.pop(name) for name in ("config", "checkpoints_dir", "out_dir", "resume"))
+    given = merge(read_settings(config), flags)
+    resumed = find_run(given, root, out_dir) if resume else None
+    settings = continued(resumed, given) if resumed else resolve(given)
+    device = cli.choose_device(settings.device)
+    cli.set_seed(settings.seed, settings.deterministic)
+    cli.log(f"device {cli.describe_device(device)} | {settings.id_dataset} | {settings.arch} | seed {settings.seed}")
+
+    # Data: pixels as uint8; the training images are split once, by the seed.
+    images, test = load_images(settings, "train"), load_images(settings, "test")
+    check_labels(images, test, settings)
+    kept, held_out = train.split(len(images), settings.valid_split, settings.seed)
+    if images.split == "all":
+        test = images.subset(held_out)
+        cli.log(f"{settings.id_dataset} has no test part: the validation images stand for it")
+
+    # Model.
+    channels, side, _ = images.shape
+    shape = {name: getattr(settings, name) for name in ("depth", "width") if getattr(settings, name) is not None}
+    network = models.build(settings.arch, images.num_classes, in_channels=channels, image_size=side, **shape, **settings.model_args)
+    nhwc = settings.channels_last == "on" or settings.channels_last == "auto" and device.type == "cuda"
+    layout = torch.channels_last if nhwc else torch.contiguous_format
+    network.to(device, memory_format=layout)
+
+    # From pixels (B, C, H, W) to what the network takes: on the device, a batch at a time.
+    mean, std = normalisation(settings, channels)
+    preprocess, augment = Preprocess(mean, std), Augment(settings.augment)
+
+    def as_is(pixels, generator):
+        return preprocess(pixels).contiguous(memory_format=layout)
+
+    def augmented(pixels, generator):
+        return as_is(augment(pixels, generator), generator)
+
+    common = dict(batch_size=settings.batch_size, device=device, seed=settings.seed)
+    training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, **common)
+    validation = train.ImageBatches(images, indices=held_out, transform=augmented if settings.valid_augment else as_is, shuffle=False, **common)
+    testing = train.ImageBatches(test, transform=as_is, shuffle=False, **common)
+
+    # Objective, selection, optimiser, schedule.
+    def objective(batch):
+        inputs, labels = batch                                              # (B, C, H, W), (B,)
+        logits = network(inputs)                                            # (B, num_classes)
+        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
+
+    def validate(epoch):
+        measured = train.measure(network, validation, precision=settings.precision, epoch=epoch)
+        return {"valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"]}
+
+    def pack(epoch, metrics):
+        return {"format": models.checkpoints.OWN_FORMAT, "arch": network.arch, "state_dict": network.state_dict(), "epoch": epoch,
+                "metrics": metrics, "preprocess": {"mean": list(mean), "std": list(std), "size": side}}
+
+    optimizer = train.make_optimizer(settings.optimizer, network.parameters(), settings.lr, momentum=settings.momentum,
+                                     nesterov=settings.nesterov, weight_decay=settings.weight_decay)
+    schedule = train.Schedule(optimizer, settings.schedule, settings.epochs, milestones=settings.milestones, gamma=settings.gamma,
+                              patience=settings.patience)
+
+    # The run folder: made only now that nothing can be wrong with the input any more.
+    run = resumed or runs.create(stem(settings), describe(settings, network), root=root, out_dir=out_dir)
+    run.update(epochs=settings.epochs)
+    sizes = {"train_images": len(kept), "valid_images": len(held_out), "test_images": len(test)}
+    run.log({"event": "resume" if resumed else "start", **sizes,
+             **report.provenance(sys.argv, to_dict(settings), settings.seed, device, {"train": images.digest, "test": test.digest}, {})})
+    cli.log(f"{len(kept)} training, {len(held_out)} validation, {len(test)} test images | run folder {run.folder}")
+    history = train.fit(objective, network, training, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
+                        validate=validate if len(held_out) else None, select="valid_accuracy" if len(held_out) else None,
+                        resume=resume, precision=settings.precision, clip_norm=settings.clip_norm)
+
+    # The test set, with the last weights (what the released code prints) and with the best ones by validation accuracy.
+    last = train.measure(network, testing, precision=settings.precision)
+    best_epoch = models.checkpoints.load_into(network, run.best)["epoch"]
+    best = train.measure(network, testing, precision=settings.precision)
+    run.log({"event": "end", "epoch": history.epochs, "best_epoch": best_epoch, "test_accuracy_last": last["accuracy"],
+             "test_accuracy_best": best["accuracy"], "test_loss_last": last["loss"], "test_loss_best": best["loss"]})
+    cli.log(f"test accuracy: best {best['accuracy']:.2%} (epoch {best_epoch}), last {last['accuracy']:.2%} (epoch {history.epochs})")
+    cli.log(f"weights: {run.best}")
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------------
+
+def read_settings(path: str | None) -> dict:
+    """The settings in a JSON file; `dataset` stands for `id_dataset`, and the config.json of a run is a config too."""
+    if path is None:
+        return {}
+    values = {key: value for key, value in read_json(path).items() if key not in FACTS}
+    if "dataset" in values:
+        values["id_dataset"] = values.pop("dataset")
+    settings = build(Settings, values, path)
+    return {key: getattr(settings, key) for key in values}
+
+
+def resolve(given: dict) -> Settings:
+    """Defaults, then the data set's recipe, then what is given; every value in its range. Raises InputError."""
+    dataset = given.get("id_dataset", Settings.id_dataset)
+    name = dataset if is_folder_path(dataset) else info(dataset).name
+    recipe = FOLDER if is_folder_path(dataset) else RECIPES.get(name, {})
+    settings = build(Settings, {**recipe, **given, "id_dataset": name}, "settings")
+    if settings.arch is None:
+        raise InputError(f"-arch is needed for '{dataset}': one of {', '.join(models.names())}, torchvision_NAME")
+    for key, least in dict(epochs=1, batch_size=1, limit=1, size=1, num_workers=1, patience=0, momentum=0, weight_decay=0, seed=0).items():
+        if getattr(settings, key) is not None and not least <= getattr(settings, key) < float("inf"):
+            raise InputError(f"-{key} is {getattr(settings, key)}; it must be at least {least}")
+    for key in ("lr", "gamma", "clip_norm"):
+        if getattr(settings, key) is not None and not 0 < getattr(settings, key) < float("inf"):
+            raise InputError(f"-{key} is {getattr(settings, key)}; it must be above 0")
+    if not 0 <= settings.valid_split < 1:
+        raise InputError(f"-valid_split is {settings.valid_split}; it is a fraction, from 0 (no validation) to below 1")
+    if settings.valid_split == 0 and settings.schedule == "plateau":
+        raise InputError("-schedule plateau looks at the validation accuracy, but -valid_split is 0; hold images out or choose another schedule")
+    if settings.schedule == "steps" and not settings.milestones:
+        raise InputError("-schedule steps needs -milestones, e.g. -milestones 50 75")
+    if settings.nesterov and (settings.optimizer != "sgd" or settings.momentum == 0):
+        raise InputError("-nesterov needs -optimizer sgd and a -momentum above 0")
+    return settings
+
+
+def find_run(given: dict, root: str, out_dir: str | None) -> runs.Run | None:
+    """The run to resume; None when -out_dir holds none yet, so that one command line both begins a run and continues it."""
+    if out_dir is None:
+        settings = to_dict(resolve(given))
+        match = {key: value for key, value in settings.items() if key not in FREE and not (key in SHAPE and value is None)}
+        try:
+            return runs.find_newest(root, {"kind": "classifier", **match}, file="config.json")
+        except InputError:
+            raise InputError(f"no run of these very settings in '{root}' to resume; name its folder with -out_dir, or leave -resume out") from None
+    if not runs.holds_run(out_dir):
+        cli.log(f"no run in {out_dir} yet: beginning one")
+        return None
+    return runs.reopen(out_dir)
+
+
+def continued(run: runs.Run, given: dict) -> Settings:
+    """The settings of a run, with what may change on the way taken from the flags. Raises InputError when they contradict the run."""
+    if run.config.get("kind") != "classifier":
+        raise InputError(f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a classifier's")
+    known = {f.name for f in dataclasses.fields(Settings)}
+    old = {key: value for key, value in run.config.items() if key in known}
+    settings = resolve({**runs.agree(old, given, FREE, run.folder)})
+    if settings.epochs != old["epochs"] and settings.schedule in FIXED_LENGTH:
+        raise InputError(f"the run in '{run.folder}' follows schedule {settings.schedule} over {old['epochs']} epochs; "
+                         f"-epochs {settings.epochs} would be another schedule: start a new run")
+    return settings
+
+
+def describe(settings: Settings, network) -> dict:
+    """What config.json says: by these fields eval_ood.py and the methods find the run."""
+    shape = {name: network.arch[name] for name in SHAPE if name in network.arch}
+    return {"kind": "classifier", **to_dict(settings), **shape, "in_channels": network.arch["in_channels"], "image_size": network.arch["image_size"]}
+
+
+def stem(settings: Settings) -> str:
+    """First part of the run folder's name: cifar10_wideresnet_40_2."""
+    dataset = Path(settings.id_dataset).resolve().name if is_folder_path(settings.id_dataset) else settings.id_dataset
+    return "_".join(str(word) for word in (dataset, settings.arch, settings.depth, settings.width) if word is not None)
+
+
+# ---- data --------------------------------------------------------------------------------------------------------------------
+
+def facts(settings: Settings) -> DatasetInfo | None:
+    """The registry's row; None for an image folder."""
+    return None if is_folder_path(settings.id_dataset) else info(settings.id_dataset)
+
+
+def load_images(settings: Settings, split: str) -> ImageSet:
+    """One split at the network's size; -limit takes a seeded choice, because files are ordered by class."""
+    row = facts(settings)
+    size = settings.size or (row.size if row else None)
+    resize = settings.size or (row.resize if row else None)
+    images = load(settings.id_dataset, split, settings.data_dir, size=size, resize=resize, download=settings.download)
+    if settings.num_workers and hasattr(images, "workers"):
+        images.workers = settings.num_workers
+    if settings.limit is None or settings.limit >= len(images):
+        return images
+    return images.subset(np.sort(np.random.RandomState(settings.seed).permutation(len(images))[:settings.limit]))
+
+
+def check_labels(images: ImageSet, test: ImageSet, settings: Settings) -> None:
+    """Raises InputError for images that no classifier can be trained on."""
+    name, count = settings.id_dataset, images.num_classes
+    if count is None or count < 2:
+        raise InputError(f"'{name}' has {'no labels' if count is None else 'one class only'}; a classifier needs two classes or more "
+                         "(sub-folders of the folder, or a labelled data set)")
+    if images.split == "all" and settings.valid_split == 0:
+        raise InputError(f"'{name}' has no sub-folders train and test, so the validation images stand for a test set; -valid_split 0 leaves none")
+    if settings.num_classes not in (None, count):
+        raise InputError(f"'{name}' has {count} classes, num_classes says {settings.num_classes}; they must agree")
+    if test.num_classes != count or test.shape != images.shape:
+        raise InputError(f"'{name}': training images are {images.shape} in {count} classes, test images {test.shape} in "
+                         f"{test.num_classes}; they must agree (-size gives both one size)")
+    if images.shape[1] != images.shape[2]:
+        raise InputError(f"'{name}' has images of {images.shape[2]}x{images.shape[1]} pixels; networks take squares: give -size")
+    if len(images) < 2:
+        raise InputError(f"'{name}' has {len(images)} training image(s); at least 2 are needed")
+
+
+def normalisation(settings: Settings, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std), one value per channel: the setting's, else the data set's."""
+    row = facts(settings)
+    values = []
+    for name in ("mean", "std"):
+        value = getattr(settings, name) or (getattr(row, name) if row else (0.5,))
+        if len(value) not in (1, channels):
+            raise InputError(f"-{name} has {len(value)} values, the images have {channels} channel(s); give one value or one per channel")
+        values.append(tuple(value) * (channels // len(value)))
+    return values[0], values[1]
+
+
+if __name__ == "__main__":
+    cli.run(main, (models.ModelError, models.CheckpointError))
