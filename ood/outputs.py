@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-CHUNK = 65536          # rows a detector looks at in one go: bounds memory, not results
+CHUNK = 65536          # rows a detector looks at in one go, at most: bounds memory, not results
+CHUNK_VALUES = 1 << 23  # and values: 2,048 features give chunks of 4,096 rows
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -39,17 +40,20 @@ class Outputs:
     labels: Tensor                        # (N,) int64, negative for OOD
     head: Head
     taps: tuple[Tensor, ...] = ()         # pooled stage outputs, each (N, C_k); only when asked for
-    scores: dict[str, Tensor] = field(default_factory=dict)   # of image detectors, by their key, each (N,)
+    scores: dict[str, Tensor] = field(default_factory=dict)   # of image detectors, by their key, each (N,) or (N, K)
+    memo: dict = field(default_factory=dict, compare=False, repr=False)   # statistics that detectors share, see ood.statistics
 
     def __len__(self) -> int:
-        return len(self.logits)
+        return len(self.labels)
 
     def __getitem__(self, rows: slice | Tensor) -> Outputs:
         return replace(self, features=self.features[rows], logits=self.logits[rows], labels=self.labels[rows],
-                       taps=tuple(t[rows] for t in self.taps), scores={k: v[rows] for k, v in self.scores.items()})
+                       taps=tuple(t[rows] for t in self.taps), scores={k: v[rows] for k, v in self.scores.items()}, memo={})
 
-    def chunks(self, size: int = CHUNK) -> Iterator[Outputs]:
-        """Successive Outputs of at most `size` rows."""
+    def chunks(self, size: int | None = None) -> Iterator[Outputs]:
+        """Successive Outputs of at most `size` rows; default: as many as keep memory bounded."""
+        widest = max([1, *(t.shape[1] for t in (self.features, self.logits, *self.taps, *self.scores.values()) if t.dim() == 2)])
+        size = size or max(1, min(CHUNK, CHUNK_VALUES // widest))
         for start in range(0, len(self), size):
             yield self[start:start + size]
 
@@ -62,6 +66,7 @@ class Pass:
     features: Tensor                      # (B, D) of these images, attached to their graph
     logits: Tensor                        # (B, C)
     std: tuple[float, ...]                # of the normalisation, per channel: 1 / std is one pixel unit
+    maps: tuple[Tensor, ...] = ()         # feature maps (B, C, H, W), earliest first, when a detector needs 'maps'
 
 
 class Cache:
@@ -171,14 +176,16 @@ def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, 
             x = preprocess(batch.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)   # (B, C, H, W)
             x.requires_grad_(perturb)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                maps = network.feature_maps(x) if taps else []
-                features = network.embed(maps[-1]) if taps else network.features(x)                              # (B, D)
+                mapped = taps or any("maps" in d.needs for d in detectors.values())
+                maps = network.feature_maps(x) if mapped else []
+                features = network.embed(maps[-1]) if mapped else network.features(x)                            # (B, D)
             features = features.float()
             logits = nn.functional.linear(features, network.fc.weight.float(), _bias(network.fc))                # (B, C)
             out = {"features": features.detach(), "logits": logits.detach()}
-            out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
+            if taps:
+                out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
             for name, detector in detectors.items():
-                out[f"score-{name}"] = detector.score_images(Pass(network, x, features, logits, tuple(preprocess.std))).detach()
+                out[f"score-{name}"] = detector.score_images(Pass(network, x, features, logits, tuple(preprocess.std), tuple(maps))).detach()
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
