@@ -23,7 +23,7 @@ class Entry:
     Attributes:
         dataset: name for `load` (or a path). group: "near", "far" or None. label: as the paper prints it.
         size, resize: as for `load`; a key left out in the JSON is taken from the benchmark, null means as stored.
-        limit: first images only. base: see `load`.
+        limit: the first so many images only. base: see `load`.
     """
     dataset: str
     group: Literal["near", "far"] | None = None
@@ -59,18 +59,24 @@ class Benchmark:
     notes: str = ""
 
     def load_id(self, split: str = "test", data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
-        """The ID images, prepared as this benchmark asks."""
-        images = load(self.id_dataset, split, data_dir, size=self.size, resize=self.resize, channels=self.channels, **options)
-        return self._kept(images).limited(limit) if split == "test" else images.limited(limit)
+        """The ID images, prepared as this benchmark asks; `limit` of them, evenly spread."""
+        options.update(size=self.size, resize=self.resize, channels=self.channels)
+        if split == "test" and self.skip_first:
+            return self._kept(load(self.id_dataset, split, data_dir, **options)).limited(limit)
+        return load(self.id_dataset, split, data_dir, limit=limit, **options)
 
     def load_ood(self, entry: Entry, n_id: int, data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
-        """The images of an entry with the label -1. n_id: number of ID test images, for `first_fraction`."""
-        caps = [entry.limit, limit, None if self.first_fraction is None else int(n_id * self.first_fraction + 1e-9)]
+        """The images of an entry with the label -1; `limit` of them, evenly spread.
+
+        n_id: number of ID test images, for `first_fraction`.
+        """
+        caps = [entry.limit, None if self.first_fraction is None else max(1, int(n_id * self.first_fraction + 1e-9))]
         cap = min((c for c in caps if c is not None), default=None)
-        first = None if cap is None else cap + self.skip_first
-        images = load(entry.dataset, entry.split, data_dir, size=entry.size, resize=entry.resize, channels=self.channels, limit=first,
-                      base=entry.base, **options)
-        return self._kept(images).limited(cap).as_outliers()
+        options.update(size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base)
+        if self.skip_first:
+            first = None if cap is None else self.skip_first + cap
+            return self._kept(load(entry.dataset, entry.split, data_dir, first=first, **options)).limited(limit).as_outliers()
+        return load(entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options).as_outliers()
 
     def select(self, names: Sequence[str] | None) -> Benchmark:
         """Only the entries named (by data set, alias or label, case ignored). Raises InputError for a name that is not among them."""
@@ -87,8 +93,6 @@ class Benchmark:
         return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
 
     def _kept(self, images: ImageSet) -> ImageSet:
-        if not self.skip_first:
-            return images
         if len(images) <= self.skip_first:
             raise InputError(f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; use the protocol full")
         return images.subset(slice(self.skip_first, None))

@@ -5,13 +5,14 @@ its name only when it is complete: an interrupted or failed run leaves nothing t
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,10 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     """Hex digest over path (relative), size and modification time of each file."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        status = os.stat(os.path.join(folder, file))
+        try:
+            status = os.stat(os.path.join(folder, file))
+        except OSError as error:
+            raise InputError(f"cannot read '{folder / file}' ({error.strerror}); replace it or remove it") from None
         digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -156,14 +160,13 @@ def decoded(folder: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple
         slot: what the array is for; a new array of a slot replaces the old one (whose files have changed).
         plan: called only when the array is not there: its shape, and a function that fills an empty array of that shape.
     """
-    places = [folder / CACHE, _private_temp()]
     name = f"{hashlib.blake2b(slot.encode(), digest_size=4).hexdigest()}-{digest}.npy"
-    for place in places:
+    for place in _places(folder):
         array = _opened(place / name)
         if array is not None:
             return array
     shape, fill = plan()
-    for place in places:
+    for place in _places(folder):
         temporary = _reserve(place, shape)
         if temporary is None:
             continue
@@ -180,6 +183,11 @@ def decoded(folder: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple
     array = np.empty(shape, dtype=np.uint8)      # no disk to write to: keep it in memory
     fill(array)
     return array
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    yield folder / CACHE
+    yield _private_temp()
 
 
 def _opened(path: Path) -> np.ndarray | None:
@@ -200,8 +208,9 @@ def _reserve(place: Path, shape: tuple[int, ...]) -> Path | None:
         if hasattr(os, "posix_fallocate"):
             with open(temporary, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    except OSError:
-        temporary.unlink(missing_ok=True) if os.access(place, os.W_OK) else None
+    except OSError:                              # read-only, full, or no folder at all
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         return None
     return temporary
 

@@ -106,4 +106,4 @@ def _package_file(request: Request, package: str, file: str) -> Path:
 
 
 def _generator(request: Request) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([request.seed, ("train", "test").index(request.split)]))
+    return np.random.Generator(np.random.PCG64([request.seed % 2**63, ("train", "test").index(request.split)]))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,9 @@ class Listing:
     labels: list[int] | None
     class_names: tuple[str, ...] | None
 
-    def first(self, limit: int | None) -> Listing:
-        labels = self.labels if self.labels is None else self.labels[:limit]
-        return Listing(self.folder, self.paths[:limit], labels, self.class_names)
+    def rows(self, rows: Sequence[int]) -> Listing:
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
+        return Listing(self.folder, [self.paths[row] for row in rows], labels, self.class_names)
 
 
 def list_images(folder: Path) -> Listing:
@@ -31,7 +32,7 @@ def list_images(folder: Path) -> Listing:
     Hidden files and folders, and folders without images, are left out. Raises InputError for an empty folder, or for images beside
     class folders.
     """
-    entries = sorted(entry.name for entry in os.scandir(folder) if not _hidden(entry.name))
+    entries = sorted(entry.name for entry in _scan(folder))
     images = [name for name in entries if _is_image(name) and (folder / name).is_file()]
     classes = [name for name in entries if (folder / name).is_dir()]
     found = {name: _walk(folder, name) for name in classes}
@@ -54,7 +55,7 @@ def split_folder(folder: Path, split: str) -> tuple[Path, str]:
     A folder counts as split when every sub-folder is named train, test, val, valid or validation.
     """
     known = {name: role for role, names in SPLITS.items() for name in names}
-    inside = {entry.name.lower(): entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name)}
+    inside = {entry.name.lower(): entry.name for entry in _scan(folder) if entry.is_dir()}
     if not inside or not set(inside) <= set(known):
         return folder, "all"
     for name in SPLITS[split]:
@@ -77,12 +78,23 @@ def joined(root: Path, folders: list[Path]) -> Listing:
 
 def _walk(folder: Path, name: str) -> list[str]:
     paths = []
-    for root, folders, files in sorted(os.walk(folder / name, followlinks=True)):
+    for root, folders, files in sorted(os.walk(folder / name, onerror=_unreadable, followlinks=True)):
         relative = os.path.relpath(root, folder).replace(os.sep, "/")
         if any(_hidden(part) for part in relative.split("/")):
             continue
         paths += [f"{relative}/{file}" for file in sorted(files) if _is_image(file)]
     return paths
+
+
+def _scan(folder: Path) -> list[os.DirEntry]:
+    try:
+        return [entry for entry in os.scandir(folder) if not _hidden(entry.name)]
+    except OSError as error:
+        _unreadable(error)
+
+
+def _unreadable(error: OSError):
+    raise InputError(f"cannot read the folder '{error.filename}' ({error.strerror})")
 
 
 def _is_image(name: str) -> bool:

@@ -87,8 +87,12 @@ class ImageSet:
         return part
 
     def limited(self, limit: int | None) -> ImageSet:
-        """The first `limit` images (all for None, or when there are fewer)."""
-        return self if limit is None or limit >= len(self) else self.subset(slice(0, limit))
+        """At most `limit` images, evenly spread over the set (files lie class by class), in their order."""
+        return self if limit is None or limit >= len(self) else self.subset(spread(len(self), limit))
+
+    def first(self, count: int | None) -> ImageSet:
+        """The first `count` images (all for None, or when there are fewer)."""
+        return self if count is None or count >= len(self) else self.subset(slice(0, count))
 
     def as_outliers(self) -> ImageSet:
         """The same images with the label -1; the labels they had move to `original_labels`."""
@@ -195,6 +199,11 @@ class StreamedImages(ImageSet):
             images = np.empty((len(rows), *self.shape), dtype=np.uint8)
             list(pool.map(lambda pair: self._decode_into(images, *pair), enumerate(rows)))
         return torch.from_numpy(images)
+
+
+def spread(length: int, count: int | None) -> np.ndarray | slice:
+    """`count` rows evenly spread over `length`; all of them for None, or when there are fewer."""
+    return slice(0, length) if count is None or count >= length else np.arange(count) * length // count
 
 
 def _as_rows(indices, length: int) -> slice | np.ndarray:

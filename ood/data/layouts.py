@@ -25,21 +25,49 @@ IDX_UINT8 = 0x08
 
 
 def read_path(request: Request) -> ImageSet:
-    """Any folder of images by its path; with train/test sub-folders or not."""
+    """Any folder of images by its path, with train/test sub-folders or not; or an .npy file of images, unlabelled."""
     folder = Path(request.row.name).expanduser()
+    if folder.suffix == ".npy":
+        return _read_npy(request, folder)
     if not folder.is_dir():
         raise InputError(f"no folder '{folder}'; a data set is a folder of images, or one of the known names (written without '/')")
     part, split = split_folder(folder, request.split)
     listing = list_images(part)
     if split != "all" and listing.class_names:
-        with contextlib.suppress(InputError):   # a folder with one split only is fine until the other is asked for
-            other = split_folder(folder, "test" if split == "train" else "train")[0]
-            odd = set(list_images(other).class_names or listing.class_names) ^ set(listing.class_names)
-    else:
-        odd = set()
-    if split != "all" and listing.class_names and odd:
-        raise InputError(f"'{part}' and '{other}' must hold the same classes; '{sorted(odd)[0]}' is in one of them only")
+        _check_same_classes(folder, part, listing, "test" if split == "train" else "train")
     return from_files(listing, replace(request, row=replace(request.row, name=folder.resolve().name)), split)
+
+
+def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split: str) -> None:
+    """Labels are positions among the class folders, so both splits must have the same ones."""
+    try:
+        other = split_folder(folder, other_split)[0]
+        classes = list_images(other).class_names
+    except InputError:
+        return                              # a folder with one split only is fine until the other is asked for
+    odd = sorted(set(classes or listing.class_names) ^ set(listing.class_names))
+    if odd:
+        raise InputError(f"'{part}' and '{other}' must hold the same class folders; '{odd[0]}' is in one of them only")
+
+
+def _read_npy(request: Request, path: Path) -> ImageSet:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W), uint8."""
+    try:
+        images = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise InputError(f"no file '{path}'") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"'{path}' is no array of images ({_line(error)})") from None
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)) or not len(images):
+        raise InputError(f"'{path}' holds {images.dtype} {images.shape}; images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W)")
+    row = replace(request.row, name=path.stem)
+    made = from_arrays(replace(request, row=row), path.parent, [path.name], lambda: (images, None), labelled=False)
+    made.split = "all"
+    return made
 
 
 def read_folder(request: Request) -> ImageSet:

@@ -21,7 +21,7 @@ READERS = {
 
 def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int | None = None,
          resize: int | tuple[int, int] | None = None, channels: int | None = None, download: bool = False, limit: int | None = None,
-         seed: int = 0, base: str | None = None) -> ImageSet:
+         first: int | None = None, seed: int = 0, base: str | None = None) -> ImageSet:
     """The images of a data set.
 
     Args:
@@ -32,7 +32,7 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
             pair (height, width) does not keep the aspect. None: as stored, and all images must have one shape.
         channels: 1 or 3; None: as stored.
         download: fetch a missing set where torchvision can, checksums verified.
-        limit: only the first images.
+        limit: at most so many images, evenly spread over the set. first: only the first so many (of which `limit` are taken).
         seed: of sets made from random numbers. The split of mnist5k is fixed.
         base: for mnist_noise, the set to which the noise is added (default mnist).
 
@@ -41,8 +41,9 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
     """
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit {limit} must be at least 1")
+    for cap in (limit, first):
+        if cap is not None and cap < 1:
+            raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
     row = DatasetInfo(str(name), "id", "path") if is_folder_path(str(name)) else info(name)
     if split not in row.splits:
         raise InputError(f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}")
@@ -50,4 +51,4 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
         raise InputError(f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set")
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
-    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, limit, seed, base, download))
+    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download))

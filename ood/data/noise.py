@@ -51,7 +51,7 @@ def read_noise(request: Request) -> ImageSet:
     row, draw = request.row, KINDS[request.row.options["kind"]]
     side, channels = request.recipe.size or row.size, request.recipe.channels or row.channels
     shape = (channels, side, side)
-    count = min(request.limit or row.count[request.split], row.count[request.split])
+    count = min(cap for cap in (row.count[request.split], request.first, request.limit) if cap is not None)
     key = f"{row.name} {request.split} {request.seed} {shape}"
     return GeneratedImages(lambda i: draw(_generator(request, i), shape), key, name=row.name, split=request.split,
                            labels=np.full(count, -1))
@@ -61,7 +61,8 @@ def read_image_noise(request: Request) -> ImageSet:
     """An image of the base set + 0.5 * U[0,1) per pixel, not clipped: VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5."""
     from ood.data.loading import load   # the base is a data set like any other
     base = load(request.base or request.row.options["base"], request.split, request.data_dir, size=request.recipe.size,
-                resize=request.recipe.resize, channels=request.recipe.channels, download=request.download, limit=request.limit)
+                resize=request.recipe.resize, channels=request.recipe.channels, download=request.download,
+                first=request.first, limit=request.limit)
 
     def make(row: int) -> np.ndarray:
         image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)

@@ -67,19 +67,23 @@ def names(role: str | None = None) -> list[str]:
 
 def info(name: str) -> DatasetInfo:
     """The row of a name or alias; case matters only where two names differ by nothing else. Raises InputError with the nearest name."""
-    if name in TABLE:
-        return TABLE[name]
-    matches = {row.name for row in TABLE.values() for known in (row.name, *row.aliases) if known.lower() == name.lower()}
+    matches = _matches(name)
     if len(matches) == 1:
         return TABLE[matches.pop()]
-    if len(matches) > 1:
+    if matches:
         raise InputError(f"data set '{name}' is ambiguous: write one of {', '.join(sorted(matches))}")
     raise InputError(f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, or the path of a folder of images")
 
 
 def is_folder_path(name: str) -> bool:
-    """Whether `name` means a folder of images rather than a registered set: './photos', '/data/photos', 'photos/'."""
-    return "/" in name or "\\" in name or name in (".", "..") or name.startswith("~") or name not in TABLE and Path(name).is_dir()
+    """Whether `name` means a path rather than a registered set: './photos', '/data/photos', 'photos/', 'images.npy'."""
+    return name.endswith(".npy") or "/" in name or "\\" in name or name in (".", "..") or name.startswith("~") or not _matches(name) and Path(name).is_dir()
+
+
+def _matches(name: str) -> set[str]:
+    if name in TABLE:
+        return {name}
+    return {row.name for row in TABLE.values() for known in (row.name, *row.aliases) if known.lower() == name.lower()}
 
 
 TRAIN_TEST = {"train": ("train",), "test": ("test", "val")}

@@ -12,7 +12,7 @@ from PIL import Image
 from ood.config import InputError
 from ood.data.decoding import (Recipe, decoded, digest_files, digest_of, fill_from_array, fill_from_files, image_size, probe)
 from ood.data.folders import Listing
-from ood.data.images import ArrayImages, ImageSet, StreamedImages
+from ood.data.images import ArrayImages, ImageSet, StreamedImages, spread
 from ood.data.registry import DatasetInfo
 
 STREAM_SIDE = 96               # sets with larger images are decoded whenever they are read
@@ -26,6 +26,7 @@ class Request:
     split: str
     data_dir: Path
     recipe: Recipe
+    first: int | None = None
     limit: int | None = None
     seed: int = 0
     base: str | None = None
@@ -50,7 +51,8 @@ class Request:
 def from_files(listing: Listing, request: Request, split: str | None = None) -> ImageSet:
     """Listed files as a set: decoded once where they are small, else streamed."""
     row, recipe = request.row, request.recipe
-    listing = _checked(listing, row).first(request.limit)
+    listing = _checked(listing, row)
+    listing = listing.rows(np.arange(len(listing.paths))[:request.first][spread(len(listing.paths[:request.first]), request.limit)])
     folder, paths = listing.folder, listing.paths
     shape = probe(folder, paths, recipe)
     source = digest_of(digest_files(folder, paths), recipe)
@@ -60,13 +62,14 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
         if recipe.size is None and not isinstance(recipe.resize, tuple):
             _check_one_size(folder, paths)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
-    images = decoded(folder, f"{split} {recipe} {request.limit}", source,
+    images = decoded(folder, f"{split} {recipe} {request.first} {request.limit}", source,
                      lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)))
     return ArrayImages(images, **details)
 
 
-def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: Callable[[], tuple[np.ndarray, np.ndarray]]) -> ImageSet:
-    """A set that is read as a whole: `produce()` gives images (N, H, W[, 3]) uint8 and labels (N,) below 256.
+def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: Callable[[], tuple[np.ndarray, np.ndarray | None]],
+                labelled: bool = True) -> ImageSet:
+    """A set that is read as a whole: `produce()` gives images (N, H, W[, 3]) uint8 and labels (N,) below 256 (None if not `labelled`).
 
     It runs only when `files` have changed since the last time; after that the memory-mapped copy is used.
     """
@@ -84,7 +87,7 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
         labels = produce()[1]
         return labels.shape, lambda array: np.copyto(array, labels, casting="unsafe")
 
-    labels = decoded(folder, f"{slot} labels", f"{source}-labels", plan_labels)
+    labels = decoded(folder, f"{slot} labels", f"{source}-labels", plan_labels) if labelled else None
     images = decoded(folder, slot, source, plan_images)
     return arrays_as_set(request, images, labels, source)
 
@@ -94,7 +97,7 @@ def arrays_as_set(request: Request, images: np.ndarray, labels: np.ndarray | Non
     row = request.row
     listing = Listing(Path(), [], None if labels is None else np.asarray(labels, dtype=np.int64), row.class_names)
     details = _labelling(row, listing, len(images), row.num_classes)
-    return ArrayImages(images, name=row.name, split=request.split, source=source, **details).limited(request.limit)
+    return ArrayImages(images, name=row.name, split=request.split, source=source, **details).first(request.first).limited(request.limit)
 
 
 def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
