@@ -16,7 +16,8 @@ from ood.config import InputError, nearest
 from ood.outputs import Cache
 from ood.runs import Run
 
-MODULES = {"heatmap": "ood.methods.heatmap", "leaveout": "ood.methods.leaveout", "vmdls": "ood.methods.vmdls"}
+MODULES = {"heatmap": "ood.methods.heatmap", "leaveout": "ood.methods.leaveout", "vmdls": "ood.methods.vmdls",
+           "autoencoder": "ood.methods.vmdls_autoencoder"}
 
 
 @dataclass(frozen=True)
