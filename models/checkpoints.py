@@ -28,6 +28,7 @@ EXPECTED = ("a weight file: a state dict, or a dict that holds one under 'state_
             "classifier) or per snapshot under 'generator' (heatmap decoder)")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 RENAMES = (("downsample.", "shortcut."), ("shortcut.", "downsample."), ("linear.", "fc."), ("conv_shortcut.", "convShortcut."))
+NAMED_GLOBALS = (2, 6)  # first PyTorch that restores chosen names; older ones refuse files with NumPy scalars or Lightning objects
 LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # what a VMDLS file holds beside its encoder
 
 
@@ -141,22 +142,24 @@ def _load(path: Path):
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
     try:
-        with _inert_globals(), contextlib.suppress(UserWarning):
+        with _inert_globals():
             return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # torch raises half a dozen types for a bad file
         raise CheckpointError(f"{path}: {_reason(path, error)}") from None
 
 
 def _reason(path: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
-    code = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", text)
+    code = re.search(r"GLOBAL ([\w.]+)", text)
     if code:
         return (f"holds the Python object {code.group(1)}, which might run code and was not loaded; expected tensors and plain values: "
                 "re-save its state_dict")
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"PK"):
-        return f"a damaged or truncated weight file of {path.stat().st_size} bytes; copy or download it again"
+        return f"damaged, truncated or another kind of archive ({path.stat().st_size} bytes); copy or download it again"
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return f"a pickle that is damaged, truncated or holds more than tensors and plain values ({text[:120] or type(error).__name__})"
     return f"not a PyTorch weight file (it starts with {start!r})"
@@ -199,12 +202,11 @@ class _Name:
 
 def _inert_globals():
     """Let a file name the few harmless objects that the authors' files hold; what it gets are the stand-ins above."""
-    allow = getattr(torch.serialization, "safe_globals", None)
-    if allow is None:  # torch < 2.5: such files are refused there
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < NAMED_GLOBALS:
         return contextlib.nullcontext()
     callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor",
                  "progress.ProgressBar", "base.Callback")
-    return allow([(_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
+    return torch.serialization.safe_globals([(_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
                   (_Namespace, "argparse.Namespace"), (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
                   *((type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}") for name in callbacks)])
 
