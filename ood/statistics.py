@@ -1,37 +1,197 @@
-"""Statistics of a training set's outputs in bounded memory: everything streams through `Outputs.chunks`."""
+"""Statistics of a training set's outputs in bounded memory: everything streams through `Outputs.chunks`.
+
+Detectors share them: what one asked for is kept with the outputs (`Outputs.memo`), so a second detector on the same training
+set pays nothing. Rows with a negative label are no ID images and are passed over.
+
+A `view` names the vectors that are meant: 'features', 'unit' (features of length 1) or 'tap0', 'tap1', ... (pooled stages).
+"""
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from ood.config import InputError
 from ood.outputs import Outputs
 
+SINGULAR = 1e-12      # eigenvalues below this share of the largest one count as zero
 
-def mean(train: Outputs) -> Tensor:
-    """Mean feature, (D,) float64."""
-    return sum(chunk.features.double().sum(0) for chunk in train.chunks()) / len(train)
+
+def known(train: Outputs) -> Iterator[Outputs]:
+    """The chunks of a training set, ID rows only. Raises InputError for features that are not finite."""
+    seen = 0
+    for chunk in train.chunks():
+        if (chunk.labels < 0).any():
+            chunk = chunk[(chunk.labels >= 0).nonzero().flatten()]
+        if not torch.isfinite(chunk.features.sum()) or not torch.isfinite(chunk.logits.sum()):
+            raise InputError("the training features or logits hold NaN or infinite values: no detector can be fitted to them")
+        seen += len(chunk)
+        if len(chunk):
+            yield chunk
+    if not seen:
+        raise InputError(f"no ID image to fit a detector to: {len(train)} rows, none with a label >= 0")
+
+
+def vectors(outputs: Outputs, view: str = "features") -> Tensor:
+    """The rows (N, D) that a view names."""
+    if view.startswith("tap"):
+        return outputs.taps[int(view[3:])]
+    return normalize(outputs.features, dim=1) if view == "unit" else outputs.features
+
+
+def remembered(function):
+    """Keep function(train, *arguments) with the training set it was computed for."""
+    @functools.wraps(function)
+    def remember(train: Outputs, *arguments):
+        key = (function.__name__, *arguments)
+        if key not in train.memo:
+            train.memo[key] = function(train, *arguments)
+        return train.memo[key]
+    return remember
+
+
+@remembered
+def count(train: Outputs) -> int:
+    """How many ID rows."""
+    return sum(len(chunk) for chunk in known(train))
+
+
+@remembered
+def mean(train: Outputs, view: str = "features") -> Tensor:
+    """Mean vector, (D,) float64."""
+    return sum(vectors(chunk, view).double().sum(0) for chunk in known(train)) / count(train)
+
+
+@remembered
+def second_moment(train: Outputs, view: str = "features") -> Tensor:
+    """E[x x^T], (D, D) float64, not centred."""
+    return sum(x.T @ x for x in (vectors(chunk, view).double() for chunk in known(train))) / count(train)
+
+
+@remembered
+def class_sums(train: Outputs, view: str = "features", by: str = "label") -> tuple[Tensor, Tensor]:
+    """(counts (C,), sums (C, D)) per class, float64.
+
+    Args:
+        by: 'label'; 'predicted', the class of the largest logit; 'correct', labels of correctly classified rows only.
+    """
+    classes = max(train.logits.shape[1], int(train.labels.max()) + 1 if len(train) else 0)
+    counts = torch.zeros(classes, dtype=torch.float64, device=train.features.device)
+    sums = torch.zeros(classes, vectors(train[:1], view).shape[1], dtype=torch.float64, device=train.features.device)
+    for chunk in known(train):
+        label = chunk.labels if by == "label" else chunk.logits.argmax(1)
+        x = vectors(chunk, view).double()
+        if by == "correct":
+            right = (label == chunk.labels).nonzero().flatten()
+            label, x = label[right], x[right]
+        counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
+        sums.index_add_(0, label, x)
+    return counts, sums
+
+
+def class_means(train: Outputs, view: str = "features", by: str = "label") -> Tensor:
+    """(C', D) float64 means of the classes that occur, in class order."""
+    counts, sums = class_sums(train, view, by)
+    return sums[counts > 0] / counts[counts > 0, None]
+
+
+def means_of_all(train: Outputs, view: str = "features", by: str = "label") -> Tensor:
+    """(C, D) float64: a class's mean; where `by` finds no row, the mean of its labelled rows, else the overall mean."""
+    (counts, sums), (labelled, label_sums) = class_sums(train, view, by), class_sums(train, view, "label")
+    fallback = torch.where(labelled[:, None] > 0, label_sums / labelled[:, None].clamp(min=1), mean(train, view))
+    return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), fallback)
+
+
+@remembered
+def covariance(train: Outputs, view: str = "features", within: bool = False) -> Tensor:
+    """(D, D) float64, divided by N: around the overall mean, or around the class means (`within`, the tied covariance)."""
+    if within:
+        counts, sums = class_sums(train, view, "label")
+        centre = (sums / counts.clamp(min=1).sqrt()[:, None]) / count(train) ** 0.5
+        return second_moment(train, view) - centre.T @ centre
+    centre = mean(train, view)
+    return second_moment(train, view) - torch.outer(centre, centre)
+
+
+@remembered
+def whitener(train: Outputs, view: str = "features", within: bool = False) -> Tensor:
+    """A (D, r) float64 with A A^T = covariance^-1: |x A - m A|^2 is the squared Mahalanobis distance."""
+    return whitening(covariance(train, view, within))
+
+
+@remembered
+def eigen(train: Outputs, view: str = "features", around: str = "mean") -> tuple[Tensor, Tensor]:
+    """Eigenvalues (descending) and eigenvectors (columns) of the covariance; `around` 'mean', or 'origin' of the last layer."""
+    matrix = covariance(train, view)
+    if around == "origin":
+        offset = mean(train, view) - origin(train)
+        matrix = matrix + torch.outer(offset, offset)
+    values, columns = torch.linalg.eigh(matrix)
+    return values.flip(0).clamp(min=0), columns.flip(1)
+
+
+@remembered
+def origin(train: Outputs) -> Tensor:
+    """-pinv(W) b, (D,) float64: the point of the feature space where all logits are nearest to zero."""
+    return -torch.linalg.pinv(train.head.weight.double()) @ train.head.bias.double()
+
+
+def whitening(matrix: Tensor) -> Tensor:
+    """A (D, r) with A A^T = the (pseudo-)inverse of a covariance: Cholesky, or eigenvectors where it is singular."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    diagonal = factor.diagonal()
+    if not failed and (diagonal.min() / diagonal.max()) ** 2 > SINGULAR:
+        return torch.linalg.solve_triangular(factor, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), upper=False).T.contiguous()
+    values, columns = torch.linalg.eigh(matrix)
+    kept = values > SINGULAR * values.amax().clamp(min=torch.finfo(matrix.dtype).tiny)
+    return columns[:, kept] / values[kept].sqrt()
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2, (N, M), by one matrix product; not below zero."""
+    return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
 
 
 def quantile(train: Outputs, q: float) -> float:
-    """The exact q-quantile (0 <= q <= 1, linear interpolation) over all N*D feature values.
+    """The exact q-quantile (0 <= q <= 1, linear interpolation) over all N*D feature values."""
+    return quantiles(train, (q,))[0]
+
+
+def quantiles(train: Outputs, wanted: tuple[float, ...]) -> list[float]:
+    """Exact quantiles over all N*D feature values, those not yet known in two passes together.
 
     Equal to numpy.quantile of the flattened float32 array, without holding or sorting it: radix selection, which counts the
-    upper 16 bits of the values in one pass and the lower 16 bits of the one bucket that holds the wanted rank in a second.
+    upper 16 bits of the values in one pass and the lower 16 bits of the buckets that hold a wanted rank in a second.
     """
-    position = q * (len(train) * train.features.shape[1] - 1)
-    ranks = (int(position), min(int(position) + 1, len(train) * train.features.shape[1] - 1))
-    upper = torch.zeros(1 << 16, dtype=torch.int64)
-    for chunk in train.chunks():
-        upper += torch.bincount(_ordered(chunk.features) >> 16, minlength=1 << 16)
-    upto = upper.cumsum(0)
-    buckets = [int(torch.searchsorted(upto, rank, right=True)) for rank in ranks]
-    lower = {bucket: torch.zeros(1 << 16, dtype=torch.int64) for bucket in buckets}
-    for chunk in train.chunks():
+    missing = [q for q in dict.fromkeys(wanted) if ("quantile", q) not in train.memo]
+    if missing:
+        train.memo.update({("quantile", q): value for q, value in zip(missing, _select(train, missing))})
+    return [train.memo["quantile", q] for q in wanted]
+
+
+def _select(train: Outputs, wanted: list[float]) -> list[float]:
+    upto = _upper_counts(train).cumsum(0)                                        # (65536,)
+    positions = [q * (int(upto[-1]) - 1) for q in wanted]
+    ranks = sorted({r for p in positions for r in (int(p), min(int(p) + 1, int(upto[-1]) - 1))})
+    buckets = {rank: int(torch.searchsorted(upto, rank, right=True)) for rank in ranks}
+    lower = {bucket: torch.zeros(1 << 16, dtype=torch.int64) for bucket in buckets.values()}
+    for chunk in known(train):
         keys = _ordered(chunk.features)
         for bucket, counts in lower.items():
-            counts += torch.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=1 << 16)
-    low, high = (_value(bucket, lower[bucket], rank - int(upto[bucket] - upper[bucket])) for bucket, rank in zip(buckets, ranks))
-    return low + (high - low) * (position - ranks[0])
+            counts += torch.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=1 << 16).cpu()
+    values = {rank: _value(bucket, lower[bucket], rank - (int(upto[bucket - 1]) if bucket else 0)) for rank, bucket in buckets.items()}
+    return [values[int(p)] + (values[min(int(p) + 1, int(upto[-1]) - 1)] - values[int(p)]) * (p - int(p)) for p in positions]
+
+
+@remembered
+def _upper_counts(train: Outputs) -> Tensor:
+    counts = torch.zeros(1 << 16, dtype=torch.int64)
+    for chunk in known(train):
+        counts += torch.bincount(_ordered(chunk.features) >> 16, minlength=1 << 16).cpu()
+    return counts
 
 
 def _ordered(features: Tensor) -> Tensor:

@@ -1,10 +1,15 @@
-"""Detectors that look at the logits alone."""
+"""Detectors that look at the logits alone. Any of them can also stand behind a feature shaping (`detector=`)."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ood import statistics
+from ood.config import InputError
 from ood.detectors.base import Detector, register
 from ood.outputs import Outputs
+
+TEMPERATURES = (0.05, 20.0)      # bounds of a fitted temperature: a training set without errors has no finite optimum
 
 
 @register("msp")
@@ -22,7 +27,7 @@ class MaxSoftmax(Detector):
         return -(batch.logits.double() / self.temperature).softmax(1).amax(1)
 
 
-@register("maxlogit")
+@register("maxlogit", "mls")
 class MaxLogit(Detector):
     """Largest logit: score = -max_c z_c.
 
@@ -33,7 +38,7 @@ class MaxLogit(Detector):
         return -batch.logits.amax(1)
 
 
-@register("energy")
+@register("energy", "ebo")
 class Energy(Detector):
     """Free energy: score = -T * logsumexp_c(z_c / T).
 
@@ -51,3 +56,220 @@ class Energy(Detector):
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """-T logsumexp(z / T), (N,): larger = OOD."""
     return -temperature * (logits / temperature).logsumexp(1)
+
+
+@register("webo")
+class WeightedEnergy(Detector):
+    """Energy with a weight per class: score = -log sum_c relu(w_c) exp(z_c).
+
+    Args:
+        weights: C numbers, the layer that VOS trains with its regulariser; None for ones, which is the energy itself.
+
+    Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197, eq. 7. Taken through logsumexp, so that large logits do not overflow.
+    """
+    weights: tuple[float, ...] | None = None
+
+    def score(self, batch: Outputs) -> Tensor:
+        if self.weights is None:
+            return energy(batch.logits)
+        if len(self.weights) != batch.logits.shape[1]:
+            raise InputError(f"webo: {len(self.weights)} weights for {batch.logits.shape[1]} classes")
+        weight = torch.tensor(self.weights, dtype=torch.float64, device=batch.logits.device).relu()
+        return -(batch.logits.double() + weight.log()).logsumexp(1)
+
+
+@register("temp_scaling", "temperature_scaling")
+class TemperatureScaling(Detector):
+    """Maximum softmax probability at the temperature that minimises the negative log-likelihood of labelled ID images.
+
+    Source: Guo et al., ICML 2017, arXiv 1706.04599. They fit on a validation set; here it is the training set, which asks for
+    a lower temperature: pass validation outputs to `fit` to do as they did. The problem is convex in 1/T: Newton steps in
+    chunks reach the optimum (an LBFGS with a fixed number of small steps does not), bounded to T in [0.05, 20].
+    """
+    requires_fit = True
+
+    def fit(self, train: Outputs) -> TemperatureScaling:
+        sharpness = 1.0                                                          # s = 1 / T
+        for _ in range(100):
+            slope, curvature = (sum(parts) for parts in zip(*(_likelihood(c, sharpness) for c in statistics.known(train))))
+            change = max(-sharpness / 2, min(sharpness, -slope / max(curvature, 1e-12)))
+            before, sharpness = sharpness, min(max(sharpness + change, 1 / TEMPERATURES[1]), 1 / TEMPERATURES[0])
+            if abs(sharpness - before) < 1e-9 * before:
+                break
+        self.temperature = 1 / sharpness
+        return self
+
+    def score(self, batch: Outputs) -> Tensor:
+        return -(batch.logits.double() / self.temperature).softmax(1).amax(1)
+
+
+def _likelihood(chunk: Outputs, sharpness: float) -> tuple[float, float]:
+    """First and second derivative in s of sum_i logsumexp(s z_i) - s z_{i, y_i}."""
+    logits = chunk.logits.double()
+    p = (sharpness * logits).softmax(1)
+    expected = (p * logits).sum(1)
+    variance = (p * logits.square()).sum(1) - expected.square()
+    return (expected - logits.gather(1, chunk.labels[:, None])[:, 0]).sum().item(), variance.sum().item()
+
+
+@register("entropy")
+class Entropy(Detector):
+    """Entropy of the softmax: score = -sum_c p_c log p_c.
+
+    Source: Hendrycks et al. (as a score), see Macedo et al., arXiv 2006.04005; natural logarithm.
+    """
+
+    def score(self, batch: Outputs) -> Tensor:
+        log_p = batch.logits.double().log_softmax(1)
+        return -(log_p.exp() * log_p).sum(1)
+
+
+@register("gen")
+class GEN(Detector):
+    """Generalised entropy: score = sum over the M largest p_c of p_c^gamma (1 - p_c)^gamma.
+
+    Args:
+        gamma: in (0, 1]; 0.1 in the paper.
+        top: M, how many of the largest probabilities; 100 in the paper (ImageNet); all where there are fewer classes.
+
+    Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), eq. 4, and
+    the authors' code. The sum is the paper's; a mean over M (pytorch-ood) orders the images equally.
+    """
+    gamma: float = 0.1
+    top: int = 100
+
+    def score(self, batch: Outputs) -> Tensor:
+        p = batch.logits.double().softmax(1)
+        if self.top < p.shape[1]:
+            p = p.topk(self.top, dim=1).values
+        return (p * (1 - p).clamp(min=0)).pow(self.gamma).sum(1)
+
+
+@register("klm")
+class KLMatching(Detector):
+    """Kullback-Leibler distance to the nearest mean softmax: score = min_k KL(p || d_k), d_k the mean p of images predicted as k.
+
+    Source: Hendrycks et al., ICML 2022, arXiv 1911.11132, section 4.2. Fitted on the training set (they: validation). Classes
+    that are never predicted have no d_k.
+    """
+    requires_fit = True
+
+    def fit(self, train: Outputs) -> KLMatching:
+        counts = torch.zeros(train.logits.shape[1], dtype=torch.float64, device=train.logits.device)
+        sums = torch.zeros(len(counts), len(counts), dtype=torch.float64, device=train.logits.device)
+        for chunk in statistics.known(train):
+            predicted = chunk.logits.argmax(1)
+            counts.index_add_(0, predicted, torch.ones_like(predicted, dtype=torch.float64))
+            sums.index_add_(0, predicted, chunk.logits.double().softmax(1))
+        self.mean_softmax = sums[counts > 0] / counts[counts > 0, None]           # (K, C)
+        return self
+
+    def score(self, batch: Outputs) -> Tensor:
+        log_p = batch.logits.double().log_softmax(1)
+        log_d = self.mean_softmax.clamp(min=torch.finfo(torch.float64).tiny).log()
+        return ((log_p.exp() * log_p).sum(1, keepdim=True) - log_p.exp() @ log_d.T).amin(1)
+
+
+@register("openmax")
+class OpenMax(Detector):
+    """Probability of the unknown class after Weibull-recalibrating the top logits by their distance to the class mean.
+
+    w_c = 1 - rank weight * Weibull_c(|z - mean_c|) for the alpha largest logits (rank weights (alpha + 1 - i) / alpha), else 1;
+    score = softmax([sum_c z_c (1 - w_c), z_c w_c])_0.
+
+    Args:
+        tail: how many of a class's largest distances the Weibull distribution is fitted to; 20 in the paper, 25 in pytorch-ood.
+        alpha: how many top classes are recalibrated; 10 in the paper.
+        euclid_weight: 1 for Euclidean distances, 0 for cosine, between: their weighted sum (the paper's "eucos").
+
+    Source: Bendale & Boult, CVPR 2016, arXiv 1511.06233, algorithms 1-2. As in the authors' libMR the distances are shifted by
+    10,000 before the two-parameter fit, which we solve by Newton steps (libMR and scipy by simplex search). Class means are
+    over labelled images (the paper: correctly classified ones), as in pytorch-ood; unlike there, a score does not
+    depend on which classes the other images of a batch are predicted as.
+    """
+    tail: int = 25
+    alpha: int = 10
+    euclid_weight: float = 1.0
+    requires_fit = True
+
+    def fit(self, train: Outputs) -> OpenMax:
+        counts, _ = statistics.class_sums(train, "features", "label")
+        sums = torch.zeros(len(counts), train.logits.shape[1], dtype=torch.float64, device=train.logits.device)
+        for chunk in statistics.known(train):
+            sums.index_add_(0, chunk.labels, chunk.logits.double())
+        self.centres = sums / counts.clamp(min=1)[:, None]                        # (K, C)
+        largest = torch.full((len(counts), self.tail), -torch.inf, dtype=torch.float64, device=sums.device)
+        for chunk in statistics.known(train):
+            distance = self.distances(chunk.logits.double()).gather(1, chunk.labels[:, None])[:, 0]
+            for label in chunk.labels.unique():
+                both = torch.cat([largest[label], distance[chunk.labels == label]])
+                largest[label] = both.topk(self.tail).values
+        fitted = [_weibull(row[row > -torch.inf]) for row in largest]
+        self.shape, self.scale, self.least = (torch.tensor(v, dtype=torch.float64, device=sums.device) for v in zip(*fitted))   # (K,)
+        return self
+
+    def distances(self, logits: Tensor) -> Tensor:
+        """(N, K) distances in logit space to every class mean."""
+        distance = 0.0
+        if self.euclid_weight:
+            distance = distance + self.euclid_weight * statistics.squared_distances(logits, self.centres).sqrt()
+        if self.euclid_weight != 1:
+            cosine = torch.nn.functional.normalize(logits, dim=1) @ torch.nn.functional.normalize(self.centres, dim=1).T
+            distance = distance + (1 - self.euclid_weight) * (1 - cosine)
+        return distance
+
+    def score(self, batch: Outputs) -> Tensor:
+        logits = batch.logits.double()
+        shifted = (self.distances(logits) + TRANSLATION - self.least).clamp(min=0)
+        outside = 1 - torch.exp(-(self.shape * (shifted.log() - self.scale)).exp())                   # (N, K) Weibull cdf; scale in logs
+        alpha = min(self.alpha, logits.shape[1])
+        top = logits.topk(alpha, dim=1).indices
+        rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha            # 1, ..., 1 / alpha
+        removed = torch.zeros_like(logits).scatter(1, top, rank * outside.gather(1, top))                # 1 - w
+        revised = torch.cat([(logits * removed).sum(1, keepdim=True), logits * (1 - removed)], 1)
+        return revised.softmax(1)[:, 0]
+
+
+TRANSLATION = 10000.0      # libMR's shift of the distances before the fit
+
+
+def _weibull(tail: Tensor) -> tuple[float, float, float]:
+    """Maximum likelihood (shape, log scale, least distance) of distances shifted to 10,000; a point mass when all are equal."""
+    if not len(tail):
+        return 1.0, float("-inf"), 0.0          # a class without images: everything is outside
+    least = tail.amin()
+    log_y = torch.log1p((tail - least) / TRANSLATION)                             # log(y / 10000), tiny numbers kept exactly
+    spread = log_y.std(correction=0).item()
+    if len(tail) < 2 or spread < 1e-15:
+        return 1e9, float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))), least.item()
+    shape, u = 1.0, log_y / spread                                                # solve for k * spread
+    for _ in range(100):                                                          # sum w u / sum w - 1 / k - mean u = 0, w = exp(k u)
+        weight = (shape * (u - u.amax())).exp()
+        first = ((weight * u).sum() / weight.sum()).item()
+        second = ((weight * u * u).sum() / weight.sum()).item() - first * first
+        step = (first - 1 / shape - u.mean().item()) / (second + 1 / shape**2)
+        shape = max(shape - step, shape / 2)
+        if abs(step) < 1e-12 * shape:
+            break
+    scale = u.amax().item() + ((shape * (u - u.amax())).exp().mean().log().item()) / shape
+    return shape / spread, scale * spread + float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))), least.item()
+
+
+@register("mcm")
+class MCM(Detector):
+    """Maximum concept matching: score = -max_c softmax(cos(z, t_c) / T)_c.
+
+    Args:
+        temperature: T; 1 in the paper.
+
+    t_c are the rows of the last layer: for a CLIP model whose head holds the text embeddings of the class names this is the
+    paper's zero-shot detector, for any other classifier its cosine form.
+    Source: Ming et al., NeurIPS 2022, arXiv 2211.13445, eq. 2.
+    """
+    temperature: float = 1.0
+    needs = frozenset({"features"})
+
+    def score(self, batch: Outputs) -> Tensor:
+        text = torch.nn.functional.normalize(batch.head.weight.double(), dim=1)
+        cosine = torch.nn.functional.normalize(batch.features.double(), dim=1) @ text.T
+        return -(cosine / self.temperature).softmax(1).amax(1)
