@@ -15,6 +15,7 @@ risen for ten epochs. It differs from the authors' code where that is wrong by i
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ parser.flag("-arch", help=f"network: {', '.join(models.names())}, torchvision_NA
             "[default: small_cnn for mnist5k, resnet18 for cifar, resnet50 for tinyimagenet]")
 parser.flag("-depth", type=int, help="depth of densenet, wrn, wideresnet [default: the network's]")
 parser.flag("-width", type=int, help="width of wrn, wideresnet, small_* [default: the network's]")
+parser.flag("-model_args", nargs="+", metavar="KEY=VALUE", help="further options of the network, e.g. dropout=0.3 pool=adaptive")
 parser.flag("-size", type=int, help="side of the images in pixels [default: the data set's]")
 parser.flag("-mean", type=float, nargs="+", metavar="M", help="normalisation, pixel units of [0, 1] [default: 0.5, or the data set's]")
 parser.flag("-std", type=float, nargs="+", metavar="S", help="normalisation [default: 0.5, or the data set's]")
@@ -132,6 +134,7 @@ parser.flag("-resume", action="store_true", default=False,
 def main() -> None:
     flags = vars(parser.parse_args())
     config, root, out_dir, resume = (flags.pop(name) for name in ("config", "checkpoints_dir", "out_dir", "resume"))
+    flags["model_args"] = options(flags["model_args"])
     given = merge(read_settings(config), flags)
     resumed = find_run(given, root, out_dir) if resume else None
     settings = continued(resumed, given) if resumed else resolve(given)
@@ -221,6 +224,25 @@ def read_settings(path: str | None) -> dict:
         values["id_dataset"] = values.pop("dataset")
     settings = build(Settings, values, path)
     return {key: getattr(settings, key) for key in values}
+
+
+def options(words: list[str] | None) -> dict | None:
+    """['dropout=0.3', 'pool=adaptive'] -> {'dropout': 0.3, 'pool': 'adaptive'}."""
+    if words is None:
+        return None
+    pairs = [word.partition("=") for word in words]
+    for (key, equals, _), word in zip(pairs, words):
+        if not key or not equals:
+            raise InputError(f"-model_args takes KEY=VALUE, got '{word}'")
+    return {key: literal(value) for key, _, value in pairs}
+
+
+def literal(text: str):
+    """A number, true, false, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def resolve(given: dict) -> Settings:

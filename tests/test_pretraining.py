@@ -188,7 +188,7 @@ def kill_after(arguments, line, delay):
 def test_killed_and_resumed_run_ends_in_the_same_weights(tmp_path):
     """SIGKILL in the middle of epochs 2 and 3; a plateau schedule and dropout have state of their own."""
     arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-limit", 240, "-epochs", 3, "-batch_size", 16, "-schedule", "plateau",
-                 "-patience", 0, "-resume", "-out_dir")
+                 "-patience", 0, "-model_args", "dropout=0.3", "-resume", "-out_dir")
     def run(folder):
         return subprocess.run([sys.executable, SCRIPT, *map(str, arguments), folder], env=ENVIRONMENT, capture_output=True, text=True)
     straight = run(tmp_path / "straight")
@@ -261,6 +261,8 @@ def assert_refused(result, *words):
     (("-arch", "smal_cnn"), ("smal_cnn", "did you mean 'small_cnn'")),
     (("-arch", "wrn"), ("wrn", "adaptive")),
     (("-depth", 5), ("depth",)),
+    (("-model_args", "dropout"), ("KEY=VALUE", "'dropout'")),
+    (("-model_args", "dropout=0.1"), ("dropout", "small_cnn")),
     (("-width", 0), ("width",)),
     (("-augment", "crop_flp"), ("crop_flp",)),
     (("-device", "cuda:77"), ("cuda:77",)),
