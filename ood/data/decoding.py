@@ -1,6 +1,6 @@
-"""Image files -> uint8 arrays: decoded once, kept beside the data as `.decoded/*.npy`, memory-mapped from then on.
+"""Image files -> uint8 arrays: decoded once, kept as `<data root>/.decoded/*.npy`, memory-mapped from then on.
 
-A cache file is named after a digest of the files (path, size, modification time) and of the way they were decoded, and appears under
+Nothing is written into the folders of images: a folder more would be a class more to torchvision's ImageFolder. A cache file is named after a digest of the files (path, size, modification time) and of the way they were decoded, and appears under
 its name only when it is complete: an interrupted or failed run leaves nothing that could be taken for whole.
 """
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ood.config import InputError
 
 VERSION = 1          # raise it when decoding changes
 CACHE = ".decoded"
+SAMPLED = 16         # files of a set whose content is part of the digest,
+SAMPLE_BYTES = 2**20  # up to this length
 CHUNK = 256          # files that one thread decodes at a time
 STALE = 24 * 3600    # seconds after which an unfinished file of a killed run is removed
 
@@ -136,14 +138,21 @@ def fill_from_array(images: np.ndarray, recipe: Recipe, label: str) -> Callable[
 
 
 def digest_files(folder: Path, files: Sequence[str]) -> str:
-    """Hex digest over path (relative), size and modification time of each file."""
+    """Hex digest over path (relative), size and modification time of each file, and the content of a few.
+
+    The content tells sets apart whose files have one size and one (reset) time, as some archives unpack.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for file in files:
+    sampled = set(range(0, len(files), max(1, len(files) // SAMPLED)))
+    for number, file in enumerate(files):
         try:
             status = os.stat(os.path.join(folder, file))
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            if number in sampled:
+                with open(os.path.join(folder, file), "rb") as content:
+                    digest.update(content.read(SAMPLE_BYTES))
         except OSError as error:
             raise InputError(f"cannot read '{folder / file}' ({error.strerror}); replace it or remove it") from None
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -152,21 +161,21 @@ def digest_of(*parts) -> str:
     return hashlib.blake2b(repr((VERSION, PIL.__version__, *parts)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def decoded(folder: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]) -> np.ndarray:
+def decoded(data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]) -> np.ndarray:
     """The read-only uint8 memory map for `digest`, computed when it is not there yet.
 
     Args:
-        folder: of the data set; the cache lies in its `.decoded`, or in a private temporary folder if that cannot be written.
-        slot: what the array is for; a new array of a slot replaces the old one (whose files have changed).
+        data_dir: the data root; the array lies in its `.decoded`, or in a private temporary folder if that cannot be written.
+        slot: what the array is for (folder, split, recipe); a new array of a slot replaces the old one, whose files have changed.
         plan: called only when the array is not there: its shape, and a function that fills an empty array of that shape.
     """
-    name = f"{hashlib.blake2b(slot.encode(), digest_size=4).hexdigest()}-{digest}.npy"
-    for place in _places(folder):
+    name = f"{hashlib.blake2b(slot.encode(errors='surrogateescape'), digest_size=8).hexdigest()}-{digest}.npy"
+    for place in _places(data_dir):
         array = _opened(place / name)
         if array is not None:
             return array
     shape, fill = plan()
-    for place in _places(folder):
+    for place in _places(data_dir):
         temporary = _reserve(place, shape)
         if temporary is None:
             continue
@@ -185,8 +194,9 @@ def decoded(folder: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple
     return array
 
 
-def _places(folder: Path) -> Iterator[Path]:
-    yield folder / CACHE
+def _places(data_dir: Path) -> Iterator[Path]:
+    if data_dir.is_dir():
+        yield data_dir / CACHE
     yield _private_temp()
 
 
@@ -219,7 +229,7 @@ def _remove_old(place: Path, name: str) -> None:
     """Drop arrays of the same slot, and unfinished files that a killed run left long ago."""
     for path in place.iterdir():
         try:
-            if (path.name.startswith(name[:9]) and path.name != name
+            if (path.name.startswith(name[:17]) and path.name != name
                     or path.suffix == ".tmp" and time.time() - path.stat().st_mtime > STALE):
                 path.unlink(missing_ok=True)
         except OSError:

@@ -62,7 +62,7 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
         if recipe.size is None and not isinstance(recipe.resize, tuple):
             _check_one_size(folder, paths)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
-    images = decoded(folder, f"{split} {recipe} {request.first} {request.limit}", source,
+    images = decoded(request.data_dir, f"{folder.resolve()} {recipe} {request.first} {request.limit}", source,
                      lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)))
     return ArrayImages(images, **details)
 
@@ -76,7 +76,7 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
     row, recipe = request.row, request.recipe
     produce = functools.cache(produce)
     source = digest_of(digest_files(folder, files), recipe, row.name, request.split)
-    slot = f"{row.name} {request.split} {recipe}"
+    slot = f"{folder.resolve()} {row.name} {request.split} {recipe}"
 
     def plan_images():
         images = produce()[0]
@@ -87,8 +87,8 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
         labels = produce()[1]
         return labels.shape, lambda array: np.copyto(array, labels, casting="unsafe")
 
-    labels = decoded(folder, f"{slot} labels", f"{source}-labels", plan_labels) if labelled else None
-    images = decoded(folder, slot, source, plan_images)
+    labels = decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels) if labelled else None
+    images = decoded(request.data_dir, slot, source, plan_images)
     return arrays_as_set(request, images, labels, source)
 
 
