@@ -209,7 +209,8 @@ def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: 
         for hook in hooks:
             hook.remove()
     if not called:
-        raise ModelError(f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = W h + b")
+        raise ModelError(f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = "
+                         "W h + b")
     return called[-1]
 
 

@@ -27,7 +27,8 @@ class AutoEncoder(nn.Module):
         return self.decoder(self.fc(self.encoder.features(images)))
 
 
-def build_autoencoder(kind: str, latent_dim: int | None = None, in_channels: int | None = None, image_size: int | None = None) -> AutoEncoder:
+def build_autoencoder(kind: str, latent_dim: int | None = None, in_channels: int | None = None,
+                      image_size: int | None = None) -> AutoEncoder:
     """An auto-encoder with fresh weights; `build_autoencoder(**net.arch)` builds it again.
 
     Args:

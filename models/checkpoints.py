@@ -206,9 +206,10 @@ def _inert_globals():
         return contextlib.nullcontext()
     callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor",
                  "progress.ProgressBar", "base.Callback")
-    return torch.serialization.safe_globals([(_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
-                  (_Namespace, "argparse.Namespace"), (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-                  *((type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}") for name in callbacks)])
+    return torch.serialization.safe_globals([
+        (_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
+        (_Namespace, "argparse.Namespace"), (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+        *((type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}") for name in callbacks)])
 
 
 def _state(path: Path, state) -> dict[str, Tensor]:
@@ -271,7 +272,9 @@ def _replace(key: str, old: str, new: str) -> str:
 
 def _title(network: nn.Module) -> str:
     arch = getattr(network, "arch", None)
-    return f"{arch['arch']} with {arch['num_classes']} classes" if isinstance(arch, dict) and "num_classes" in arch else type(network).__name__
+    if isinstance(arch, dict) and "arch" in arch:
+        return f"{arch['arch']} with {arch['num_classes']} classes"
+    return type(network).__name__
 
 
 def _some(content: dict) -> str:
