@@ -541,6 +541,14 @@ def test_channels(tmp_path):
         load(f"{tmp_path}/mixed", "test", tmp_path)                       # colour among grey is not thrown away silently
 
 
+def test_16_bits_are_scaled_not_clipped(tmp_path):
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(values).save(tmp_path / "deep" / "0.png")
+    images = load(f"{tmp_path}/deep", "test", tmp_path)
+    assert np.array_equal(images.images[0, 0], (values >> 8).astype(np.uint8))
+
+
 # --- errors: one line that names the thing and says what to do
 
 @pytest.mark.parametrize("call, words", [

@@ -94,7 +94,8 @@ class Benchmark:
 
     def _kept(self, images: ImageSet) -> ImageSet:
         if len(images) <= self.skip_first:
-            raise InputError(f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; use the protocol full")
+            raise InputError(f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; "
+                             "use the protocol full")
         return images.subset(slice(self.skip_first, None))
 
 
@@ -120,7 +121,8 @@ def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchma
 def _read(name: str) -> tuple[str, dict]:
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
-        raise InputError(f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, or a path that ends in .json")
+        raise InputError(f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, "
+                         "or a path that ends in .json")
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -78,6 +78,8 @@ class Recipe:
     def convert(self, image: Image.Image) -> Image.Image:
         if image.mode in ("I", "F"):
             raise ValueError(f"32-bit images (mode {image.mode}) are not supported")
+        if image.mode.startswith("I;16"):                    # Pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         mode = {1: "L", 3: "RGB"}[self.channels or (1 if is_grey(image) else 3)]
         return image if image.mode == mode else image.convert(mode)
 

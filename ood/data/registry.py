@@ -95,7 +95,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-def _odin(name: str, key: str, file: str, md5: str, count: int, summary: str, aliases: tuple[str, ...], size: int | None = None) -> DatasetInfo:
+def _odin(name: str, key: str, file: str, md5: str, count: int, summary: str, aliases: tuple[str, ...],
+          size: int | None = None) -> DatasetInfo:
     url = f"https://www.dropbox.com/s/{key}/{file}"
     return DatasetInfo(
         name, "ood", "folder", (f"ood_datasets/{name}", name), mean=CIFAR[0], std=CIFAR[1], count={"test": count}, source=ODIN,

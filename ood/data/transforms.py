@@ -68,8 +68,8 @@ class Augment:
             10 degrees, scale 0.95..1).
         size: output side of the resized crops, default: the input's. padding: default 4. scale: default 0.08..1, or 0.95..1 with rotation.
 
-    Call with images (B, C, H, W), uint8 or float, and a generator (CPU or the images' device; default: torch's own). Numbers are drawn on the generator's
-    device, so that a CPU generator gives the same augmentation on every device.
+    Call with images (B, C, H, W), uint8 or float, and a generator (on the CPU or on the images' device; default: torch's own). Numbers
+    are drawn on the generator's device, so that a CPU generator gives the same augmentation on every device.
     """
 
     def __init__(self, kind: str = "crop_flip", *, size: int | None = None, padding: int = 4,
