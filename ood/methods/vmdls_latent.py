@@ -9,12 +9,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood.config import InputError
 from ood.train import RESIDENT_BYTES, Schedule, mix
 
 UNFREEZE_AFTER = 21      # 0-based index of the last epoch in which finetuning trains the heads alone
+FIRST_STAGE = {          # class of an encoder -> its first stage; of other encoders all stages are run
+    "MnistConv": lambda e, x: e.encoder[:3](x), "VGG": lambda e, x: e.encoder[:5](x), "DenseNet": lambda e, x: e.trans1(e.block1(e.conv1(x))),
+    "WRN": lambda e, x: e.block1(e.conv1(x)), "SmallCNN": lambda e, x: e.stage1(x),
+    "ResNet": lambda e, x: e.layer1(F.max_pool2d(F.relu(e.bn1(e.conv1(x))), 2 if e.stem_pool else 1)),
+}
 
 
 class LatentNetwork(nn.Module):
@@ -45,8 +51,9 @@ class LatentNetwork(nn.Module):
             return torch.cat([*taps, self.fc_mu(taps[-1])], 1)
 
     def first_tap(self, images: Tensor) -> Tensor:
-        """(N, C_1): the first of the taps, in which reconstructions are compared."""
-        return self.encoder.taps(images)[0].float()
+        """(N, C_1): the first of the taps, in which reconstructions are compared; only the layers before it are run."""
+        first = FIRST_STAGE.get(type(self.encoder).__name__)
+        return (first(self.encoder, images).mean((2, 3)) if first else self.encoder.taps(images)[0]).float()
 
 
 class ClassStatistics:

@@ -59,8 +59,9 @@ class Settings:
     jitter: float | None = None              # added to every covariance's diagonal; default: the smallest multiple of 1e-6 that works + 2e-6
     ae_features: bool = True                 # weight scores with the reconstruction error
     autoencoder: str | None = None           # its weight file or run folder; default: the newest run for id_dataset
+    autoencoder_arch: str | None = None      # mnist_conv, resnet18 or resnet50; default: by the images
     ae_input: Literal["own", "released"] = "own"     # released: normalised as the encoder's input, whatever the auto-encoder was trained on
-    shift: Literal["train", "released"] = "train"    # m of (LL - m): from the training images; released: from the test images of both sets
+    shift: Literal["peak", "released"] = "peak"      # m of (LL - m): a bound on LL; released: 1 + the largest LL of both test sets (a pair only)
     test_dropout: Literal["off", "released"] = "off" # released: the WideResNet's dropout stays on, scores are random
 
     def __post_init__(self):

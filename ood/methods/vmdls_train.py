@@ -21,7 +21,7 @@ from ood.methods.vmdls_settings import AUGMENTATION, Settings
 from ood.report import replacing
 
 FREE = ("epochs", "tensorboard", "batch_size", "accumulate", "test_batch_classes", "test_sample_count", "statistics", "jitter", "ae_features",
-        "autoencoder", "ae_input", "shift", "test_dropout")     # what may differ when a run is continued
+        "autoencoder", "autoencoder_arch", "ae_input", "shift", "test_dropout")     # what may differ when a run is continued
 
 
 def train_latent(settings: Settings, context) -> runs.Run:
