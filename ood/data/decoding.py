@@ -145,13 +145,14 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     The content tells sets apart whose files have one size and one (reset) time, as some archives unpack.
     """
     digest = hashlib.blake2b(digest_size=16)
+    root = f"{folder}{os.sep}"                   # os.path.join would cost as much as the look-up itself
     sampled = set(range(0, len(files), max(1, len(files) // SAMPLED)))
     for number, file in enumerate(files):
         try:
-            status = os.stat(os.path.join(folder, file))
+            status = os.stat(root + file)
             digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
             if number in sampled:
-                with open(os.path.join(folder, file), "rb") as content:
+                with open(root + file, "rb") as content:
                     digest.update(content.read(SAMPLE_BYTES))
         except OSError as error:
             raise InputError(f"cannot read '{folder / file}' ({error.strerror}); replace it or remove it") from None

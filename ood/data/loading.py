@@ -7,7 +7,7 @@ from ood.config import InputError, nearest
 from ood.data import embedded, layouts, noise
 from ood.data.decoding import Recipe
 from ood.data.images import ImageSet
-from ood.data.registry import DatasetInfo, info, is_folder_path
+from ood.data.registry import info
 from ood.data.sources import Request
 
 SPLITS = ("train", "test")
@@ -44,7 +44,7 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
     for cap in (limit, first):
         if cap is not None and cap < 1:
             raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
-    row = DatasetInfo(str(name), "id", "path") if is_folder_path(str(name)) else info(name)
+    row = info(str(name))
     if split not in row.splits:
         raise InputError(f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}")
     if base is not None and "base" not in row.options:

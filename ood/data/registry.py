@@ -66,7 +66,10 @@ def names(role: str | None = None) -> list[str]:
 
 
 def info(name: str) -> DatasetInfo:
-    """The row of a name or alias; case matters only where two names differ by nothing else. Raises InputError with the nearest name."""
+    """The row of a name or alias; case matters only where two names differ by nothing else. A folder of images gets a row of its own,
+    with what its files do not tell left at the defaults. Raises InputError with the nearest name."""
+    if is_folder_path(name):
+        return DatasetInfo(name, "id", "path")
     matches = _matches(name)
     if len(matches) == 1:
         return TABLE[matches.pop()]

@@ -52,7 +52,9 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
     """Listed files as a set: decoded once where they are small, else streamed."""
     row, recipe = request.row, request.recipe
     listing = _checked(listing, row)
-    listing = listing.rows(np.arange(len(listing.paths))[:request.first][spread(len(listing.paths[:request.first]), request.limit)])
+    rows = range(len(listing.paths))[:request.first]
+    chosen = spread(len(rows), request.limit)
+    listing = listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
     folder, paths = listing.folder, listing.paths
     shape = probe(folder, paths, recipe)
     source = digest_of(digest_files(folder, paths), recipe)
