@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import models
-from ood import benchmark, cli, plots, report, runs
+from ood import benchmark, cli, methods, plots, report, runs
 from ood.config import InputError, build, merge, nearest, read_json, to_dict
 from ood.data import Preprocess, info, load, load_benchmark
-from ood.experiment import Experiment, make_detectors
+from ood.experiment import Experiment, make_detectors, split
 from ood.outputs import Cache
 
 parser = cli.Parser("Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
@@ -29,6 +29,7 @@ parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp e
 parser.flag("-datasets", nargs="+", metavar="NAME", help="only these OOD sets of the benchmark; default: all")
 parser.flag("-benchmark", help="benchmark: a name in configs/benchmarks or a JSON file; default: the config's")
 parser.flag("-protocol", choices=("paper", "full"), help="'paper' keeps the paper's limits on images per OOD set, 'full' ignores them; default: the config's, else paper")
+parser.flag("-fw_layers", type=int, choices=(1, 2, 3, 4), help="heatmap: encoder levels that the decoder sees; default: the config's, else 1")
 parser.flag("-feature_mean", help=".npy file with the mean training feature for dice; default: computed from the training set")
 parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
 parser.flag("-batch_size", type=int, help="images per forward pass; default: the config's, else 256")
@@ -47,50 +48,80 @@ def main() -> None:
     flags = parser.parse_args()
 
     # What to do: the config, overridden by flags. Everything that can be wrong is looked at before the first forward pass.
-    overrides = {name: getattr(flags, name) for name in ("checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol",
-                                                         "batch_size", "precision", "limit", "seed")}
-    experiment = build(Experiment, merge(read_json(flags.config), overrides), flags.config)
-    if flags.feature_mean:
-        experiment = with_feature_mean(experiment, flags.feature_mean)
-    for name in ("batch_size", "limit"):
-        if getattr(experiment, name) is not None and getattr(experiment, name) < 1:
-            raise InputError(f"-{name} is {getattr(experiment, name)}; it must be at least 1")
+    experiment, method, settings = read_config(flags)
     detectors = make_detectors(experiment)
     device = cli.choose_device(flags.device)
     cli.set_seed(experiment.seed)
-    suite = load_benchmark(experiment.benchmark or "demo")
+    suite = load_benchmark(experiment.benchmark, experiment.protocol)
     if suite.id_dataset != experiment.id_dataset:
         raise InputError(f"benchmark '{suite.name}' is for {suite.id_dataset}, the config's id_dataset is {experiment.id_dataset}")
-    entries = choose_entries(suite, experiment.datasets)
-    cli.log(f"device {cli.describe_device(device)} | {experiment.id_dataset} | {experiment.arch} | {suite.name} | {', '.join(detectors)}")
+    chosen = suite.select(experiment.datasets)
+    cli.log(f"device {cli.describe_device(device)} | {experiment.id_dataset} | {experiment.arch} | {suite.name} | {', '.join([*detectors, *filter(None, [method and method.name])])}")
+    cache = None if flags.no_cache else Cache(flags.cache_dir or Path(flags.checkpoints_dir) / ".outputs")
 
-    # The classifier.
+    # The network, or the trained method with its classifier.
     facts = info(experiment.id_dataset)
     num_classes = experiment.num_classes or facts.num_classes
-    channels = suite.channels or facts.channels
-    weights = find_weights(experiment, flags.checkpoints_dir)
-    network, stored = load_network(experiment, num_classes, channels, suite.size or facts.size, weights)
-    preprocess = Preprocess(experiment.mean or stored.get("mean") or facts.mean, experiment.std or stored.get("std") or facts.std)
+    if num_classes is None:
+        raise InputError(f"{flags.config}: num_classes is needed for the image folder '{experiment.id_dataset}'")
+    if method:
+        context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, download=flags.download, limit=experiment.limit, cache=cache,
+                                  progress=cli.progress, log=cli.log)
+        weights = asked_for(experiment, flags.checkpoints_dir)
+        trained = method.load(settings, context, weights)
+        network, preprocess = trained.classifier, trained.preprocess
+        if network is None and detectors:
+            raise InputError(f"method '{method.name}' has no classifier for detectors ({', '.join(detectors)}); leave -detectors out")
+    else:
+        trained, weights = None, asked_for(experiment, flags.checkpoints_dir) or newest(experiment, flags.checkpoints_dir)
+        network, stored = load_network(experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
+        preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
 
     # The images: every set is found, counted and, when small, decoded before the network runs.
-    common = dict(data_dir=flags.data_dir, channels=channels, limit=experiment.limit, seed=experiment.seed, download=flags.download)
-    fitting = any(d.requires_fit for d in detectors.values())
-    train = load(experiment.id_dataset, "train", size=suite.size, resize=suite.resize, **common) if fitting else None
-    test = load(experiment.id_dataset, "test", size=suite.size, resize=suite.resize, **common)
+    common = dict(data_dir=flags.data_dir, limit=experiment.limit, seed=experiment.seed, download=flags.download)
+    test = suite.load_id("test", **common)
     check_classes(test, num_classes)
-    ood = [benchmark.TestSet(e.dataset, suite.load_entry(e, len(test), protocol=experiment.protocol, **common), e.group or "", e.label) for e in entries]
+    ood = [benchmark.TestSet(e.dataset, suite.load_ood(e, len(test), **common), e.group or "", e.label) for e in chosen.entries]
+    train = suite.load_id("train", **common) if any(d.requires_fit for d in detectors.values()) else None
 
     # One pass per set, then arrays only.
-    cache = None if flags.no_cache else Cache(flags.cache_dir or Path(flags.checkpoints_dir) / ".outputs")
-    result = benchmark.evaluate(network, train, test, ood, detectors, preprocess, device=device, batch_size=experiment.batch_size,
-                                precision=experiment.precision, cache=cache, progress=cli.progress, log=cli.log)
+    result = benchmark.evaluate(network, train, test, ood, detectors, preprocess, methods={trained.name: trained} if trained else {}, device=device,
+                                batch_size=experiment.batch_size, precision=experiment.precision, cache=cache, progress=cli.progress, log=cli.log)
 
     # The report.
     out_dir = Path(flags.out_dir or Path("results") / Path(flags.config).stem)
-    provenance = report.provenance(command=" ".join(["python3", *sys.argv]), config=to_dict(dataclasses.replace(experiment, checkpoint=str(weights))),
-                                   seed=experiment.seed, device=cli.describe_device(device), digests=result.digests, seconds=result.seconds)
-    report.write_results(out_dir, result, provenance, test=test, ood=ood, paper=experiment.paper, source=experiment.source)
+    labels = {e.name: e.label for e in ood if e.label}
+    figures = plots.score_histograms(plots.by_detector(result.scores), test.name, out_dir / "figures" / "scores.png", labels)
+    figures += plots.roc_curves(plots.by_detector(result.scores), test.name, out_dir / "figures" / "roc.png", labels=labels)
+    if hasattr(trained, "figures"):
+        figures += trained.figures(out_dir, [test, *(e.images for e in ood)])
+    report.write_scores(out_dir, result.scores)
+    made = report.Report(
+        result.rows, report.provenance(["python3", *sys.argv], to_dict(experiment), experiment.seed, cli.describe_device(device), result.digests, result.seconds),
+        paper=experiment.paper, source=experiment.source, title=f"OOD detection on {experiment.id_dataset}", accuracy=next(iter(result.accuracies.values()), None),
+        setting={"config": flags.config, "network": experiment.arch, "weights": weights or "of the method's newest run", "benchmark": f"{suite.name} ({experiment.protocol} protocol)"},
+        labels=labels, datasets=tuple(e.dataset for e in suite.entries), figures=tuple(figures), notes=notes(suite, result))
+    made.write(out_dir)
+    cli.log(made.console())
     cli.log(f"report: {out_dir / 'report.md'}")
+
+
+def read_config(flags):
+    """(Experiment, method class or None, its Settings or None) from the config file and the flags."""
+    values = read_json(flags.config)
+    if "method" not in values and "ood_dataset" in values:      # the heatmap authors' own files
+        values["method"] = "heatmap"
+    method = methods.get(values["method"]) if "method" in values else None
+    for_evaluation, for_method = split(values, method, flags.config)
+    overrides = {name: getattr(flags, name) for name in ("checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol",
+                                                         "batch_size", "precision", "limit", "seed")}
+    experiment = build(Experiment, merge(for_evaluation, overrides), flags.config)
+    for name in ("batch_size", "limit"):
+        if getattr(experiment, name) is not None and getattr(experiment, name) < 1:
+            raise InputError(f"-{name} is {getattr(experiment, name)}; it must be at least 1")
+    if flags.feature_mean:
+        experiment = with_feature_mean(experiment, flags.feature_mean)
+    return experiment, method, build(method.Settings, merge(for_method, {"fw_layers": flags.fw_layers}), flags.config) if method else None
 
 
 def with_feature_mean(experiment: Experiment, file: str) -> Experiment:
@@ -101,33 +132,30 @@ def with_feature_mean(experiment: Experiment, file: str) -> Experiment:
     return dataclasses.replace(experiment, detector_args=arguments)
 
 
-def choose_entries(suite, names) -> list:
-    """The benchmark's entries, or those named. Raises InputError for a name that is not among them."""
-    known = [e.dataset for e in suite.entries]
-    for name in names or ():
-        if name not in known:
-            raise InputError(f"-datasets: '{name}' is not in benchmark '{suite.name}'{nearest(name, known)}; it has {', '.join(known)}")
-    return [e for e in suite.entries if not names or e.dataset in names]
-
-
-def find_weights(experiment: Experiment, checkpoints_dir: str) -> Path | None:
-    """The weight file asked for, or best.pt of the newest run with exactly this data set and architecture; None for torchvision's own."""
+def asked_for(experiment: Experiment, checkpoints_dir: str) -> Path | None:
+    """The weight file or run folder that -checkpoint or -checkpoint_name names; None when neither was given."""
+    if experiment.checkpoint and experiment.checkpoint_name:
+        raise InputError(f"give -checkpoint (a file) or -checkpoint_name (a run folder), not both: '{experiment.checkpoint}' and '{experiment.checkpoint_name}'")
     if experiment.checkpoint:
         return Path(experiment.checkpoint)
-    if experiment.checkpoint_name:
-        folder = Path(checkpoints_dir) / experiment.checkpoint_name
-        if not (folder / "best.pt").is_file():
-            runs_there = [p.parent.name for p in Path(checkpoints_dir).glob("*/best.pt")]
-            raise InputError(f"no best.pt in '{folder}'{nearest(experiment.checkpoint_name, runs_there)}; -checkpoint_name takes the name of a folder in '{checkpoints_dir}'")
-        return folder / "best.pt"
+    if not experiment.checkpoint_name:
+        return None
+    folder = Path(checkpoints_dir) / experiment.checkpoint_name
+    if not folder.is_dir():
+        there = sorted(p.name for p in Path(checkpoints_dir).glob("*") if p.is_dir() and not p.name.startswith("."))
+        raise InputError(f"no run folder '{folder}'{nearest(experiment.checkpoint_name, there)}; -checkpoint_name takes the name of a folder in '{checkpoints_dir}'")
+    return folder
+
+
+def newest(experiment: Experiment, checkpoints_dir: str) -> Path | None:
+    """The newest run with exactly this data set and architecture; None where torchvision's own weights are asked for."""
     if experiment.model_args.get("weights"):
         return None
-    shape = {name: getattr(experiment, name) for name in ("depth", "width")}
-    command = f"python3 classifier_pretraining.py -dataset {experiment.id_dataset} -arch {experiment.arch}"
-    command += "".join(f" -{name} {value}" for name, value in shape.items() if value is not None)
     match = {"kind": "classifier", "id_dataset": experiment.id_dataset, "arch": experiment.arch}
-    match |= {name: value for name, value in shape.items() if value is not None}
-    return runs.find_newest(checkpoints_dir, match, command=command).best
+    match |= {name: getattr(experiment, name) for name in ("depth", "width") if getattr(experiment, name) is not None}
+    command = "python3 classifier_pretraining.py -dataset " + " ".join(
+        [experiment.id_dataset] + [f"-{name} {value}" for name, value in match.items() if name not in ("kind", "id_dataset")])
+    return runs.find_newest(checkpoints_dir, match, command=command).folder
 
 
 def load_network(experiment: Experiment, num_classes: int, channels: int, size: int, weights: Path | None):
@@ -136,6 +164,7 @@ def load_network(experiment: Experiment, num_classes: int, channels: int, size: 
     network = models.build(experiment.arch, num_classes, in_channels=channels, image_size=size, **options, **experiment.model_args)
     if weights is None:
         return network, {}
+    weights = weights / "best.pt" if weights.is_dir() else weights
     meta = models.checkpoints.load_into(network, weights)
     cli.log(f"weights: {weights}")
     return network, meta.get("preprocess") or {}
@@ -144,6 +173,12 @@ def load_network(experiment: Experiment, num_classes: int, channels: int, size: 
 def check_classes(images, num_classes: int) -> None:
     if images.num_classes is not None and images.num_classes != num_classes:
         raise InputError(f"{images.name} has {images.num_classes} classes, the config says num_classes {num_classes}; they must agree")
+
+
+def notes(suite, result) -> tuple[str, ...]:
+    """Sentences below the tables: what the benchmark says of itself, and every accuracy."""
+    accuracies = ", ".join(f"{name} {100 * value:.2f} %" for name, value in result.accuracies.items())
+    return tuple(filter(None, (suite.notes, f"Accuracy on the ID test set: {accuracies}." if len(result.accuracies) > 1 else "")))
 
 
 if __name__ == "__main__":

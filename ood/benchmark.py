@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,58 +29,75 @@ class TestSet:
 class Result:
     rows: list[dict]                                 # one per detector and OOD set, the columns of metrics.csv
     scores: dict[str, dict[str, np.ndarray]]         # {data set: {detector: (N,)}}, the ID set first
-    accuracy: float | None                           # of the classifier on the ID test set; None without labels
+    accuracies: dict[str, float]                     # on the ID test set: of the classifier, of each method that classifies
     digests: dict[str, str]                          # of the network and of each data set
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def evaluate(network: nn.Module, train, test, ood: list[TestSet], detectors: dict[str, Detector], preprocess, *,
-             device: torch.device | str = "cpu", batch_size: int = 256, precision: str = "fp32", cache: Cache | None = None,
-             progress: Callable[..., Iterable] | None = None, log: Callable[[str], None] = lambda line: None) -> Result:
+def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detectors: dict[str, Detector], preprocess, *,
+             methods: dict | None = None, device: torch.device | str = "cpu", batch_size: int = 256, precision: str = "fp32",
+             cache: Cache | None = None, progress: Callable[..., Iterable] | None = None,
+             log: Callable[[str], None] = lambda line: None) -> Result:
     """Fit the detectors on the ID training images and score the ID test images against every OOD set.
 
     Args:
+        network: the classifier; None when there are only methods.
         train: ImageSet of ID training images; None when no detector has to be fitted.
         test: ImageSet of ID test images.
         detectors: {label: detector}; the label becomes the `detector` column.
+        methods: {label: trained method}, anything with score(images) -> (N,): scored beside the detectors, in passes of their own.
         cache: of forward passes; a second run with other detectors forwards nothing.
     """
-    started, seconds = time.perf_counter(), {}
-    digest = network_digest(network)
+    started, seconds, methods = time.perf_counter(), {}, methods or {}
+    digests = {"network": network_digest(network)} if detectors else {}
     image_detectors = [d for d in detectors.values() if isinstance(d, ImageDetector)]
     taps = any("taps" in d.needs for d in detectors.values())
 
-    def outputs_of(images, name: str, perturbing) -> Outputs:
+    @contextmanager
+    def timed(stage: str):
         begun = time.perf_counter()
-        outputs = extract(network, images, preprocess, device=device, batch_size=batch_size, precision=precision, taps=taps, digest=digest,
-                          image_detectors=perturbing, cache=cache, progress=progress and (lambda batches, **k: progress(batches, name, unit="images", **k)))
-        seconds[f"pass over {name}"] = time.perf_counter() - begun
-        log(f"{name}: {len(images)} images in {seconds[f'pass over {name}']:.1f} s ({len(images) / max(seconds[f'pass over {name}'], 1e-9):.0f} images/s)")
+        yield
+        seconds[stage] = time.perf_counter() - begun
+
+    def outputs_of(images, name: str, perturbing=()) -> Outputs:
+        with timed(f"pass over {name}"):
+            outputs = extract(network, images, preprocess, device=device, batch_size=batch_size, precision=precision, taps=taps,
+                              digest=digests["network"], image_detectors=perturbing, cache=cache,
+                              progress=progress and (lambda batches, **k: progress(batches, name, unit="images", **k)))
+        took = seconds[f"pass over {name}"]
+        log(f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)")
         return outputs
 
-    to_fit = [d for d in detectors.values() if d.requires_fit]
-    fitting = outputs_of(train, f"{train.name} train", ()) if to_fit else _no_images(network)
-    begun = time.perf_counter()
-    for detector in detectors.values():
-        detector.fit(fitting)
-    seconds["fit"] = time.perf_counter() - begun
+    def scores_of(images, outputs: Outputs | None) -> dict[str, np.ndarray]:
+        found = {label: chunked_score(detector, outputs).numpy() for label, detector in detectors.items()}
+        for label, method in methods.items():
+            with timed(f"{label} on {images.name}"):
+                found[label] = method.score(images).double().cpu().numpy()
+        return found
 
-    known = outputs_of(test, test.name, image_detectors)
-    scores = {test.name: _scores(detectors, known)}
+    to_fit = any(d.requires_fit for d in detectors.values())
+    if detectors:
+        fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else _no_images(network)
+        with timed("fit"):
+            for detector in detectors.values():
+                detector.fit(fitting)
+    known = outputs_of(test, test.name, image_detectors) if detectors else None
+    scores = {test.name: scores_of(test, known)}
     prepared = {label: metrics.prepare(values, f"{label} on {test.name}") for label, values in scores[test.name].items()}
     rows = []
     for entry in ood:
-        novel = outputs_of(entry.images, entry.name, image_detectors)
-        scores[entry.name] = _scores(detectors, novel)
-        for label, values in scores[entry.name].items():
-            rows.append({"detector": label, "dataset": entry.name, "group": entry.group, "n_id": len(test), "n_ood": len(entry.images),
-                         **metrics.evaluate(prepared[label], values)._asdict()})
-    rows.sort(key=lambda row: list(detectors).index(row["detector"]))
+        scores[entry.name] = scores_of(entry.images, outputs_of(entry.images, entry.name, image_detectors) if detectors else None)
+        rows += [{"detector": label, "dataset": entry.name, "group": entry.group, "n_id": len(test), "n_ood": len(entry.images),
+                  **metrics.evaluate(prepared[label], values)._asdict()} for label, values in scores[entry.name].items()]
+    rows.sort(key=lambda row: list(prepared).index(row["detector"]))
+
     seconds["total"] = time.perf_counter() - started
-    digests = {"network": digest, test.name: test.digest, **{e.name: e.images.digest for e in ood}}
+    digests |= {images.name: images.digest for images in (test, *(e.images for e in ood))}
     if to_fit:
         digests[f"{train.name} train"] = train.digest
-    return Result(rows, scores, accuracy(known), digests, seconds)
+    accuracies = {"classifier": accuracy(known)} if detectors else {}
+    accuracies |= {label: method.accuracy(test) for label, method in methods.items()}
+    return Result(rows, scores, {k: v for k, v in accuracies.items() if v is not None}, digests, seconds)
 
 
 def accuracy(outputs: Outputs) -> float | None:
@@ -88,10 +106,6 @@ def accuracy(outputs: Outputs) -> float | None:
     if not labelled.any():
         return None
     return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
-
-
-def _scores(detectors: dict[str, Detector], outputs: Outputs) -> dict[str, np.ndarray]:
-    return {label: chunked_score(detector, outputs).numpy() for label, detector in detectors.items()}
 
 
 def _no_images(network: nn.Module) -> Outputs:

@@ -22,7 +22,7 @@ class Experiment:
     depth: int | None = None
     width: int | None = None
     model_args: dict = field(default_factory=dict)   # further options of the architecture
-    benchmark: str | None = None                     # a name in configs/benchmarks, or a JSON file
+    benchmark: str = "demo"                          # a name in configs/benchmarks, or a JSON file
     protocol: Literal["paper", "full"] = "paper"     # 'full' ignores the paper's limits on images per OOD set
     detectors: tuple[str, ...] = DETECTORS           # short names, or name:key=value,...
     detector_args: dict = field(default_factory=dict)   # {name: {hyper-parameter: value}}
@@ -50,7 +50,7 @@ def make_detectors(experiment: Experiment) -> dict[str, Detector]:
         if text in made:
             raise InputError(f"detector '{text}' is named twice")
         made[text] = detectors.create(name, **{**experiment.detector_args.get(name, {}), **values})
-    if not made:
+    if not made and not experiment.method:
         raise InputError(f"no detector is named; detectors: {', '.join(detectors.names())}")
     return made
 

@@ -77,6 +77,26 @@ def run_script():
     return run
 
 
+@pytest.fixture
+def call_script(monkeypatch, capfd):
+    """Like run_script, but in this process (no second start of Python and torch): the real file, run as __main__."""
+    import runpy
+
+    def call(script: str, *arguments, cwd: Path = ROOT):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess([script, *arguments], code, out, err)
+    return call
+
+
 def _module(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
