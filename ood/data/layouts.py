@@ -116,9 +116,7 @@ def _annotated(folder: Path, annotations: Path, wnids: list[str]) -> Listing:
 
 def read_cifar(request: Request) -> ImageSet:
     """torchvision's pickles (md5 verified when they are first read), or an image folder <name>/{train,test}/<class>/."""
-    from torchvision import datasets
-    kind = getattr(datasets, request.row.torchvision)
-    pickled = [request.data_dir / folder / kind.base_folder for folder in request.row.folders]
+    pickled = [request.data_dir / folder / request.row.options["pickles"] for folder in request.row.folders]
     images = [request.data_dir / request.row.name / sub for sub in request.row.splits[request.split]]
     root = next((place for place in pickled if place.is_dir()), None)
     folder = next((place for place in images if place.is_dir()), None)
@@ -129,6 +127,8 @@ def read_cifar(request: Request) -> ImageSet:
         root = pickled[0]
     if not root.is_dir():
         raise request.missing(*pickled, *images)
+    from torchvision import datasets        # here, because its import takes longer than reading an image folder's cache
+    kind = getattr(datasets, request.row.torchvision)
     files = [file for file, _ in (kind.train_list if request.split == "train" else kind.test_list)]
 
     def produce():
