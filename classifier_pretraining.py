@@ -64,22 +64,22 @@ class Settings:
     size: int | None = None                      # side of the images, pixels; None: the data set's own
     mean: tuple[float, ...] | None = None        # one value or one per channel, of pixels in [0, 1]; None: the data set's
     std: tuple[float, ...] | None = None
-    augment: str = "crop_flip"
+    augment: Literal[KINDS] = "crop_flip"
     valid_split: float = 0.01                    # fraction of the training set
     valid_augment: bool = False                  # released behaviour: validation images are augmented too
     epochs: int = 100
     batch_size: int = 200
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal[train.OPTIMIZERS] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4                   # on all parameters, norms and biases included
-    schedule: Literal["plateau", "steps", "cosine", "onecycle", "constant"] = "plateau"
+    schedule: Literal[train.SCHEDULES] = "plateau"
     milestones: tuple[int, ...] = ()             # of schedule steps, in epochs done
     gamma: float = 0.1                           # factor of schedules steps and plateau
     patience: int = 10                           # of schedule plateau, in epochs
     clip_norm: float | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal[train.PRECISIONS] = "fp32"
     channels_last: Literal["auto", "on", "off"] = "auto"   # auto: on a GPU
     seed: int = 0
     deterministic: bool = False
@@ -101,23 +101,24 @@ parser.flag("-model_args", nargs="+", metavar="KEY=VALUE", help="further options
 parser.flag("-size", type=int, help="side of the images in pixels [default: the data set's]")
 parser.flag("-mean", type=float, nargs="+", metavar="M", help="normalisation, pixel units of [0, 1] [default: 0.5, or the data set's]")
 parser.flag("-std", type=float, nargs="+", metavar="S", help="normalisation [default: 0.5, or the data set's]")
-parser.flag("-augment", choices=KINDS, help="of training images [default: crop_flip; resized_crop_flip for tinyimagenet; rotate_resized_crop for digits]")
+parser.flag("-augment", choices=KINDS, help=f"of training images: {', '.join(KINDS)} [default: crop_flip; resized_crop_flip for tinyimagenet; "
+            f"{DIGITS} for digits]")
 parser.flag("-valid_split", type=float, help="fraction of the training set held out for validation [default: 0.01; mnist5k: 0.1]")
 parser.flag("-valid_augment", action="store_true", help="augment validation images too: released behaviour [default: off]")
 parser.flag("-epochs", type=int, help="[default: 100; tinyimagenet: 200; mnist5k: 12]")
 parser.flag("-batch_size", type=int, help="[default: 200; tinyimagenet: 128; mnist5k: 64]")
-parser.flag("-optimizer", choices=train.OPTIMIZERS, help="[default: sgd]")
+parser.flag("-optimizer", choices=train.OPTIMIZERS, help="sgd or adam [default: sgd]")
 parser.flag("-lr", type=float, help="learning rate; the highest one of onecycle [default: 0.1]")
 parser.flag("-momentum", type=float, help="of sgd [default: 0.9]")
 parser.flag("-nesterov", action="store_true", help="Nesterov's momentum [default: off]")
 parser.flag("-weight_decay", type=float, help="on all parameters [default: 0.0005]")
-parser.flag("-schedule", choices=train.SCHEDULES, help="[default: plateau on validation accuracy; mnist5k: onecycle]")
+parser.flag("-schedule", choices=train.SCHEDULES, help=f"{', '.join(train.SCHEDULES)} [default: plateau on validation accuracy; mnist5k: onecycle]")
 parser.flag("-milestones", type=int, nargs="+", metavar="EPOCH", help="of -schedule steps: epochs after which lr is multiplied by gamma")
 parser.flag("-gamma", type=float, help="factor of the schedules steps and plateau [default: 0.1]")
 parser.flag("-patience", type=int, help="of -schedule plateau, epochs [default: 10]")
 parser.flag("-clip_norm", type=float, help="largest norm of the gradient [default: no clipping]")
-parser.flag("-precision", choices=train.PRECISIONS, help="bf16: autocast, weights stay fp32 [default: fp32]")
-parser.flag("-channels_last", choices=("auto", "on", "off"), help="memory layout NHWC [default: auto, on a GPU]")
+parser.flag("-precision", choices=train.PRECISIONS, help="fp32, or bf16: autocast, weights stay fp32 [default: fp32]")
+parser.flag("-channels_last", choices=("auto", "on", "off"), help="memory layout NHWC: on, off, auto [default: auto, on a GPU]")
 parser.flag("-seed", type=int, help="of the split, the weights, order, augmentation and dropout [default: 0]")
 parser.flag("-deterministic", action="store_true", help="deterministic kernels on a GPU too, slower [default: off]")
 parser.flag("-limit", type=int, help="a seeded choice of so many images per split (a quick look) [default: all]")
@@ -135,12 +136,14 @@ def main() -> None:
     flags = vars(parser.parse_args())
     config, root, out_dir, resume = (flags.pop(name) for name in ("config", "checkpoints_dir", "out_dir", "resume"))
     flags["model_args"] = options(flags["model_args"])
-    given = merge(read_settings(config), flags)
+    given = with_known_names(merge(read_settings(config), flags))
     resumed = find_run(given, root, out_dir) if resume else None
     settings = continued(resumed, given) if resumed else resolve(given)
     device = cli.choose_device(settings.device)
     cli.set_seed(settings.seed, settings.deterministic)
     cli.log(f"device {cli.describe_device(device)} | {settings.id_dataset} | {settings.arch} | seed {settings.seed}")
+    if resume and not resumed:
+        cli.log(f"no run in {out_dir} yet: beginning one")
 
     # Data: pixels as uint8; the training images are split once, by the seed.
     images, test = load_images(settings, "train"), load_images(settings, "test")
@@ -245,12 +248,18 @@ def literal(text: str):
         return text
 
 
+def with_known_names(given: dict) -> dict:
+    """The data set under its registered name, the network's name checked. Raises InputError or ModelError before any data is read."""
+    dataset, arch = given.get("id_dataset"), given.get("arch")
+    if arch is not None and not arch.startswith("torchvision_"):
+        models.options(arch)
+    return given if dataset is None or is_folder_path(dataset) else {**given, "id_dataset": info(dataset).name}
+
+
 def resolve(given: dict) -> Settings:
     """Defaults, then the data set's recipe, then what is given; every value in its range. Raises InputError."""
     dataset = given.get("id_dataset", Settings.id_dataset)
-    name = dataset if is_folder_path(dataset) else info(dataset).name
-    recipe = FOLDER if is_folder_path(dataset) else RECIPES.get(name, {})
-    settings = build(Settings, {**recipe, **given, "id_dataset": name}, "settings")
+    settings = build(Settings, {**(FOLDER if is_folder_path(dataset) else RECIPES.get(dataset, {})), **given}, "settings")
     if settings.arch is None:
         raise InputError(f"-arch is needed for '{dataset}': one of {', '.join(models.names())}, torchvision_NAME")
     for key, least in dict(epochs=1, batch_size=1, limit=1, size=1, num_workers=1, patience=0, momentum=0, weight_decay=0, seed=0).items():
@@ -280,7 +289,6 @@ def find_run(given: dict, root: str, out_dir: str | None) -> runs.Run | None:
         except InputError:
             raise InputError(f"no run of these very settings in '{root}' to resume; name its folder with -out_dir, or leave -resume out") from None
     if not runs.holds_run(out_dir):
-        cli.log(f"no run in {out_dir} yet: beginning one")
         return None
     return runs.reopen(out_dir)
 
@@ -291,7 +299,7 @@ def continued(run: runs.Run, given: dict) -> Settings:
         raise InputError(f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a classifier's")
     known = {f.name for f in dataclasses.fields(Settings)}
     old = {key: value for key, value in run.config.items() if key in known}
-    settings = resolve({**runs.agree(old, given, FREE, run.folder)})
+    settings = resolve(runs.agree(old, given, FREE, run.folder))
     if settings.epochs != old["epochs"] and settings.schedule in FIXED_LENGTH:
         raise InputError(f"the run in '{run.folder}' follows schedule {settings.schedule} over {old['epochs']} epochs; "
                          f"-epochs {settings.epochs} would be another schedule: start a new run")

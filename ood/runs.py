@@ -102,6 +102,8 @@ def create(stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir
 def reopen(out_dir: str | Path) -> Run:
     """The run in a folder, to be continued. Raises InputError when its config.json is not readable."""
     run = Run(out_dir)
+    for name in FILES:
+        _temporary(run.folder / name).unlink(missing_ok=True)      # left by a run that was killed while it wrote
     if not run.config:
         raise InputError(f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir")
     return run
@@ -160,7 +162,7 @@ def _unused(path: Path) -> Path:
 @contextmanager
 def _replacing(path: Path):
     """A temporary file in the same folder that takes the place of `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -172,6 +174,10 @@ def _replacing(path: Path):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _read_config(folder: Path) -> dict | None:

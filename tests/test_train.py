@@ -446,6 +446,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert run.load("last.pt") == {"epoch": 1} and not list(tmp_path.glob(".*"))
 
 
+def test_reopen_clears_what_a_killed_write_left(tmp_path):
+    run = runs.create("x", {"a": 1}, out_dir=tmp_path)
+    (tmp_path / ".best.pt.tmp").write_bytes(b"half")
+    assert runs.reopen(tmp_path).config == run.config and not list(tmp_path.glob(".*"))
+
+
 def test_log_survives_a_half_line_and_rewinds(tmp_path):
     run = runs.create("x", {}, out_dir=tmp_path)
     run.log({"event": "start"})
