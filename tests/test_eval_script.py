@@ -166,3 +166,32 @@ def test_help_explains_every_flag(call_script):
 def test_no_run_yet_names_the_command(user, call_script):
     done = call_script("eval_ood.py", "-config", "config.json", "-checkpoints_dir", "none", cwd=user)
     assert done.returncode == 2 and "classifier_pretraining.py -dataset ./photos -arch small_cnn" in done.stderr
+
+
+def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
+    """configs/dice_imagenet.json and its benchmark with three classes and a random ResNet-18: folders, resize 256, crop 224, clipping."""
+    from conftest import ROOT
+    generator = np.random.default_rng(0)
+
+    def picture(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (260, 300, 3), dtype=np.uint8)).save(file)
+    for wnid in ("n01440764", "n01443537", "n01484850"):
+        picture(tmp_path / "datasets" / "ILSVRC-2012" / "train" / wnid / "a.JPEG")
+        picture(tmp_path / "datasets" / "ILSVRC-2012" / "val" / wnid / "b.JPEG")
+    for folder in ("dtd/images/banded", "SUN/images", "iNaturalist/images", "Places/images"):
+        picture(tmp_path / "datasets" / "ood_datasets" / folder / "c.jpg")
+        picture(tmp_path / "datasets" / "ood_datasets" / folder / "d.jpg")
+    config = json.loads((ROOT / "configs" / "dice_imagenet.json").read_text())
+    suite = json.loads((ROOT / "configs" / "benchmarks" / "dice_imagenet.json").read_text())
+    (tmp_path / "suite.json").write_text(json.dumps({**suite, "id_dataset": "datasets/ILSVRC-2012"}))
+    changed = {"id_dataset": "datasets/ILSVRC-2012", "benchmark": "suite.json", "arch": "torchvision_resnet18", "num_classes": 3, "model_args": {}}
+    (tmp_path / "imagenet.json").write_text(json.dumps({**config, **changed}))
+    network = models.build("torchvision_resnet18", 3)
+    models.checkpoints.save(tmp_path / "w.pth", network.state_dict())
+    done = call_script("eval_ood.py", "-config", "imagenet.json", "-checkpoint", "w.pth", "-out_dir", "out", "-device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "out" / "metrics.csv").read_text().splitlines()))
+    assert [r["dataset"] for r in rows[:4]] == ["dtd", "SUN", "iNaturalist", "Places"]
+    assert {r["detector"] for r in rows} == {"msp", "maxlogit", "energy", "react", "dice", "dice_react"}
+    assert "92.95" in (tmp_path / "out" / "report.md").read_text(), "the paper's average of ReAct stands beside ours"
