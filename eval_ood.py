@@ -152,7 +152,9 @@ def newest(experiment: Experiment, checkpoints_dir: str) -> Path | None:
     if experiment.model_args.get("weights"):
         return None
     match = {"kind": "classifier", "id_dataset": experiment.id_dataset, "arch": experiment.arch}
-    match |= {name: getattr(experiment, name) for name in ("depth", "width") if getattr(experiment, name) is not None}
+    defaults = {} if experiment.arch.startswith("torchvision_") else models.options(experiment.arch)
+    shape = {name: getattr(experiment, name) or defaults.get(name) for name in ("depth", "width")}
+    match |= {name: value for name, value in shape.items() if value is not None}
     command = "python3 classifier_pretraining.py -dataset " + " ".join(
         [experiment.id_dataset] + [f"-{name} {value}" for name, value in match.items() if name not in ("kind", "id_dataset")])
     return runs.find_newest(checkpoints_dir, match, command=command).folder
