@@ -234,11 +234,12 @@ class _Table:
 def provenance(command, config, seed: int | None, device, digests: dict, seconds: dict) -> dict:
     """Everything needed to judge and repeat a run, as plain JSON values.
 
-    Args: command: list of words (sys.argv) or text; config: the resolved settings (dataclass or dict); digests: {what: hex} of weights
-        and data; seconds: {stage: s}.
+    Args: command: list of words (sys.argv) or text; config: the resolved settings (dataclass or dict); device: a torch.device, or text
+        that starts with its name; digests: {what: hex} of weights and data; seconds: {stage: s}.
     """
     import torchvision
-    gpu = torch.cuda.get_device_name(device) if torch.cuda.is_available() and str(device).startswith("cuda") else None
+    where = str(device).partition(" ")[0]  # 'cuda:0' of 'cuda:0 (NVIDIA H100)'
+    gpu = torch.cuda.get_device_name(where) if where.startswith("cuda") and torch.cuda.is_available() else None
     return plain({
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command if isinstance(command, str) else shlex.join(map(str, command)),
