@@ -291,7 +291,7 @@ def test_odin_equals_the_authors_scores(reference, reference_data):
     rows = content["images"][::4]                                         # 35 of the 140: every set, in a few seconds
     files = [row["file"] for row in rows]
     assert {file.split("/")[0] for file in files} >= {"cifar10"} and len(files) == 35
-    pixels = np.stack([_prepared(root / file if (root / file).is_file() else root / "ood_datasets" / file) for file in files])
+    pixels = np.stack([_prepared(root / file) for file in files])
     outputs = extract(network, ArrayImages(pixels), preprocess, batch_size=28, image_detectors=made.values())
     for name, detector in made.items():
         theirs = torch.tensor([row[name] for row in rows], dtype=torch.float64)

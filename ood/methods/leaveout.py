@@ -207,7 +207,7 @@ class LeaveOut(Method):
         self.kept = [torch.from_numpy(kept_classes(self.num_classes, fold, settings.folds, settings.split_seed))
                      for fold in range(1, settings.folds + 1)]
         self._together = stacked(self.networks) if settings.together else None
-        self._digest = hashlib.sha256("".join(map(network_digest, self.networks)).encode()).hexdigest()
+        self.digest = hashlib.sha256("".join(map(network_digest, self.networks)).encode()).hexdigest()
         self._seen: dict[str, FoldOutputs] = {}
 
     @classmethod
@@ -253,11 +253,11 @@ class LeaveOut(Method):
         softmax = self.outputs(images).softmax
         return [_share(kept[softmax[:, fold].argmax(1)], images.labels) for fold, kept in enumerate(self.kept)]
 
-    def figures(self, out_dir: str | Path, sets: dict) -> list[tuple[Path, str]]:
-        """Score histograms of the ensemble and of every fold; sets: {name: ImageSet}, the ID set first. Returns (file, caption)."""
+    def figures(self, out_dir: str | Path, sets: Sequence) -> list[tuple[Path, str]]:
+        """OUT_DIR/figures/leaveout_folds.png: scores of the ensemble and of each fold; sets: ImageSets, the ID set first."""
         from ood import plots
-        scores = plots.by_detector({name: self.scores_by_name(images) for name, images in sets.items()})
-        files = plots.score_histograms(scores, next(iter(sets)), Path(out_dir) / "leaveout_folds.png")
+        scores = plots.by_detector({images.name: self.scores_by_name(images) for images in sets})
+        files = plots.score_histograms(scores, sets[0].name, Path(out_dir) / "figures" / "leaveout_folds.png")
         return [(file, "Leave-out classifiers: scores of the ensemble and of each fold") for file in files]
 
     def scores_by_name(self, images) -> dict[str, np.ndarray]:
@@ -276,7 +276,7 @@ class LeaveOut(Method):
         if cache is None:
             return self._pass(images)
         score = (s.temperature, s.magnitude, s.gradient, [k.tolist() for k in self.kept])
-        key = hashlib.sha256(repr((self._digest, images.digest, self.preprocess, score, self.context.device.type)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(repr((self.digest, images.digest, self.preprocess, score, self.context.device.type)).encode()).hexdigest()[:32]
         names = ("leaveout-confidence", "leaveout-softmax")
         if not set(names) <= cache.parts(key):
             made = self._pass(images)
