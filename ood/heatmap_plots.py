@@ -68,7 +68,7 @@ def save(panel: dict, path: Path, title: str, top: float) -> None:
     hot = colormaps["jet"](np.clip(panel["magnitude"] / top, 0, 1))[..., :3]                  # (K, H, W, 3)
     strength = ALPHA[0] + (ALPHA[1] - ALPHA[0]) * np.clip(panel["magnitude"] / top, 0, 1)[..., None]
     grey = panel["image"] if panel["image"].ndim == 4 else panel["image"][..., None].repeat(3, -1)
-    shown = (panel["image"], panel["nearest"], hot, (1 - strength) * grey + strength * hot)
+    shown = (panel["image"], panel["nearest"], hot, np.clip((1 - strength) * grey + strength * hot, 0, 1))
 
     def left(column: int) -> float:
         return LEFT + column * CELL + (GAP if column >= half else 0)

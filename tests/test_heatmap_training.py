@@ -1,0 +1,238 @@
+"""Heatmap method, whole: training, resuming, finding runs, the authors' files, scores from cached outputs, pictures, scripts."""
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from ood import metrics, runs
+from ood.config import InputError, build
+from ood.data import Preprocess, load
+from ood.methods import Context
+from ood.methods.heatmap import Heatmap, Settings, find
+from ood.methods.heatmap_targets import nearest_id
+from ood.outputs import Cache
+
+BASE = dict(id_dataset="mnist5k", ood_dataset="letters+patches", num_classes=10, arch="small_cnn", width=8, batch_size=50, lr=3e-3, n_epochs=6, num_ood=60)
+
+
+def settings(**changes) -> Settings:
+    return build(Settings, {**BASE, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Networks this small are faster on one core than on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A checkpoints folder with a classifier run, trained for one short moment so that its features mean something."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=8)
+    images, preprocess = load("mnist5k", "train", "datasets", size=28), Preprocess((0.5,), (0.5,))
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for _ in range(2):
+        for pixels, labels in zip(images.batches(100), torch.from_numpy(images.labels).split(100)):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(preprocess(pixels)), labels).backward()
+            optimizer.step()
+    run = runs.create("mnist5k_small_cnn", {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn", "width": 8, "depth": None}, root=folder)
+    run.save("best.pt", {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
+                         "preprocess": {"mean": [0.5], "std": [0.5], "size": 28}})
+    return folder
+
+
+def context(root, **changes) -> Context:
+    return Context(**{**dict(networks=models, checkpoints_dir=root, limit=300, cache=Cache(root / ".outputs")), **changes})
+
+
+@pytest.fixture(scope="module")
+def trained(root):
+    return Heatmap.train(settings(), context(root))
+
+
+@pytest.fixture(scope="module")
+def method(root, trained):
+    return Heatmap.load(settings(), context(root))
+
+
+def test_a_run_folder_holds_what_an_evaluation_needs(trained):
+    assert trained.folder.name.startswith("mnist5k_small_cnn_ood_fw1_2")
+    assert {"config.json", "log.jsonl", "last.pt", "best.pt", "classifier.pt"} == {p.name for p in trained.folder.iterdir()}
+    config = json.loads((trained.folder / "config.json").read_text())
+    assert config["kind"] == "heatmap" and config["finished"] and config["limit"] == 300 and config["pairing"] == "correct"
+    losses = [record["loss"] for record in trained.records() if "loss" in record]
+    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
+
+
+def test_it_learns_what_the_paper_says(root, method):
+    """ID maps are weak, OOD maps strong; an OOD image plus its map is nearer to its nearest ID image than the image alone."""
+    test = load("mnist5k", "test", "datasets", size=28).limited(200)
+    patches = load("patches", "train", "datasets", size=28).limited(200)
+    found = metrics.evaluate(method.score(test), method.score(patches))
+    assert found.auroc > 0.9
+    swapped = metrics.evaluate(-method.score(test), -method.score(patches))
+    assert swapped.auroc == pytest.approx(1 - found.auroc)
+    known = load("mnist5k", "train", "datasets", size=28)
+    outside, inside = method.outputs(patches), method.outputs(known)
+    partner = nearest_id(inside.features, inside.logits.argmax(1), outside.features, outside.logits.argmax(1))
+    x, p = method.to_map(patches.read(slice(None))), method.to_map(known.read(partner.numpy()))
+    maps = torch.cat(list(method.maps(patches)))
+    assert ((x + maps - p) ** 2).mean() < 0.5 * ((x - p) ** 2).mean()
+
+
+def test_scores_do_not_depend_on_batch_size_or_order(root, trained, method):
+    letters = load("letters", "test", "datasets", size=28).limited(70)
+    other = Heatmap.load(settings(), context(root, cache=None))
+    other.settings = dataclasses.replace(other.settings, batch_size=7)
+    torch.testing.assert_close(other.score(letters), method.score(letters), rtol=1e-4, atol=1e-6)
+    back = letters.subset(np.arange(70)[::-1])
+    torch.testing.assert_close(method.score(back).flip(0), method.score(letters), rtol=1e-4, atol=1e-6)
+    assert ((method.score(letters) >= 0) & (method.score(letters) < 1)).all()
+
+
+def test_scoring_needs_no_further_pass_of_the_classifier(root, trained, monkeypatch):
+    letters = load("letters", "test", "datasets", size=28).limited(70)
+    first = Heatmap.load(settings(), context(root))
+    scores = first.score(letters)
+    second = Heatmap.load(settings(), context(root))
+    monkeypatch.setattr(type(second.classifier), "features", lambda *_: pytest.fail("the classifier ran again"))
+    assert torch.equal(second.score(letters), scores)
+
+
+def test_training_is_resumed_to_the_bit(root, trained, tmp_path):
+    twice = tmp_path / "run"
+    Heatmap.train(settings(n_epochs=2), context(root, out_dir=twice))
+    Heatmap.train(settings(), context(root, out_dir=twice, resume=True))
+    ours, whole = (torch.load(folder / "last.pt", weights_only=True)["state_dict"] for folder in (twice, trained.folder))
+    assert all(torch.equal(ours[key], whole[key]) for key in whole)
+    with pytest.raises(InputError, match="num_ood"):
+        Heatmap.train(settings(num_ood=61), context(root, out_dir=twice, resume=True))
+    with pytest.raises(InputError, match="already"):
+        Heatmap.train(settings(), context(root, out_dir=twice))
+
+
+def test_released_pairing_and_scaling_change_the_training(root, trained, tmp_path):
+    weights = [torch.load(trained.folder / "best.pt", weights_only=True)["state_dict"]["fc1.weight"]]
+    for changes in ({"pairing": "released"}, {"scaling": "released"}, {"scaling": "minmax"}):
+        run = Heatmap.train(settings(**changes), context(root, out_dir=tmp_path / "_".join(*changes.items())))
+        weights.append(torch.load(run.best, weights_only=True)["state_dict"]["fc1.weight"])
+        loaded = Heatmap.load(settings(**changes), context(root), run.folder)
+        assert loaded.settings == dataclasses.replace(settings(**changes), classifier=loaded.settings.classifier)
+        assert loaded.scale.kind == changes.get("scaling", "none")
+    assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+def test_the_last_run_is_found_by_exact_configuration(root, trained, tmp_path):
+    assert find(settings(), context(root)) == trained.folder
+    with pytest.raises(InputError, match=r"num_ood 60 instead of 61.*-checkpoint_name"):
+        find(settings(num_ood=61), context(root))
+    with pytest.raises(InputError, match="fw_layers 1 instead of 2"):
+        find(settings(fw_layers=2), context(root))
+    with pytest.raises(InputError, match="limit 300 instead of None"):       # a quick look is not taken for the real thing
+        find(settings(), context(root, limit=None))
+    with pytest.raises(InputError, match="ood_training.py"):
+        find(settings(), context(tmp_path))
+    with pytest.raises(InputError, match="classifier_pretraining.py -dataset mnist5k -arch small_cnn -width 9"):
+        Heatmap.train(settings(width=9), context(root))
+    with pytest.raises(InputError, match="z_dim is 5"):
+        Heatmap.train(settings(z_dim=5), context(root))
+
+
+def test_an_unfinished_run_is_not_the_last_one(root, trained, tmp_path):
+    runs.Run(trained.folder).update(finished=False)
+    try:
+        with pytest.raises(InputError, match="finished False instead of True"):
+            find(settings(), context(root))
+        lines = []
+        Heatmap.load(settings(), context(root, log=lines.append), trained.folder)
+        assert any("has not finished" in line for line in lines)
+    finally:
+        runs.Run(trained.folder).update(finished=True)
+
+
+def test_a_decoder_is_not_used_with_another_classifier(root, trained, tmp_path):
+    weights = torch.load(trained.best, weights_only=True)
+    torch.save(weights, tmp_path / "decoder.pt")
+    other = models.build("small_cnn", 10, in_channels=1, image_size=28, width=8)
+    torch.save({"format": "ood-1", "arch": other.arch, "state_dict": other.state_dict()}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="another classifier"):
+        Heatmap.load(settings(classifier=str(tmp_path / "other.pt")), context(root), tmp_path / "decoder.pt")
+
+
+def test_the_authors_files_load(root, trained, method, tmp_path):
+    """model.pt holds snapshots and NumPy scalars; Models/<stem>.pt an encoder and a head."""
+    state = method.decoder.state_dict()
+    folder = tmp_path / "mnist5k_small_cnn_ood_fw1_2022_07_05_07_27_20"
+    folder.mkdir()
+    (folder / "config.txt").write_text("{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 1, 'setup': 'proto'}")
+    empty = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"min": 0, "max": np.float64(3.5), 9: {"generator": empty}, 149: {"generator": state}}, folder / "model.pt")
+    network = method.classifier.state_dict()
+    encoder = {key: value for key, value in network.items() if not key.startswith("fc.")}
+    head = {key.replace("fc.", "linear."): value for key, value in network.items() if key.startswith("fc.")}
+    torch.save({"net_state_dict": encoder, "cls_state_dict": head}, tmp_path / "mnist5k_small_cnn.pt")
+    asked = settings(classifier=str(tmp_path / "mnist5k_small_cnn.pt"))
+    theirs = Heatmap.load(asked, context(root), folder)
+    letters = load("letters", "test", "datasets", size=28).limited(20)
+    torch.testing.assert_close(theirs.score(letters), method.score(letters))
+    released = Heatmap.load(dataclasses.replace(asked, scaling="released"), context(root), folder / "model.pt")
+    changed = ~torch.isclose(released.score(letters), method.score(letters))
+    assert released.scale.high == 3.5 and changed.nonzero().flatten().tolist() == [0]       # only the first row of a batch of 50
+    (folder / "config.txt").write_text("{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 2}")
+    with pytest.raises(InputError, match="fw_layers 2, now 3"):
+        Heatmap.load(dataclasses.replace(asked, fw_layers=3), context(root), folder)
+
+
+def test_skip_connections_train_and_score(tmp_path):
+    network = models.build("small_resnet", 10, in_channels=1, image_size=32, width=4)
+    torch.save({"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict()}, tmp_path / "classifier.pt")
+    asked = settings(arch="small_resnet", width=4, classifier=str(tmp_path / "classifier.pt"), fw_layers=3, size=32, n_epochs=1)
+    run = Heatmap.train(asked, context(tmp_path, limit=120))
+    assert "_fw3_" in run.folder.name
+    loaded = Heatmap.load(settings(arch="small_resnet", width=4, size=32, n_epochs=1, fw_layers=3), context(tmp_path, limit=120))
+    assert loaded.scale.kind == "minmax" and loaded.scale.high > 0
+    letters = load("letters", "test", "datasets", size=32).limited(30)
+    scores = loaded.score(letters)
+    assert scores.shape == (30,) and scores.isfinite().all() and scores.std() > 0
+    flat = dataclasses.replace(loaded.settings, fw_layers=1)
+    loaded.settings, loaded._scores = flat, {}
+    assert not torch.allclose(loaded.score(letters), scores)            # the maps matter
+
+
+def test_pictures_and_extra_metrics(method, tmp_path):
+    test = load("mnist5k", "test", "datasets", size=28).limited(100)
+    few = load("letters", "test", "datasets", size=28).limited(1)
+    drawn = method.figures(tmp_path, [test, few])
+    assert [path.name for path, _ in drawn] == ["heatmaps_mnist5k.png", "heatmaps_letters.png"]
+    assert all(path.parent == tmp_path / "figures" and path.read_bytes()[:4] == b"\x89PNG" for path, _ in drawn)
+    from matplotlib.image import imread
+    assert imread(drawn[0][0]).shape[1] > imread(drawn[0][0]).shape[0] > 400
+    assert method.accuracy(test) > 0.8 and method.accuracy(few) is None
+    letters = load("letters", "test", "datasets", size=28).limited(100)
+    extra = method.extra_metrics(test, letters)
+    assert set(extra) == {"fpr95_released"} and 0 <= extra["fpr95_released"] <= 1
+
+
+def test_training_script(run_script, root, tmp_path):
+    config = tmp_path / "tiny_ood.json"
+    groups = {"fundamental": {k: BASE[k] for k in ("id_dataset", "ood_dataset", "num_classes", "arch", "width")}, "optimization": {"n_epochs": 2, "batch_size": 50},
+              "advanced": {"num_ood": 60}}
+    config.write_text(json.dumps(groups))
+    common = ("-config", config, "-checkpoints_dir", root, "-limit", 200, "-device", "cpu")
+    done = run_script("ood_training.py", *common, "-num_ood", 30, "-epochs", 1, "-out_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["num_ood"] == 30 and stored["n_epochs"] == 1 and "epoch 1/1" in done.stdout
+    failed = run_script("ood_training.py", *common, "-num_ood", 9000)
+    assert failed.returncode == 2 and "8000" in failed.stderr and "Traceback" not in failed.stderr
