@@ -18,7 +18,7 @@ from ood.experiment import method_settings
 from ood.outputs import Cache
 
 SETTINGS = ("num_ood", "fw_layers", "fold", "epochs", "batch_size", "lr", "seed", "precision", "ood_dataset", "steps", "weights",
-            "tensorboard")
+            "tensorboard", "pairing", "scaling", "classifier")
 
 parser = cli.Parser("Train the OOD detection method that a config names.", "Exit code: 0 trained, 2 bad input, 1 the run failed.")
 parser.flag("-config", help="JSON config of a method", default="./configs/cifar10_resnet18_ood.json")
@@ -26,6 +26,9 @@ parser.flag("-num_ood", type=int, help="heatmap: auxiliary OOD images drawn from
 parser.flag("-fw_layers", type=int, choices=(1, 2, 3, 4), help="heatmap: encoder levels that the decoder sees; default: the config's, else 1")
 parser.flag("-fold", type=int, help="leave-out: which fold of classes is left out, 1-based; default: the config's, else 1")
 parser.flag("-ood_dataset", help="auxiliary OOD set: a registered name, folder or .npy file; default: the config's")
+parser.flag("-pairing", choices=("correct", "released"), help="heatmap: which ID image an OOD image is paired with; default: the config's, else correct")
+parser.flag("-scaling", choices=("none", "minmax", "released"), help="heatmap: of features; default: the config's, else none for fw_layers 1, minmax for 2-4")
+parser.flag("-classifier", help="heatmap: weight file or run folder of the classifier; default: the newest run of its data set and architecture")
 parser.flag("-steps", type=int, help="vmdls, autoencoder: batches per epoch; default: the config's, else the paper's rule")
 parser.flag("-weights", help="vmdls with finetune: weight file of the encoder; default: the config's")
 parser.flag("-tensorboard", action="store_true", help="vmdls: also write events for TensorBoard")
