@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,6 +19,7 @@ from ood.config import InputError
 from ood.outputs import Outputs
 
 SINGULAR = 1e-12      # eigenvalues below this share of the largest one count as zero
+GROUP = 1 << 24       # values of one feature group that `feature_quantiles` holds
 
 
 def known(train: Outputs) -> Iterator[Outputs]:
@@ -170,6 +172,16 @@ def quantiles(train: Outputs, wanted: tuple[float, ...]) -> list[float]:
     if missing:
         train.memo.update({("quantile", q): value for q, value in zip(missing, _select(train, missing))})
     return [train.memo["quantile", q] for q in wanted]
+
+
+def feature_quantiles(train: Outputs, wanted: tuple[float, ...]) -> tuple[Tensor, ...]:
+    """Quantiles of each feature by itself, (D,) float64 each; streams over the set once per group of columns."""
+    width = max(1, GROUP // count(train))
+    found = []
+    for start in range(0, train.features.shape[1], width):
+        columns = torch.cat([chunk.features[:, start:start + width] for chunk in known(train)]).double().cpu().numpy()
+        found.append(np.quantile(columns, wanted, axis=0))
+    return tuple(torch.from_numpy(np.concatenate(found, axis=1)))
 
 
 def _select(train: Outputs, wanted: list[float]) -> list[float]:

@@ -1,5 +1,5 @@
 """Post-hoc detectors: one family a file, each a formula over arrays. `create('dice', percentile=90)` makes one by its short name."""
-from ood.detectors import distances, inputs, logits, neighbours, prototypes, shaping, subspaces  # noqa: F401  (importing a family registers its detectors)
+from ood.detectors import distances, gradients, histograms, inputs, logits, maps, neighbours, prototypes, shaping, subspaces  # noqa: F401
 from ood.detectors.base import Detector, ImageDetector, create, names, parse
 
 __all__ = ["Detector", "ImageDetector", "create", "names", "parse"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
@@ -58,7 +59,7 @@ def parse(text: str) -> tuple[str, dict]:
     """'dice:percentile=70,clip=1.0' -> ('dice', {'percentile': 70, 'clip': 1.0}); values are JSON, else plain text."""
     name, _, rest = text.partition(":")
     values = {}
-    for item in filter(None, rest.split(",")):
+    for item in filter(None, re.split(r",(?![^\[]*\])", rest)):             # commas inside [...] belong to a list
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"detector '{text}': '{item}' is not of the form key=value (dice:percentile=70)")

@@ -45,6 +45,12 @@ class Mahalanobis(Detector):
         x = statistics.vectors(batch, self.view).double() - self.centre
         return statistics.squared_distances(x @ self.whitener, self.means)
 
+    def nearest(self, features: Tensor) -> Tensor:
+        """(N,) squared distance to the nearest class, with a gradient in the features."""
+        x = (features.double() - self.centre) @ self.whitener
+        nearest = self.means[statistics.squared_distances(x.detach(), self.means).argmin(1)]
+        return (x - nearest).square().sum(1)
+
 
 @register("rmds")
 class RelativeMahalanobis(Mahalanobis):

@@ -1,0 +1,155 @@
+"""Detectors that read gradients: in closed form where only the last layer is meant, by automatic differentiation elsewhere."""
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
+
+from ood import statistics
+from ood.detectors.base import Detector, ImageDetector, register
+from ood.outputs import Outputs, Pass
+
+PER_SAMPLE = 1 << 26      # numbers that the gradients of one group of images may take
+
+
+@register("gradnorm")
+class GradNorm(Detector):
+    """L1 norm of the last weight's gradient of KL(uniform || softmax): score = -|p - 1/C|_1 |z|_1 / T, p = softmax(f / T).
+
+    Args:
+        temperature: T, 1 in the paper.
+
+    Source: Huang, Geng & Li, NeurIPS 2021, arXiv 2110.00218, eq. 3 and section 4.2 (last layer). The gradient is an outer
+    product, so its norm factorises and no backward pass is made. The authors' loss sums over the classes (C times larger);
+    pytorch-ood's default takes all layers.
+    """
+    temperature: float = 1.0
+    needs = frozenset({"features", "logits"})
+
+    def score(self, batch: Outputs) -> Tensor:
+        p = (batch.logits.double() / self.temperature).softmax(1)
+        return -(p - 1 / p.shape[1]).abs().sum(1) * batch.features.double().abs().sum(1) / self.temperature
+
+
+@register("gradunc")
+class GradientUncertainty(ImageDetector):
+    """Squared norm of the gradient of a loss against the label "every class": score = |grad of BCE(sigmoid(f), 1)|^2.
+
+    Args:
+        output: 'sigmoid' as in the paper; 'softmax' takes BCE(softmax(f), 1) and the other sign, because that gradient vanishes
+            for a uniform softmax (pytorch-ood).
+        parameters: 'all' of the network, or those of the last layer, the 'head' (in closed form).
+
+    Source: Lee & AlRegib, ICIP 2020, arXiv 2008.08030. Their detector learns weights of the layers from OOD data; the plain sum
+    needs none.
+    """
+    output: Literal["sigmoid", "softmax"] = "sigmoid"
+    parameters: Literal["all", "head"] = "all"
+
+    def score_images(self, batch: Pass) -> Tensor:
+        sign = 1.0 if self.output == "sigmoid" else -1.0
+        if self.parameters == "head":
+            logits = batch.logits.detach().double().requires_grad_()
+            with torch.enable_grad():
+                gradient, = torch.autograd.grad(self.loss(logits), logits)
+            return sign * gradient.square().sum(1) * (batch.features.detach().double().square().sum(1) + 1)
+        return sign * squared_gradients(batch.network, batch.images, self.loss)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        if self.output == "sigmoid":
+            return binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="sum")
+        return binary_cross_entropy(logits.softmax(1), torch.ones_like(logits), reduction="sum")
+
+
+def squared_gradients(network, images: Tensor, loss, power: int = 2, chosen=lambda name: True) -> Tensor:
+    """Sum over the chosen parameters of |d loss / d parameter|^power for every image, (B,), one vectorised backward pass per group."""
+    parameters = {n: p.detach() for n, p in network.named_parameters()}
+    wanted = {n: p for n, p in parameters.items() if chosen(n)}
+    rest = {**{n: p for n, p in parameters.items() if n not in wanted}, **dict(network.named_buffers())}
+
+    def of_one(values: dict[str, Tensor], image: Tensor) -> Tensor:
+        return loss(torch.func.functional_call(network, {**values, **rest}, (image[None],)))
+    group = max(1, PER_SAMPLE // max(1, sum(p.numel() for p in wanted.values())))
+    with torch.enable_grad():
+        gradients = (torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0))(wanted, part) for part in images.detach().split(group))
+        return torch.cat([sum(g.abs().pow(power).flatten(1).sum(1) for g in found.values()) for found in gradients])
+
+
+@register("nac")
+class NAC(Detector):
+    """Neuron activation coverage of the features: score = -mean_d min(count_d(bin of s_d) / saturation, 1), s = sigmoid(alpha z dKL/dz).
+
+    KL is from the uniform distribution to the softmax; on the last layer its gradient is W^T (p - 1/C). The bins of s are
+    narrow around 1/2, where a neuron has no influence.
+
+    Args:
+        bins: M, 50 in the paper for CIFAR-10.
+        alpha: steepness of the sigmoid; 100 in the paper for CIFAR-10 and in pytorch-ood. The authors sum z over the positions of the
+            map where our z is the mean: their alpha times the number of positions is ours.
+        saturation: O, training images that fill a bin; 50.
+
+    Source: Liu et al., ICLR 2024, arXiv 2306.02879, eq. 4-6 and the authors' code. `nac_stages` covers all stages.
+    """
+    bins: int = 50
+    alpha: float = 100.0
+    saturation: float = 50.0
+    needs = frozenset({"features", "logits"})
+    requires_fit = True
+
+    def fit(self, train: Outputs) -> NAC:
+        counts = torch.zeros(0)
+        for chunk in statistics.known(train):
+            cells = self.cells(self.states(chunk))
+            counts = counts.to(cells.device) if len(counts) else torch.zeros(int(cells.shape[1]) * (self.bins + 1), device=cells.device)
+            counts += torch.bincount(cells.flatten(), minlength=len(counts))
+        self.counts = counts.float()                                                          # (D (bins + 1),)
+        return self
+
+    def states(self, batch: Outputs) -> Tensor:
+        """z dKL/dz, (N, D)."""
+        p = batch.logits.double().softmax(1)
+        return batch.features.double() * ((p - 1 / p.shape[1]) @ batch.head.weight.double())
+
+    def cells(self, states: Tensor) -> Tensor:
+        """Index of every neuron's bin in the flat counts, (N, D)."""
+        edges = bin_edges(self.bins).to(states.device)
+        index = torch.bucketize((self.alpha * states.double()).sigmoid(), edges, right=True)
+        return index + torch.arange(states.shape[1], device=states.device) * (self.bins + 1)
+
+    def score(self, batch: Outputs) -> Tensor:
+        return -(self.counts[self.cells(self.states(batch))].double() / self.saturation).clamp(max=1).mean(1)
+
+
+def bin_edges(bins: int) -> Tensor:
+    """Inner edges of the bins of [0, 1], denser towards 1/2: log_1000 of even steps from 1 to sqrt(1000), then mirrored."""
+    left = torch.linspace(1, 1000**0.5, bins // 2 + 1, dtype=torch.float64).log() / torch.log(torch.tensor(1000.0, dtype=torch.float64))
+    return torch.cat([left[1:], (1 - left[1:-1]).flip(0)])
+
+
+@register("nac_stages")
+class NACStages(NAC, ImageDetector):
+    """Neuron activation coverage over all stages of the network: `nac` with z the pooled map of a stage and dKL/dz by a backward pass.
+
+    Args:
+        bins, alpha, saturation: as in `nac`, the same for all stages (the paper tunes them per layer).
+
+    Source: Liu et al., ICLR 2024, arXiv 2306.02879: the average over the neurons of each layer, then over the layers.
+    """
+    needs = frozenset({"images", "maps", "taps"})
+    measures_train: ClassVar[bool] = True
+    measured_by: ClassVar[tuple[str, ...]] = ()
+
+    def score_images(self, batch: Pass) -> Tensor:
+        """(B, sum of C_l): z dKL/dz of every stage."""
+        loss = -batch.logits.log_softmax(1).mean(1).sum()
+        gradients = torch.autograd.grad(loss, batch.maps, retain_graph=True)
+        return torch.cat([m.detach().flatten(2).mean(2) * g.flatten(2).sum(2) for m, g in zip(batch.maps, gradients)], 1).float()
+
+    def states(self, batch: Outputs) -> Tensor:
+        return self.measured(batch)
+
+    def score(self, batch: Outputs) -> Tensor:
+        covered = (self.counts[self.cells(self.states(batch))].double() / self.saturation).clamp(max=1)
+        return -sum(part.mean(1) for part in covered.split([tap.shape[1] for tap in batch.taps], 1)) / len(batch.taps)
