@@ -107,6 +107,7 @@ class Heatmap(Method):
         channels = len(preprocess.mean)
         self.to_map = Preprocess((HALF,) * channels, (HALF,) * channels)      # pixels -> [-1, 1]
         self.digest = network_digest(self.classifier)
+        self._outputs: dict[str, Outputs] = {}
         self._scores: dict[str, Tensor] = {}
 
     # -- scores
@@ -136,12 +137,14 @@ class Heatmap(Method):
             levels = self.scale(levels, first_row)
             return self.decoder(levels[0], predicted.to(self.device), levels[1:]).float()
 
-    def outputs(self, images: ImageSet, keep: bool = True) -> Outputs:
-        """Features and logits of the classifier. keep: in the context's cache."""
+    def outputs(self, images: ImageSet) -> Outputs:
+        """Features and logits of the classifier, from the cache or (without one) kept here: it sees an image once."""
         context = self.context
-        bar = context.progress and (lambda batches, **k: context.progress(batches, images.name, unit="images", **k))
-        return extract(self.classifier, images, self.preprocess, device=self.device, batch_size=self.settings.batch_size,
-                       precision=self.settings.precision, cache=context.cache if keep else None, digest=self.digest, progress=bar)
+        if images.digest not in self._outputs:
+            bar = context.progress and (lambda batches, **k: context.progress(batches, images.name, unit="images", **k))
+            self._outputs[images.digest] = extract(self.classifier, images, self.preprocess, device=self.device, batch_size=self.settings.batch_size,
+                                                   precision=self.settings.precision, cache=context.cache, digest=self.digest, progress=bar)
+        return self._outputs[images.digest]
 
     def accuracy(self, images: ImageSet) -> float | None:
         """Of the classifier, which the method leaves as it is."""
