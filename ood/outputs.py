@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 CHUNK = 65536          # rows a detector looks at in one go, at most: bounds memory, not results
 CHUNK_VALUES = 1 << 23  # and values: 2,048 features give chunks of 4,096 rows
 PRECISIONS = ("fp32", "bf16")
+CPU_PIXELS = 40_000     # in one forward pass on the CPU (39 images of 32 x 32): larger batches leave the caches and gain nothing
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,8 @@ def network_digest(network: nn.Module) -> str:
             except (OSError, TypeError):      # a class typed in at a prompt has no source
                 pass
     for name, tensor in network.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes() if values.numel() and values.dim() else str(values).encode())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -125,6 +126,7 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
         network: a classifier that answers features(x) -> (N, D) and fc (nn.Linear); for `taps` also feature_maps(x).
         images: an ImageSet: len, labels, digest, batches(batch_size) -> pixel batches (B, C, H, W).
         preprocess: pixel batch -> normalised float batch, with its `mean` and `std`; its repr is part of the cache key.
+        batch_size: images per forward pass; on the CPU at most CPU_PIXELS' worth.
         precision: 'fp32', or 'bf16' for autocast of the backbone (the head and all statistics stay in float32).
         taps: also the global averages of every stage's feature map.
         image_detectors: detectors with score_images(Pass) -> (B,) and a `key`, run within the pass.
@@ -135,6 +137,8 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; allowed: {', '.join(PRECISIONS)}")
     device = torch.device(device)
+    if device.type == "cpu":
+        batch_size = min(batch_size, max(4, CPU_PIXELS // math.prod(images.shape[1:])))
     network = network.to(device, memory_format=torch.channels_last).eval()
     head = Head(network.fc.weight.detach().float(), _bias(network.fc))
     detectors = {d.key: d for d in image_detectors}

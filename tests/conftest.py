@@ -23,6 +23,8 @@ REFERENCE = Path(os.environ.get("OOD_REFERENCE_DIR", ROOT.parent / "shared"))
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
+    from ood.cli import keep_freed_memory
+    keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
