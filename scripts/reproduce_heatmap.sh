@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The heatmap paper's CIFAR settings, from training the classifier to the report: scripts/reproduce_heatmap.sh cifar10_resnet18 -device cuda:0
-# Settings: cifar10_resnet18 cifar100_resnet18 cifar10_wideresnet_40x2 cifar100_wideresnet_40x2 tinyimagenet_resnet50.
+# Settings: cifar10_resnet18 cifar100_resnet18 cifar10_wideresnet_40x2 cifar100_wideresnet_40x2 tinyimagenet_resnet50, and
+# mnist5k_small (embedded images).
 # The paper's auxiliary set (80 Million Tiny Images) is withdrawn; AUX names another one: a registered set, a folder or an .npy file.
 # Paper: mean of five decoders; SEEDS="0 1 2 3 4" trains five. Further flags (-device, -data_dir, -limit, ...) go to every script.
 set -euo pipefail
@@ -13,10 +14,11 @@ config=configs/${setting}_ood.json
 dataset=${setting%%_*}
 case $setting in
   *wideresnet_40x2) network=(-arch wideresnet -depth 40 -width 2) ;;
+  *small) network=(-arch small_cnn) ;;
   *resnet50) network=(-arch resnet50) ;;
   *) network=(-arch resnet18) ;;
 esac
-case $dataset in tinyimagenet) aux=${AUX:-places365} ;; *) aux=${AUX:-tinyimagenet32} ;; esac
+case $dataset in mnist5k) aux=${AUX:-letters+patches} ;; tinyimagenet) aux=${AUX:-places365} ;; *) aux=${AUX:-tinyimagenet32} ;; esac
 
 classifier=checkpoints/${setting}_classifier
 "$PYTHON" classifier_pretraining.py -dataset "$dataset" "${network[@]}" -out_dir "$classifier" -resume "$@"
