@@ -12,11 +12,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,15 +121,6 @@ def save(path: str | Path, content: dict) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def digest(network: nn.Module) -> str:
-    """sha256 (hex) over the architecture and all tensors: names, types, shapes, bytes."""
-    sha = hashlib.sha256(json.dumps(getattr(network, "arch", None) or type(network).__name__, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(network.state_dict().items()):
-        sha.update(f"\n{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return sha.hexdigest()
 
 
 # reading

@@ -51,24 +51,6 @@ def test_save_is_atomic(tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_digest():
-    network = small()
-    first = checkpoints.digest(network)
-    assert first == checkpoints.digest(small()) and len(first) == 64
-    assert first != checkpoints.digest(small(1)) and first != checkpoints.digest(small().double())
-    network.arch = {**network.arch, "image_size": 32}
-    assert first != checkpoints.digest(network)
-    network = small()
-    network.fc.bias.data[0] += 1e-6
-    assert first != checkpoints.digest(network)
-    network = small()
-    network.stage1[1].running_mean[0] += 1
-    assert first != checkpoints.digest(network), "buffers count"
-
-
-# the authors' formats
-
-@pytest.mark.parametrize("dataset, classes, std, bias", [("cifar10", 10, 0.2601, [0.466, -0.490, 0.427]), ("cifar100", 100, 0.2358, None)])
 def test_dice_files(reference, dataset, classes, std, bias):
     path = reference / "dice" / f"{dataset}_densenet_checkpoint_100.pth.tar"
     network = models.build("densenet", classes)
