@@ -132,7 +132,8 @@ def _load(path: Path):
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
     try:
-        with _inert_globals():
+        with _inert_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # torch's remarks on pickle protocols: the outcome says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -151,7 +152,7 @@ def _reason(path: Path, error: Exception) -> str:
     if start.startswith(b"PK"):
         return f"damaged, truncated or another kind of archive ({path.stat().st_size} bytes); copy or download it again"
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return f"a pickle that is damaged, truncated or holds more than tensors and plain values ({text[:120] or type(error).__name__})"
+        return f"a pickle that is damaged, truncated or holds more than tensors and plain values; nothing in it was run: re-save its state_dict"
     return f"not a PyTorch weight file (it starts with {start!r})"
 
 

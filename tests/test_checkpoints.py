@@ -51,6 +51,9 @@ def test_save_is_atomic(tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+# the authors' formats
+
+@pytest.mark.parametrize("dataset, classes, std, bias", [("cifar10", 10, 0.2601, [0.466, -0.490, 0.427]), ("cifar100", 100, 0.2358, None)])
 def test_dice_files(reference, dataset, classes, std, bias):
     path = reference / "dice" / f"{dataset}_densenet_checkpoint_100.pth.tar"
     network = models.build("densenet", classes)
