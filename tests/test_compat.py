@@ -1,0 +1,198 @@
+"""pytorch-ood's names and calls: the same objects, the same calls, the same scores on the same network."""
+import inspect
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from detector_toys import gratings, network, passed  # noqa: F401  (fixtures)
+from ood import compat
+from ood.config import InputError
+from ood.data import Preprocess
+from ood.detectors import Detector
+
+peer = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed (requirements-dev.txt)")
+
+
+def tensors(n, seed, novel=False):
+    images = gratings(n, seed, novel)
+    return torch.cat([Preprocess((0.5,), (0.25,))(b) for b in images.batches(500)]), torch.as_tensor(images.labels)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    """(loader of 150 training images, 60 ID + 60 OOD images, their labels)"""
+    parts = [tensors(60, 5), tensors(60, 6, novel=True)]
+    return DataLoader(TensorDataset(*tensors(150, 0)), batch_size=50), *(torch.cat(p) for p in zip(*parts))
+
+
+class Stage(nn.Module):
+    """One of the network's stages as a module of its own."""
+
+    def __init__(self, net, index):
+        super().__init__()
+        self.parts = nn.Sequential(net.first, net.norm, nn.ReLU()) if index == 0 else nn.Sequential(net.second, nn.ReLU())
+
+    def forward(self, x):
+        return self.parts(x)
+
+
+def both(net):
+    """{name: (make(module of detectors), least rank correlation)} for every detector of pytorch-ood."""
+    maps, head, fc = (lambda x: net.feature_maps(x)[-1]), (lambda m: net.fc(net.embed(m))), net.fc
+    stages = nn.ModuleList([Stage(net, 0), Stage(net, 1)]).eval()
+    return {
+        "MaxSoftmax": (lambda d: d.MaxSoftmax(net, t=2.0), 1), "MaxLogit": (lambda d: d.MaxLogit(net), 1), "EnergyBased": (lambda d: d.EnergyBased(net, t=2.0), 1),
+        "Entropy": (lambda d: d.Entropy(net), 1), "WeightedEBO": (lambda d: d.WeightedEBO(net, torch.tensor([1.0, 2, 0.5, -1, 3, 1])), 1),
+        "TemperatureScaling": (lambda d: d.TemperatureScaling(net), 0.7), "GEN": (lambda d: d.GEN(net, gamma=0.5), 0.999), "KLMatching": (lambda d: d.KLMatching(net), 0.999),
+        "OpenMax": (lambda d: d.OpenMax(net, alpha=3), 0.99), "Mahalanobis": (lambda d: d.Mahalanobis(net.features), 0.99), "RMD": (lambda d: d.RMD(net.features), 0.99),
+        "GMM": (lambda d: d.GMM(net.features, reg=1e-2), 0.999), "KNN": (lambda d: d.KNN(net.features, k=9), 1), "NNGuide": (lambda d: d.NNGuide(net.features, fc, k=5), 0.9999),
+        "fDBD": (lambda d: d.fDBD(net.features, fc), 0.9999), "NCI": (lambda d: d.NCI(net.features, fc, alpha=0.01), 0.9999),
+        "PNML": (lambda d: d.PNML(net.features, fc), 0.99), "SHE": (lambda d: d.SHE(net.features, fc), 0.9999),
+        "DICE": (lambda d: d.DICE(net.features, fc.weight, fc.bias, p=0.7), 0.9999), "ViM": (lambda d: d.ViM(net.features, 8, fc.weight, fc.bias), 0.999),
+        "LTS": (lambda d: d.LTS(net.features, fc, p=0.3), 0.9999), "MCM": (lambda d: d.MCM(net.features, torch.randn(6, 16, generator=torch.Generator().manual_seed(0))), 0.9999),
+        "ASH": (lambda d: d.ASH(maps, head, variant="ash-b"), 0.9999), "SCALE": (lambda d: d.SCALE(maps, head), 0.9999), "ReAct": (lambda d: d.ReAct(maps, head), 0.9999),
+        "VRA": (lambda d: d.VRA(maps, head, 0.05, 0.9), 0.9999), "RankFeat": (lambda d: d.RankFeat(maps, head), 0.999),
+        "MultiMahalanobis": (lambda d: d.MultiMahalanobis(list(stages)), 0.98), "ODIN": (lambda d: d.ODIN(net, eps=0.01, temperature=10.0, norm_std=[0.25]), 0.999),
+        "MahalanobisODIN": (lambda d: d.MahalanobisODIN(net.features, eps=0.005), 0.97), "GradNorm": (lambda d: d.GradNorm(net, lambda n: "fc" in n), 0.999),
+        "GradUncertainty": (lambda d: d.GradUncertainty(net, lambda n: "fc" in n), 0.999), "MCD": (lambda d: d.MCD(net, samples=150), 0.8),
+        # ours: authors' bins, ranges of the predicted class, every tenth image held out
+        "NACUE": (lambda d: d.NACUE(net, [net.norm, net.second], alpha=1.0, o_star=10), None),
+        "Gram": (lambda d: d.Gram(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc), list(stages), 6), 0.8),
+    }
+
+
+NAMES = sorted(n for n in peer.__all__ if n != "odin_preprocessing")
+
+
+def test_every_name_is_there_with_its_arguments(network):
+    assert set(peer.__all__) <= set(compat.__all__) and set(both(network)) == set(NAMES)
+    for name in peer.__all__:
+        theirs, ours = (inspect.signature(getattr(m, name)).parameters for m in (peer, compat))
+        missing = set(theirs) - set(ours) - {"device", "feature_reduce"}
+        assert not missing, f"{name} lacks {missing}"
+        if name == "odin_preprocessing":
+            continue
+        space = getattr(getattr(peer, name), "hyperparameter_space", {})
+        assert getattr(compat, name).space == space, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_and_predict_as_pytorch_ood(name, network, sets):
+    loader, x, labels = sets
+    make, least = both(network)[name]
+    ours, theirs = make(compat), make(peer)
+    before = {n: p.clone() for n, p in network.state_dict().items()}
+    found = ours.to("cpu").fit(loader)(x)
+    assert found.shape == (120,) and torch.isfinite(found).all() and not found.requires_grad
+    assert all(torch.equal(p, before[n]) for n, p in network.state_dict().items())
+    with torch.no_grad():
+        fitted = theirs.to("cpu").fit(loader) if name != "NACUE" else theirs
+    if least is None:
+        auroc = compat.OODMetrics().update(found, labels).compute()["AUROC"]
+        assert auroc > 0.6
+    else:
+        assert spearmanr(found, fitted.predict(x).detach())[0] >= least - 1e-4
+    if name != "MCD":
+        torch.testing.assert_close(torch.cat([ours.predict(part) for part in x.split(40)]), found, rtol=1e-3, atol=1e-4)
+
+
+def test_array_level_calls(network, sets):
+    loader, x, labels = sets
+    images, y = loader.dataset.tensors
+    with torch.no_grad():
+        z, f, m = (network.features(images), network(images), network.feature_maps(images)[-1])
+        zt, ft, mt = (network.features(x), network(x), network.feature_maps(x)[-1])
+    head = lambda a: network.fc(network.embed(a))        # noqa: E731
+    assert torch.equal(compat.KNN(None, k=5).fit_features(z, y).predict_features(zt), compat.KNN(network.features, k=5).fit(loader)(x))
+    assert torch.equal(compat.KLMatching(None).fit_logits(f, y).predict_logits(ft), compat.KLMatching(network).fit(loader)(x))
+    assert torch.equal(compat.ReAct(None, head).fit_feature_maps(m, y).predict_feature_maps(mt), compat.ReAct(lambda a: network.feature_maps(a)[-1], head).fit(loader)(x))
+    flags = torch.arange(150) % 3 == 0
+    stained, marked = torch.where(flags[:, None], z * 100, z), torch.where(flags, -1, y)
+    torch.testing.assert_close(compat.ViM(None, 5, network.fc.weight, network.fc.bias).fit_features(stained, marked).predict_features(zt),
+                               compat.ViM(None, 5, network.fc.weight, network.fc.bias).fit_features(z[~flags], y[~flags]).predict_features(zt))
+
+
+def test_segmentation_logits_give_a_score_per_pixel():
+    logits = torch.randn(2, 6, 3, 5, generator=torch.Generator().manual_seed(0))
+    for make in (lambda d: d.MaxSoftmax(None), lambda d: d.EnergyBased(None), lambda d: d.Entropy(None), lambda d: d.MaxLogit(None),
+                 lambda d: d.WeightedEBO(None, torch.ones(6))):
+        torch.testing.assert_close(make(compat).predict_logits(logits).double(), make(peer).predict_logits(logits).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_any_score_behind_a_shaping(network, sets):
+    loader, x, _ = sets
+    for score, ours in ((peer.MaxSoftmax.score, compat.MaxSoftmax.score), (peer.MaxLogit.score, compat.MaxLogit.score),
+                        (lambda f: -f.std(1), lambda f: -f.std(1)), (peer.MaxSoftmax.score, "msp")):
+        theirs = peer.DICE(network.features, network.fc.weight, network.fc.bias, p=0.5, detector=score).to("cpu").fit(loader)
+        mine = compat.DICE(network.features, network.fc.weight, network.fc.bias, p=0.5, detector=ours).fit(loader)
+        torch.testing.assert_close(mine(x).double(), theirs.predict(x).detach().double(), rtol=1e-4, atol=1e-4)
+
+
+def test_hyperparameters_by_their_names(network, sets):
+    detector = compat.GEN(network)
+    assert detector.get_hyperparameters() == {"gamma": 0.1, "M": None}
+    f = torch.randn(5, 6)
+    torch.testing.assert_close(detector.set_hyperparameters(gamma=0.5, M=3).predict_logits(f), compat.GEN(None, 0.5, 3).predict_logits(f))
+    torch.testing.assert_close(compat.GEN.score(f, 0.5, M=3), compat.GEN(None, 0.5, 3).predict_logits(f))
+    dice = compat.DICE(None, network.fc.weight, network.fc.bias, p=0.1).set_hyperparameters(p=0.9)
+    assert dice.formula.percentile == 90.0
+    with pytest.raises(ValueError, match="unknown hyper-parameter"):
+        dice.set_hyperparameters(q=1)
+    with pytest.raises(ValueError, match="fraction"):
+        compat.DICE(None, network.fc.weight, network.fc.bias, p=65.0)
+    with pytest.raises(compat.ModelNotSetException):
+        compat.MaxSoftmax(None)(torch.zeros(1, 1, 12, 12))
+    with pytest.raises(compat.RequiresFittingException):
+        compat.KNN(None).predict_features(torch.zeros(3, 4))
+    with pytest.raises(InputError, match="metric"):
+        compat.KNN(None, metric="cosine")
+    assert isinstance(dice.formula, Detector)
+
+
+IMPORTS = {
+    "pytorch_ood": """
+from pytorch_ood.detector import EnergyBased, KNN, MaxSoftmax, ReAct, ViM
+from pytorch_ood.metrics import OODMetrics
+from pytorch_ood.utils import ToUnknown, is_known
+""",
+    "ood.compat": """
+from ood.compat import EnergyBased, KNN, MaxSoftmax, ReAct, ViM
+from ood.compat import OODMetrics
+from ood.compat import ToUnknown, is_known
+""",
+}
+SCRIPT = """
+assert ToUnknown()(3) == -1 and bool(is_known(2))
+detectors = {
+    "MSP": MaxSoftmax(model), "Energy": EnergyBased(model, t=1.0), "ViM": ViM(model.features, d=8, w=model.fc.weight, b=model.fc.bias),
+    "KNN": KNN(model.features, k=9), "ReAct": ReAct(lambda x: model.feature_maps(x)[-1], lambda m: model.fc(model.embed(m))),
+}
+results = {}
+for name, detector in detectors.items():
+    detector.to("cpu")
+    detector.fit(train_loader)
+    metrics = OODMetrics()
+    for x, y in test_loader:
+        metrics.update(detector(x), y)
+    results[name] = metrics.compute()
+"""
+
+
+def test_a_script_runs_after_changing_its_import(network, sets):
+    loader, x, labels = sets
+    found = {}
+    for library, imports in IMPORTS.items():
+        scope = {"model": network, "train_loader": loader, "test_loader": DataLoader(TensorDataset(x, labels), batch_size=32)}
+        with torch.no_grad():
+            exec(imports + SCRIPT, scope)
+        found[library] = scope["results"]
+    ours, theirs = found["ood.compat"], found["pytorch_ood"]
+    for name in ours:
+        assert {"AUROC", "AUTC", "AUPR-IN", "AUPR-OUT", "FPR95TPR"} <= set(ours[name]) & set(theirs[name])
+        for key in ("AUROC", "AUTC", "FPR95TPR"):
+            assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-3), f"{name} {key}"
+        for key in ("AUPR-IN", "AUPR-OUT"):
+            assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-2), "average precision against a trapezoid"
