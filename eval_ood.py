@@ -23,6 +23,8 @@ from ood.outputs import Cache
 parser = cli.Parser("Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
                     "Exit code: 0 everything asked for was done, 2 bad input, 1 a run failed.")
 parser.flag("-config", help="JSON config: data set, architecture, benchmark, detectors", default="./configs/mnist5k_small_cnn.json")
+parser.flag("-dataset", aliases=("-id_dataset",), help="ID set, instead of the config's and the benchmark's: a registered name or an image folder")
+parser.flag("-num_classes", type=int, help="classes of the network; default: the config's, else the data set's")
 parser.flag("-checkpoint", help="weight file of any known format; default: the newest run of this very configuration")
 parser.flag("-checkpoint_name", help="run folder inside -checkpoints_dir, instead of -checkpoint")
 parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp energy dice:percentile=70; default: the config's")
@@ -32,7 +34,7 @@ parser.flag("-protocol", choices=("paper", "full"), help="'paper' keeps the pape
 parser.flag("-fw_layers", type=int, choices=(1, 2, 3, 4), help="heatmap: encoder levels that the decoder sees; default: the config's, else 1")
 parser.flag("-feature_mean", help=".npy file with the mean training feature for dice; default: computed from the training set")
 parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-parser.flag("-batch_size", type=int, help="images per forward pass; default: the config's, else 256")
+parser.flag("-batch_size", type=int, help="images per forward pass (on the CPU never more than fit its caches); default: the config's, else 256")
 parser.flag("-precision", choices=("fp32", "bf16"), help="of the backbone; default: the config's, else fp32")
 parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
 parser.flag("-seed", type=int, help="of generated images; default: the config's, else 1")
@@ -53,6 +55,8 @@ def main() -> None:
     device = cli.choose_device(flags.device)
     cli.set_seed(experiment.seed)
     suite = load_benchmark(experiment.benchmark, experiment.protocol)
+    if flags.dataset:
+        suite = dataclasses.replace(suite, id_dataset=experiment.id_dataset)
     if suite.id_dataset != experiment.id_dataset:
         raise InputError(f"benchmark '{suite.name}' is for {suite.id_dataset}, the config's id_dataset is {experiment.id_dataset}")
     chosen = suite.select(experiment.datasets)
@@ -113,7 +117,7 @@ def read_config(flags):
         values["method"] = "heatmap"
     method = methods.get(values["method"]) if "method" in values else None
     for_evaluation, for_method = split(values, method, flags.config)
-    overrides = {name: getattr(flags, name) for name in ("checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol",
+    overrides = {"id_dataset": flags.dataset} | {name: getattr(flags, name) for name in ("num_classes", "checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol",
                                                          "batch_size", "precision", "limit", "seed")}
     experiment = build(Experiment, merge(for_evaluation, overrides), flags.config)
     for name in ("batch_size", "limit"):

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self._flags.update(names)
         shown = "" if default is None or "default" in help else f" [default: {default}]"
         options.setdefault("dest", name.lstrip("-").replace("-", "_"))
-        if options.get("action") in (None, "store", "append") and "nargs" not in options and "metavar" not in options:
+        if options.get("action") in (None, "store", "append") and not options.keys() & {"nargs", "metavar", "choices"}:
             options["metavar"] = name.lstrip("-").upper()
         self.add_argument(*names, default=default, help=(help + shown).replace("%", "%%"), **options)
 
