@@ -117,8 +117,8 @@ def read_config(flags):
         values["method"] = "heatmap"
     method = methods.get(values["method"]) if "method" in values else None
     for_evaluation, for_method = split(values, method, flags.config)
-    overrides = {"id_dataset": flags.dataset} | {name: getattr(flags, name) for name in ("num_classes", "checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol",
-                                                         "batch_size", "precision", "limit", "seed")}
+    names = ("num_classes", "checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol", "batch_size", "precision", "limit", "seed")
+    overrides = {"id_dataset": flags.dataset, **{name: getattr(flags, name) for name in names}}
     experiment = build(Experiment, merge(for_evaluation, overrides), flags.config)
     for name in ("batch_size", "limit"):
         if getattr(experiment, name) is not None and getattr(experiment, name) < 1:
