@@ -70,7 +70,7 @@ def score_histograms(scores: dict, id_name: str, path: str | Path, labels: dict 
 def roc_curves(scores: dict, id_name: str, path: str | Path, by: str = "dataset", labels: dict | None = None) -> list[Path]:
     """ROC curves with ID positive: a panel per OOD set with a curve per detector (by="dataset"), or the other way round (by="detector").
 
-    A single panel prints each AUROC (a fraction) in its legend. The dashed line marks TPR = 95 %, where FPR95 is read.
+    Neighbours differ in style too, so that curves on top of each other stay visible. A single panel prints each AUROC (a fraction) in its legend. The dashed line marks TPR = 95 %, where FPR95 is read.
     Args and Returns: as `score_histograms`; more than PER_FILE panels, or curves per panel, go into further files.
     """
     if by not in ("dataset", "detector"):
@@ -87,7 +87,7 @@ def roc_curves(scores: dict, id_name: str, path: str | Path, by: str = "dataset"
         for axis, panel in zip(axes, panel_names):
             axis.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=0.8)
             handles["TPR = 95 %"] = axis.axhline(0.95, color="black", linewidth=0.8, linestyle=(0, (3, 2)))
-            for curve in curve_names:
+            for index, curve in enumerate(curve_names):
                 detector, dataset = (curve, panel) if by == "dataset" else (panel, curve)
                 if dataset not in scores[detector]:
                     continue
@@ -95,11 +95,11 @@ def roc_curves(scores: dict, id_name: str, path: str | Path, by: str = "dataset"
                 text = _text(labels, curve)
                 if len(panels) == 1:
                     text += f" (AUROC {evaluate(known[detector], novel).auroc:.4f})"
-                handles[text], = axis.plot(*_thinned(*roc_curve(known[detector], novel)), linewidth=1.4, **_line(curve_names.index(curve)))
-            axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+                handles[text], = axis.plot(*_thinned(*roc_curve(known[detector], novel)), linewidth=1.5, **_line(index, mixed=True))
+            axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
             axis.set_title(_text(labels, panel), fontsize=10)
-        _label_outer(axes, "FPR: share of OOD accepted", "TPR: share of ID accepted")
         handles["TPR = 95 %"] = handles.pop("TPR = 95 %")  # last in the legend
+        _label_outer(axes, "FPR: share of OOD accepted", "TPR: share of ID accepted")
         _save(figure, target, handles)
     return paths
 
@@ -148,7 +148,8 @@ def _limit_height(axis, heights: list[np.ndarray]) -> None:
     if cut:
         spike = max(heights, key=np.max).argmax() / BINS
         x, align = (0.97, "right") if spike < 0.5 else (0.03, "left")
-        axis.annotate(f"cut: reaches {top:.2f}", (x, 0.97), xycoords="axes fraction", ha=align, va="top", fontsize=7, color=ID_COLOUR)
+        axis.annotate(f"cut: reaches {top:.2f}", (x, 0.97), xycoords="axes fraction", ha=align, va="top", fontsize=7, color=ID_COLOUR,
+                      bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5})
 
 
 def _thinned(fpr: np.ndarray, tpr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +160,10 @@ def _thinned(fpr: np.ndarray, tpr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return fpr[keep], tpr[keep]
 
 
-def _line(index: int) -> dict:
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+def _line(index: int, mixed: bool = False) -> dict:
+    """Colour and style of a line, 18 pairs. `mixed`: the style changes with every line, and broken lines are drawn above whole ones."""
+    style = (index + index // len(COLOURS) if mixed else index // len(COLOURS)) % len(STYLES)
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[style], "zorder": 2 + 0.1 * style}
 
 
 def _chunks(names: list, size: int) -> list[list]:
@@ -180,7 +183,7 @@ def _panels(count: int, square: bool = False) -> tuple[Figure, list]:
     width, height = (3.2, 3.3) if square else PANEL
     if count == 1:
         width, height = 1.6 * width, 1.5 * height
-    figure = Figure(figsize=(columns * width, rows * height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(columns * width + 0.2, rows * height), dpi=DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -192,13 +195,11 @@ def _panels(count: int, square: bool = False) -> tuple[Figure, list]:
 
 
 def _label_outer(axes: list, x: str, y: str) -> None:
-    """Axis labels at the left and at the bottom of the grid only; panels above a removed one count as bottom."""
-    grid = axes[0].get_subplotspec().get_gridspec()
+    """Axis labels at the left and at the bottom of the grid only; panels above an empty place count as bottom."""
+    columns = axes[0].get_subplotspec().get_gridspec().ncols
     for index, axis in enumerate(axes):
-        if index % grid.ncols == 0:
-            axis.set_ylabel(y, fontsize=9)
-        if index + grid.ncols >= len(axes):
-            axis.set_xlabel(x, fontsize=9)
+        axis.set_ylabel(y if index % columns == 0 else "", fontsize=9)
+        axis.set_xlabel(x if index + columns >= len(axes) else "", fontsize=9)
 
 
 def _save(figure: Figure, path: Path, handles: dict) -> None:

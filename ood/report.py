@@ -81,6 +81,8 @@ class Report:
     datasets: tuple[str, ...] | None = None  # every OOD set of the benchmark; the paper's averages are shown only if all were evaluated
     figures: tuple = ()                     # paths of images, or (path, caption)
     notes: tuple[str, ...] = ()             # sentences below the tables
+    uncertainty: dict | None = None         # what `uncertainty.summarise` gives
+    costs: dict | None = None               # {detector: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}
 
     def __post_init__(self):
         if not self.rows:
@@ -113,7 +115,7 @@ class Report:
     def json(self) -> str:
         """rows, averages, accuracy, the paper's numbers and the provenance; nan is null."""
         content = {"title": self.title, "setting": self.setting, "accuracy": self.accuracy, "rows": self.rows, "averages": averages(self.rows),
-                   "paper": self.paper or {}, "source": self.source, "provenance": self.provenance}
+                   "uncertainty": self.uncertainty, "costs": self.costs, "paper": self.paper or {}, "source": self.source, "provenance": self.provenance}
         return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
 
     def console(self, width: int = 120) -> str:
@@ -139,6 +141,7 @@ class Report:
             parts += [f"## {shown}", table.markdown(metric)]
         over = "average over the OOD sets" if len(table.datasets) > 1 else table.heading(table.columns[0])
         parts += [f"## All metrics in %, {over}", table.all_metrics(), "Per OOD set: [metrics.csv](metrics.csv)."]
+        parts += self._uncertainty(over) + self._costs()
         parts += [_bullets([*table.remarks(), *self.notes])]
         if self.figures:
             parts += ["## Figures", *(_image(figure, out_dir) for figure in self.figures)]
@@ -146,6 +149,34 @@ class Report:
         if self.provenance.get("command"):
             parts += ["## Run again", f"```\n{self.provenance['command']}\n```"]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _uncertainty(self, over: str) -> list[str]:
+        """The section of intervals, and whether the best detector is better than the others by more than chance."""
+        found = self.uncertainty
+        if not found:
+            return []
+        body = []
+        for detector in _unique(row["detector"] for row in self.rows):
+            cells = [f"{_percent(list(found[m][detector].values())[-1][0])} – {_percent(list(found[m][detector].values())[-1][1])}" for m in ("auroc", "fpr95")]
+            versus = found["versus_best"].get(detector)
+            cells += ["best", MISSING] if versus is None else [f"{100 * versus['difference']:.2f} ({100 * versus['low']:.2f} to {100 * versus['high']:.2f})",
+                                                               "< 0.0001" if versus["p_value"] < 1e-4 else f"{versus['p_value']:.4f}"]
+            body.append([detector, *cells])
+        level = f"{100 * found['level']:g} %"
+        text = (f"AUROC: DeLong; FPR95: bootstrap of {found['rounds']:,} rounds, ID and OOD images drawn separately; the ID images are shared by the OOD sets, and the "
+                "intervals of an average know it. The difference to the detector with the best average AUROC is a paired DeLong test on the same images, not "
+                "corrected for the number of detectors. Only the test images count as random, not the training of the network. Intervals per OOD set: "
+                "[metrics.json](metrics.json).")
+        return [f"## {level} intervals, {over}", _markdown_table(["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body), text]
+
+    def _costs(self) -> list[str]:
+        if not self.costs:
+            return []
+        body = [[name, f"{cost['fit_seconds']:.3f}", f"{cost['ms_per_image']:.4f}" + (" + in the pass" if cost.get("in_pass") else ""),
+                 MISSING if cost.get("mib") is None else f"{cost['mib']:.3f}"] for name, cost in self.costs.items()]
+        return ["## Cost", _markdown_table(["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body),
+                "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
+                "detectors need are computed once, by the first of them. Detectors that work on images compute inside the pass."]
 
 
 class _Table:
@@ -200,7 +231,7 @@ class _Table:
         others = [self.value(d, column, metric) for d in self.detectors]
         others = [v for v in others if not math.isnan(v)]
         best = (max if metric in HIGHER_IS_BETTER else min)(others, default=math.nan)
-        if len(others) > 1 and self.value(detector, column, metric) == best:
+        if len(set(others)) > 1 and self.value(detector, column, metric) == best:
             text = f"**{text}**"
         theirs = self.theirs(detector, column, metric)
         return text if theirs is None else f"{_percent(theirs)} / {text}"

@@ -112,6 +112,8 @@ def test_best_value_is_bold_in_the_right_direction(facts):
     assert [table(text, "AUROC")[d]["x"] for d in "abc"] == ["90.00", "**95.00**", "50.00"]
     assert "**" not in table(Report(made[:1], facts).markdown(), "FPR95")["a"]["x"], "nothing to compare with one detector"
     assert "average" not in table(text, "FPR95")["a"], "the average of one set is that set"
+    equal = Report([made_row("a", "x", fpr95=1.0), made_row("b", "x", fpr95=1.0)], facts).markdown()
+    assert table(equal, "FPR95")["a"]["x"] == "100.00", "no best among equals"
 
 
 def test_paper_beside_ours(facts):
