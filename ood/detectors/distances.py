@@ -149,13 +149,14 @@ class GaussianMixture(Detector):
         factors, failed = torch.linalg.cholesky_ex(scatter)
         if failed.any():
             raise InputError(f"gmm: the covariance of class {int(present[failed > 0][0])} is not positive definite; raise reg (now {self.reg:g})")
-        self.factors, self.means = factors, means
+        eye = torch.eye(d, dtype=means.dtype, device=means.device).expand_as(factors)
+        self.whiteners, self.means = torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous(), means      # (K, D, D), (K, D)
         self.log_weight = (counts[present] / counts.sum()).log() - factors.diagonal(dim1=1, dim2=2).log().sum(1) - d / 2 * math.log(2 * math.pi)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         x = batch.features.double()
-        squared = torch.stack([torch.linalg.solve_triangular(f, (x - m).T, upper=False).square().sum(0) for f, m in zip(self.factors, self.means)], 1)
+        squared = torch.stack([((x - m) @ a).square().sum(1) for a, m in zip(self.whiteners, self.means)], 1)
         return -(self.log_weight - squared / 2).logsumexp(1)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, linear, normalize, pad
 
+from ood import statistics
 from ood.detectors.base import Detector, register
 from ood.detectors.neighbours import draw
 from ood.outputs import Head, Outputs
@@ -44,10 +45,7 @@ class WeiPer(Detector):
     requires_fit = True
 
     def fit(self, train: Outputs) -> WeiPer:
-        parts, _ = draw(train, 1.0, 0)
-        total = sum(len(p) for p in parts)
-        if total > self.samples:
-            parts, _ = draw(train, self.samples / total, self.seed)
+        parts, _ = draw(train, min(1.0, self.samples / statistics.count(train)), self.seed)
         pieces = [piece for part in parts for piece in part.chunks(self.rows(train.head))]
         ranges = [[(v.amin(), v.amax()) for v in self.values(piece)] for piece in pieces]
         self.ranges = [float(f(r[i][j] for r in ranges)) for i in (0, 1) for j, f in ((0, min), (1, max))]      # z: low, high; perturbed: low, high

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class KNN(Detector):
     def score(self, batch: Outputs) -> Tensor:
         x = statistics.vectors(batch, "unit" if self.normalise else "features").to(self.bank.dtype)
         offset = None if self.normalise else -self.bank.square().sum(1) / 2                          # largest x.y - |y|^2/2 = nearest
-        nearest = top_tiled(x, self.bank, self.k, offset).indices[:, -1]
+        nearest = kth(*top_tiled(x, self.bank, self.k, offset))
         return (x.double() - self.bank[nearest].double()).norm(dim=1)       # exact, unlike sqrt(2 - 2 cos)
 
 
@@ -71,7 +72,7 @@ class NNGuide(Detector):
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        guidance = top_tiled(statistics.vectors(batch, "unit").to(self.bank.dtype), self.bank, self.k).values.mean(1)
+        guidance = top_tiled(statistics.vectors(batch, "unit").to(self.bank.dtype), self.bank, self.k)[0].mean(1)
         return energy(batch.logits) * guidance
 
 
@@ -134,7 +135,7 @@ class CombOOD(Mahalanobis):
 
     def score(self, batch: Outputs) -> Tensor:
         u, x = statistics.vectors(batch, "unit").to(self.bank.dtype), batch.features.double() - self.centre
-        nearest = top_tiled(u, self.bank, self.k).indices[:, -1]
+        nearest = kth(*top_tiled(u, self.bank, self.k))
         squared = (u.double() - self.bank[nearest].double()).square().sum(1).clamp(min=1e-12)
         return x.shape[1] * squared.log() + (x @ self.whitener).square().sum(1)
 
@@ -171,16 +172,32 @@ def tiles(rows: int, bank: int):
     return ((slice(i, i + height), slice(j, j + width)) for i in range(0, rows, height) for j in range(0, bank, width))
 
 
-def top_tiled(x: Tensor, bank: Tensor, k: int, offset: Tensor | None = None) -> torch.return_types.topk:
-    """The k largest of x @ bank.T (+ offset), sorted, (N, k) values and indices, without the (N, M) matrix."""
+def top_tiled(x: Tensor, bank: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of x @ bank.T (+ offset), in no order: values (N, k) and indices (N, k), without the (N, M) matrix."""
     values = x.new_full((len(x), k), -torch.inf)
     indices = torch.zeros(len(x), k, dtype=torch.long, device=x.device)
     for rows, tile in tiles(len(x), len(bank)):
         similar = x[rows] @ bank[tile].T
         if offset is not None:
             similar = similar + offset[tile]
-        best = similar.topk(min(k, similar.shape[1]), dim=1)
-        merged = torch.cat([values[rows], best.values], 1).topk(k, dim=1)
-        indices[rows] = torch.cat([indices[rows], best.indices + tile.start], 1).gather(1, merged.indices)
-        values[rows] = merged.values
-    return torch.return_types.topk((values, indices))
+        best, where = top(similar, min(k, similar.shape[1]))
+        where = where + tile.start
+        if tile.start or best.shape[1] < k:
+            best, where = torch.cat([values[rows], best], 1), torch.cat([indices[rows], where], 1)
+            best, chosen = top(best, k)
+            where = where.gather(1, chosen)
+        values[rows], indices[rows] = best, where
+    return values, indices
+
+
+def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, in no order. NumPy's partition is an order of magnitude faster than topk on a CPU."""
+    if values.is_cuda:
+        return values.topk(k, dim=1, sorted=False)
+    where = torch.from_numpy(np.argpartition(values.numpy(), values.shape[1] - k, axis=1)[:, values.shape[1] - k:])
+    return values.gather(1, where), where
+
+
+def kth(values: Tensor, indices: Tensor) -> Tensor:
+    """The index that belongs to the smallest of the k largest values, (N,)."""
+    return indices.gather(1, values.argmin(1, keepdim=True))[:, 0]

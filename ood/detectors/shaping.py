@@ -332,7 +332,7 @@ class OptFS(Shaping):
 def largest(features: Tensor, percentile: float) -> torch.return_types.topk:
     """The (100 - percentile) % largest activations of each row, at least one: n - round(n percentile / 100) of n."""
     n = features.shape[1]
-    return features.topk(max(1, n - int(np.round(n * percentile / 100))), dim=1)
+    return features.topk(max(1, n - int(np.round(n * percentile / 100))), dim=1, sorted=False)
 
 
 def scaling(features: Tensor, percentile: float) -> Tensor:
