@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import models
-from ood import benchmark, cli, methods, plots, report, runs
+from ood import benchmark, cli, methods, plots, report, runs, uncertainty
 from ood.config import InputError, build, merge, nearest, read_json, to_dict
 from ood.data import Preprocess, info, load, load_benchmark
 from ood.experiment import Experiment, make_detectors, split
@@ -92,6 +92,9 @@ def main() -> None:
     result = benchmark.evaluate(network, train, test, ood, detectors, preprocess, methods={trained.name: trained} if trained else {}, device=device,
                                 batch_size=experiment.batch_size, precision=experiment.precision, cache=cache, progress=cli.progress, log=cli.log)
 
+    for line in result.advice:
+        cli.log(f"advice: {line}")
+
     # The report.
     out_dir = Path(flags.out_dir or Path("results") / Path(flags.config).stem)
     labels = {e.name: e.label for e in ood if e.label}
@@ -104,7 +107,8 @@ def main() -> None:
         result.rows, report.provenance(["python3", *sys.argv], to_dict(experiment), experiment.seed, cli.describe_device(device), result.digests, result.seconds),
         paper=experiment.paper, source=experiment.source, title=f"OOD detection on {experiment.id_dataset}", accuracy=next(iter(result.accuracies.values()), None),
         setting={"config": flags.config, "network": experiment.arch, "weights": weights or "of the method's newest run", "benchmark": f"{suite.name} ({experiment.protocol} protocol)"},
-        labels=labels, datasets=tuple(e.dataset for e in suite.entries), figures=tuple(figures), notes=notes(suite, result))
+        labels=labels, datasets=tuple(e.dataset for e in suite.entries), figures=tuple(figures), notes=notes(suite, result),
+        uncertainty=uncertainty.summarise(result.scores, test.name), costs=result.costs)
     made.write(out_dir)
     cli.log(made.console())
     cli.log(f"report: {out_dir / 'report.md'}")
@@ -184,7 +188,8 @@ def check_classes(images, num_classes: int) -> None:
 def notes(suite, result) -> tuple[str, ...]:
     """Sentences below the tables: what the benchmark says of itself, and every accuracy."""
     accuracies = ", ".join(f"{name} {100 * value:.2f} %" for name, value in result.accuracies.items())
-    return tuple(filter(None, (suite.notes, f"Accuracy on the ID test set: {accuracies}." if len(result.accuracies) > 1 else "")))
+    return tuple(filter(None, (suite.notes, f"Accuracy on the ID test set: {accuracies}." if len(result.accuracies) > 1 else "",
+                               result.diagnosis and f"ID features: {result.diagnosis.text()}.", *(f"Advice: {line}." for line in result.advice))))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from torch import nn
 from ood import metrics
 from ood.detectors import Detector, ImageDetector
 from ood.detectors.base import chunked_score
+from ood.diagnosis import Diagnosis, advice, diagnose
 from ood.outputs import Cache, Head, Outputs, extract, network_digest
+from ood.storage import size
 
 
 @dataclass
@@ -32,6 +34,9 @@ class Result:
     accuracies: dict[str, float]                     # on the ID test set: of the classifier, of each method that classifies
     digests: dict[str, str]                          # of the network and of each data set
     seconds: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, dict] = field(default_factory=dict)   # {label: {"fit_seconds", "ms_per_image" beyond the pass, "mib" fitted, "in_pass"}}
+    diagnosis: Diagnosis | None = None                     # of the ID features
+    advice: list[str] = field(default_factory=list)        # where a detector's assumption does not hold
 
 
 def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detectors: dict[str, Detector], preprocess, *,
@@ -68,10 +73,21 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         log(f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)")
         return outputs
 
+    spent = {label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)}
+
+    @contextmanager
+    def charged(label: str, what: str):
+        begun = time.perf_counter()
+        yield
+        spent[label][what] += time.perf_counter() - begun
+
     def scores_of(images, outputs: Outputs | None) -> dict[str, np.ndarray]:
-        found = {label: chunked_score(detector, outputs).numpy() for label, detector in detectors.items()}
+        found = {}
+        for label, detector in detectors.items():
+            with charged(label, "score"):
+                found[label] = chunked_score(detector, outputs).numpy()
         for label, method in methods.items():
-            with timed(f"{label} on {images.name}"):
+            with timed(f"{label} on {images.name}"), charged(label, "score"):
                 found[label] = method.score(images).double().cpu().numpy()
         return found
 
@@ -79,8 +95,9 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
     if detectors:
         fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else _no_images(network)
         with timed("fit"):
-            for detector in detectors.values():
-                detector.fit(fitting)
+            for label, detector in detectors.items():
+                with charged(label, "fit"):
+                    detector.fit(fitting)
     known = outputs_of(test, test.name, image_detectors) if detectors else None
     scores = {test.name: scores_of(test, known)}
     prepared = {label: metrics.prepare(values, f"{label} on {test.name}") for label, values in scores[test.name].items()}
@@ -90,6 +107,13 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         rows += [{"detector": label, "dataset": entry.name, "group": entry.group, "n_id": len(test), "n_ood": len(entry.images),
                   **metrics.evaluate(prepared[label], values)._asdict()} for label, values in scores[entry.name].items()]
     rows.sort(key=lambda row: list(prepared).index(row["detector"]))
+    images = len(test) + sum(len(entry.images) for entry in ood)
+    costs = {label: {"fit_seconds": used["fit"], "ms_per_image": 1000 * used["score"] / images, "in_pass": isinstance(detectors.get(label), ImageDetector),
+                     "mib": size(detectors[label]) / 2**20 if label in detectors else None} for label, used in spent.items()}
+    found = None
+    if detectors:
+        with timed("diagnosis"):
+            found = diagnose(fitting if to_fit else known)
 
     seconds["total"] = time.perf_counter() - started
     digests |= {images.name: images.digest for images in (test, *(e.images for e in ood))}
@@ -97,7 +121,8 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         digests[f"{train.name} train"] = train.digest
     accuracies = {"classifier": accuracy(known)} if detectors else {}
     accuracies |= {label: method.accuracy(test) for label, method in methods.items()}
-    return Result(rows, scores, {k: v for k, v in accuracies.items() if v is not None}, digests, seconds)
+    return Result(rows, scores, {k: v for k, v in accuracies.items() if v is not None}, digests, seconds, costs, found,
+                  advice(found, detectors) if found else [])
 
 
 def accuracy(outputs: Outputs) -> float | None:
