@@ -1,0 +1,167 @@
+"""Times five folds trained or scored together (weights stacked, one vectorised pass) against one after the other.
+
+    python3 scripts/bench_leaveout.py                                  # small networks on embedded images, and DenseNet-BC-100
+    python3 scripts/bench_leaveout.py -archs small_cnn -rounds 9 -device cuda:0
+
+Both sides see the same batches; their losses and scores are compared before anything is timed. Rounds alternate, medians are
+reported: seconds on the clock, and seconds of CPU time, which other programs on the machine disturb less.
+Writes docs/data/bench_leaveout.json; `python3 scripts/build_docs.py` puts it into docs/benchmarks.md.
+"""
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import models  # noqa: E402
+from ood import cli, record  # noqa: E402
+from ood.methods.leaveout import margin_loss, pass_over, stacked  # noqa: E402
+
+FOLDS, OUTPUTS = 5, 8
+ARCHS = {"small_cnn": dict(width=16), "small_densenet": {}, "small_wideresnet": {}, "small_resnet": {}, "densenet": {}}
+NAMED = {"small_cnn": "small_cnn, width 16", "densenet": "DenseNet-BC-100"}
+RATE = 0.05
+
+
+def main() -> None:
+    parser = cli.Parser("Time five folds together against one after the other.")
+    parser.flag("-archs", nargs="+", choices=tuple(ARCHS), metavar="NAME", help="networks", default=list(ARCHS))
+    parser.flag("-batch_size", type=int, help="images per step and stream (a tenth for densenet)", default=100)
+    parser.flag("-steps", type=int, help="training steps per round", default=4)
+    parser.flag("-rounds", type=int, help="timed rounds", default=5)
+    parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
+    parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+    parser.flag("-no_record", action="store_true", help="only print", default=False)
+    flags = parser.parse_args()
+    device = cli.choose_device(flags.device)
+    torch.set_num_threads(flags.threads)
+    tables, gains = {"train": [], "score": []}, {"train": [], "score": []}
+    for arch in flags.archs:
+        size = (3, 32, 32) if arch == "densenet" else (1, 28, 28)
+        batch = max(2, flags.batch_size // 10) if arch == "densenet" else flags.batch_size
+        steps = 1 if arch == "densenet" else flags.steps
+        for what, make in (("train", trainers), ("score", scorers)):
+            sides = make(arch, size, batch, steps, device)
+            seconds = timed(sides, flags.rounds, device)
+            (one, one_cpu), (all_, all_cpu) = seconds
+            images = FOLDS * batch * steps * (2 if what == "train" else 1)
+            tables[what].append([NAMED.get(arch, arch), batch, round(images / one, 1), round(images / all_, 1), round(one / all_, 2), round(one_cpu / all_cpu, 2)])
+            gains[what].append(one / all_)
+            cli.log(f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), together {all_:.3f} s ({all_cpu:.3f} CPU)")
+    if flags.no_record:
+        return
+    columns = ["network", "batch", "one after the other, images/s", "together, images/s", "gain by the clock", "gain by CPU time"]
+    verdict = {what: "together is faster" if statistics.median(g) > 1.05 else "one after the other is not slower" for what, g in gains.items()}
+    load = os.getloadavg()[0]
+    record.write(
+        "bench_leaveout", page="benchmarks", order=300, title="Leave-out classifiers: five folds together or one after the other",
+        text=["`together` stacks the weights of the five networks and runs one vectorised pass (`torch.func.stack_module_state`, `torch.vmap`); an image "
+              "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of every step, the "
+              "scores and the perturbed images agree.",
+              f"On this machine, by the median over the networks: training, {verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, "
+              "and scoring does so unless the config says `\"together\": true` (`test.py -together`). Not run here: a GPU, where the many small kernels of "
+              "five separate networks may change the answer.",
+              f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other programs used at the same time (load average {load:.1f}); medians of {flags.rounds} alternating "
+              "rounds."],
+        tables=[{"caption": "Training: margin loss, two forward passes, backward pass, SGD step", "columns": columns, "rows": tables["train"]},
+                {"caption": "Scoring: forward, backward to the image, forward (T = 1000)", "columns": columns, "rows": tables["score"]}],
+        command=" ".join(["python3 scripts/bench_leaveout.py", *sys.argv[1:]]), device=cli.describe_device(device))
+
+
+def networks(arch: str, size: tuple, device) -> list:
+    made = []
+    for fold in range(FOLDS):
+        torch.manual_seed(fold)
+        made.append(models.build(arch, OUTPUTS, in_channels=size[0], image_size=size[1], **ARCHS[arch]).to(device))
+    return made
+
+
+def trainers(arch: str, size: tuple, batch: int, steps: int, device):
+    """(one after the other, together): functions that do the same steps and return the losses (steps, F)."""
+    generator = torch.Generator().manual_seed(0)
+    inside, outside = (torch.rand(steps, FOLDS, batch, *size, generator=generator).to(device) for _ in range(2))
+    labels = torch.randint(OUTPUTS, (steps, FOLDS, batch), generator=generator).to(device)
+
+    apart = networks(arch, size, device)
+    optimizers = [torch.optim.SGD(n.parameters(), RATE, 0.9, weight_decay=5e-4) for n in apart]
+
+    def one_after_the_other():
+        losses = torch.zeros(steps, FOLDS)
+        for fold, (network, optimizer) in enumerate(zip(apart, optimizers)):
+            for step in range(steps):
+                loss, _ = margin_loss(network(inside[step, fold]), labels[step, fold], network(outside[step, fold]))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses[step, fold] = loss.detach()
+        return losses
+
+    joined = networks(arch, size, device)
+    weights, buffers = torch.func.stack_module_state(joined)
+    optimizer = torch.optim.SGD(weights.values(), RATE, 0.9, weight_decay=5e-4)
+    base = copy.deepcopy(joined[0])
+
+    def fold_loss(weights_, buffers_, x, y, z):
+        def forward(images):
+            return torch.func.functional_call(base, (weights_, buffers_), (images,))
+        return margin_loss(forward(x), y, forward(z))[0]
+    all_losses = torch.vmap(fold_loss, randomness="different")
+
+    def together():
+        losses = torch.zeros(steps, FOLDS)
+        for step in range(steps):
+            loss = all_losses(weights, buffers, inside[step], labels[step], outside[step])
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+            losses[step] = loss.detach()
+        return losses
+    agree(arch, one_after_the_other()[0], together()[0], 1e-4)        # later steps amplify rounding
+    return one_after_the_other, together
+
+
+def scorers(arch: str, size: tuple, batch: int, steps: int, device):
+    """(one after the other, together): functions that give the confidences (F, B)."""
+    made = [n.eval().requires_grad_(False) for n in networks(arch, size, device)]
+    images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(1)).to(device)
+    options = dict(temperature=1000, magnitude=0.002, std=(0.5,) * size[0])
+    joined = stacked(made)
+
+    def one_after_the_other():
+        return torch.stack([torch.stack([pass_over(n, images, **options)[0] for n in made]) for _ in range(steps)])
+
+    def together():
+        return torch.stack([pass_over(joined, images.expand(FOLDS, *images.shape), **options)[0] for _ in range(steps)])
+    agree(arch, one_after_the_other(), together(), 1e-6)
+    return one_after_the_other, together
+
+
+def agree(arch: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
+    gap = (one - other).abs().max().item()
+    if gap > tolerance:
+        raise cli.RunError(f"{arch}: together and one after the other differ by {gap:.2g}; timings would compare different work")
+
+
+def timed(sides, rounds: int, device) -> list[tuple[float, float]]:
+    """Median (clock, CPU) seconds of each side; they take turns."""
+    found = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, times in zip(sides, found):
+            begun, cpu = time.perf_counter(), time.process_time()
+            side()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append((time.perf_counter() - begun, time.process_time() - cpu))
+    return [tuple(statistics.median(column) for column in zip(*times)) for times in found]
+
+
+if __name__ == "__main__":
+    cli.run(main)
