@@ -13,6 +13,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from torch import nn
+
 import models
 from ood import benchmark, cli, methods, plots, report, runs, uncertainty
 from ood.config import InputError, build, merge, nearest, read_json, to_dict
@@ -27,7 +29,7 @@ parser.flag("-dataset", aliases=("-id_dataset",), help="ID set, instead of the c
 parser.flag("-num_classes", type=int, help="classes of the network; default: the config's, else the data set's")
 parser.flag("-checkpoint", help="weight file of any known format; default: the newest run of this very configuration")
 parser.flag("-checkpoint_name", help="run folder inside -checkpoints_dir, instead of -checkpoint")
-parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp energy dice:percentile=70; default: the config's")
+parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp energy dice:percentile=70, or all; default: the config's")
 parser.flag("-datasets", nargs="+", metavar="NAME", help="only these OOD sets of the benchmark; default: all")
 parser.flag("-benchmark", help="benchmark: a name in configs/benchmarks or a JSON file; default: the config's")
 parser.flag("-protocol", choices=("paper", "full"), help="'paper' keeps the paper's limits on images per OOD set, 'full' ignores them; default: the config's, else paper")
@@ -80,6 +82,10 @@ def main() -> None:
         trained, weights = None, asked_for(experiment, flags.checkpoints_dir) or newest(experiment, flags.checkpoints_dir)
         network, stored = load_network(experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
         preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
+
+    if experiment.detectors == ("all",) and not any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules()):
+        detectors.pop("dropout")
+        cli.log("left out of all: dropout (this network has no dropout)")
 
     # The images: every set is found, counted and, when small, decoded before the network runs.
     common = dict(data_dir=flags.data_dir, limit=experiment.limit, seed=experiment.seed, download=flags.download)

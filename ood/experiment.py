@@ -24,7 +24,7 @@ class Experiment:
     model_args: dict = field(default_factory=dict)   # further options of the architecture
     benchmark: str = "demo"                          # a name in configs/benchmarks, or a JSON file
     protocol: Literal["paper", "full"] = "paper"     # 'full' ignores the paper's limits on images per OOD set
-    detectors: tuple[str, ...] = DETECTORS           # short names, or name:key=value,...
+    detectors: tuple[str, ...] = DETECTORS           # short names, or name:key=value,...; 'all' for every one
     detector_args: dict = field(default_factory=dict)   # {name: {hyper-parameter: value}}
     mean: tuple[float, ...] | None = None            # normalisation the network was trained with; default: the checkpoint's, else the data set's
     std: tuple[float, ...] | None = None
@@ -45,7 +45,7 @@ def make_detectors(experiment: Experiment) -> dict[str, Detector]:
         if name not in detectors.names():
             detectors.create(name)
     made = {}
-    for text in experiment.detectors:
+    for text in detectors.names() if experiment.detectors == ("all",) else experiment.detectors:
         name, values = detectors.parse(text)
         if text in made:
             raise InputError(f"detector '{text}' is named twice")
