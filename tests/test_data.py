@@ -556,10 +556,9 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
     (dict(name="IMAGENET"), "ambiguous: write one of Imagenet, imagenet"),
     (dict(name="cifar10", split="tset"), r"unknown split 'tset' \(did you mean 'test'\?\)"),
     (dict(name="omniglot", split="train"), "has no split 'train', only: test"),
-    (dict(name="iSUN"), r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*download https://www.dropbox.com/s/ssz7qxfqae0cca5"),
+    (dict(name="iSUN"), r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*add -download, or fetch it with `python3 scripts/download_data.py iSUN -data_dir"),
     (dict(name="cifar10"), r"is not in '.*cifar-10-batches-py'.*cifar10/test.*add -download"),
     (dict(name="imagenet"), r"is not in '.*ILSVRC-2012/val'.*register at https://www.image-net.org"),
-    (dict(name="places365", download=True), r"is not in .*places365.*test_256.tar"),
     (dict(name="tinyimagenet"), r"is not in '.*tiny-imagenet-200/train'.*cs231n"),
     (dict(name="svhn"), r"is not in '.*svhn/test_32x32.mat'"),
     (dict(name="mnist"), r"is not in '.*MNIST/raw'"),
@@ -701,37 +700,44 @@ def server(tmp_path):
         running.shutdown()
 
 
+def serve(monkeypatch, name, address, md5=None):
+    """The row of `name`, its archives fetched from `address` with the checksums of `md5` ({file: sum}); no patience."""
+    row = info(name)
+    archives = tuple(dataclasses.replace(archive, urls=(address + archive.name,), bytes=None, md5=(md5 or {}).get(archive.name, "0" * 32)) for archive in row.archives)
+    monkeypatch.setitem(registry.TABLE, name, dataclasses.replace(row, archives=archives))
+
+
 def test_download_verifies_the_checksum(tmp_path, server, digits, monkeypatch):
     import hashlib
-    from torchvision.datasets import MNIST
     folder, address = server
     for prefix in ("train", "t10k"):
         write_idx(folder, prefix, *digits, packed=True)
-    sums = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in folder.iterdir()]
-    monkeypatch.setattr(MNIST, "mirrors", [address])
-    monkeypatch.setattr(MNIST, "resources", [(name, "0" * 32) for name, _ in sums])
-    with pytest.raises(InputError, match="could not download 'mnist'"):
+    sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+    serve(monkeypatch, "mnist", address)
+    with pytest.raises(InputError, match="could not download 'mnist'.*has the md5 .* instead of 0000"):
         load("mnist", "test", tmp_path / "data", download=True)
-    monkeypatch.setattr(MNIST, "resources", sums)
+    assert not (tmp_path / "data" / "MNIST").exists()
+    serve(monkeypatch, "mnist", address, sums)
+    monkeypatch.setitem(registry.TABLE, "mnist", dataclasses.replace(info("mnist"), count={}))
     assert len(load("mnist", "test", tmp_path / "data", download=True)) == 20
 
 
-def test_download_that_is_cut_off_leaves_no_folder(tmp_path, server, monkeypatch):
+def test_download_that_is_wrong_leaves_no_folder(tmp_path, server, monkeypatch):
     import hashlib
     import zipfile
-    from torchvision.datasets import Omniglot
     folder, address = server
     write_image(tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png", size=(105, 105), mode="L")
     with zipfile.ZipFile(folder / "images_evaluation.zip", "w") as archive:
         archive.write(tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png", "images_evaluation/Latin/character01/0.png")
-    monkeypatch.setattr(Omniglot, "download_url_prefix", address.rstrip("/"))
-    monkeypatch.setattr(Omniglot, "zips_md5", {"images_evaluation": "0" * 32})
+    serve(monkeypatch, "omniglot", address)
     with pytest.raises(InputError, match="could not download 'omniglot'"):
         load("omniglot", "test", tmp_path / "data", size=28, download=True)
-    assert list((tmp_path / "data").iterdir()) == []
-    monkeypatch.setattr(Omniglot, "zips_md5", {"images_evaluation": hashlib.md5((folder / "images_evaluation.zip").read_bytes()).hexdigest()})
-    images = load("omniglot", "test", tmp_path / "data", size=28, download=True)
-    assert len(images) == 1 and images.shape == (1, 28, 28) and sorted(os.listdir(tmp_path / "data")) == [".decoded", "omniglot-py"]
+    assert not (tmp_path / "data" / "omniglot-py").exists()
+    serve(monkeypatch, "omniglot", address, {"images_evaluation.zip": hashlib.md5((folder / "images_evaluation.zip").read_bytes()).hexdigest()})
+    with pytest.raises(InputError, match="1 of 13,180 images"):                # fetched, but not what was published
+        load("omniglot", "test", tmp_path / "data", size=28, download=True)
+    images = load("omniglot", "test", tmp_path / "data", size=28)
+    assert len(images) == 1 and images.shape == (1, 28, 28) and {"downloads.json", "omniglot-py"} < set(os.listdir(tmp_path / "data"))
 
 
 # --- the table
@@ -740,11 +746,12 @@ def test_registry_rows_are_complete():
     from ood.data.loading import READERS
     for name in names():
         row = info(name)
-        assert row.name == name and row.reader in READERS and row.role in ("id", "ood") and set(row.splits) <= {"train", "test"}
+        assert row.name == name and row.reader in READERS and row.role in ("id", "ood") and set(row.splits) <= {"train", "test", "val"}
         assert len(row.mean) == len(row.std) == row.channels and row.layout and row.licence
-        assert row.fetch or row.reader == "noise"
+        assert row.fetch or row.archives or row.prepare or row.needs or row.reader in ("noise",)
         assert row.role == "ood" or row.num_classes == len(row.class_names or range(row.num_classes))
         assert all(len(archive.md5) == 32 for archive in row.archives if archive.md5)
+        assert all(archive.mirrors or row.steps for archive in row.archives) and all(info(other).name == other for other in row.needs)
         assert "{" not in row.fetch.format(data_dir="datasets").replace("{train,val}", "")
     known = [alias.lower() for name in names() for alias in info(name).aliases]
     assert len(known) == len(set(known)) and not set(known) & {name.lower() for name in names()}

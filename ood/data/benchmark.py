@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ood.config import InputError, build, nearest
-from ood.data.images import ImageSet
+from ood.data.images import ImageSet, JoinedImages
 from ood.data.loading import load
 from ood.data.registry import TABLE, info, is_folder_path
 
@@ -24,6 +24,8 @@ class Entry:
         dataset: name for `load` (or a path). group: "near", "far" or None. label: as the paper prints it.
         size, resize: as for `load`; a key left out in the JSON is taken from the benchmark, null means as stored.
         limit: the first so many images only. base: see `load`.
+        list: for sets of OpenOOD, the list below benchmark_imglist/ that says which images.
+        classes: only images of these classes (open-set splits), with their labels among themselves.
     """
     dataset: str
     group: Literal["near", "far"] | None = None
@@ -33,6 +35,8 @@ class Entry:
     resize: int | tuple[int, ...] | None = None
     limit: int | None = None
     base: str | None = None
+    list: str | None = None
+    classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Benchmark:
         mean, std: normalisation that the paper uses; None: that of the ID set.
         skip_first: this many images of every test set are left out (ODIN tunes on them).
         first_fraction: an OOD set gives its first `first_fraction * n_id` images (heatmap paper: 0.2).
+        id_files: the set whose files are read instead of the ID set's (OpenOOD's copy of CIFAR-10). id_lists: its lists, by split.
+        id_shifted: covariate-shifted sets that count as ID in the test (full-spectrum).
+        id_classes: only these classes; the first becomes the label 0, the second 1, ... (open-set splits).
     """
     name: str
     id_dataset: str
@@ -54,6 +61,10 @@ class Benchmark:
     std: tuple[float, ...] | None = None
     skip_first: int = 0
     first_fraction: float | None = None
+    id_files: str | None = None
+    id_lists: dict = field(default_factory=dict)
+    id_shifted: tuple[Entry, ...] = field(default=())
+    id_classes: tuple[int, ...] | None = None
     entries: tuple[Entry, ...] = field(default=())
     source: str = ""
     notes: str = ""
@@ -61,9 +72,16 @@ class Benchmark:
     def load_id(self, split: str = "test", data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
         """The ID images, prepared as this benchmark asks; `limit` of them, evenly spread."""
         options.update(size=self.size, resize=self.resize, channels=self.channels)
+        name, lists = self.id_files or self.id_dataset, self.id_lists.get(split)
+        if lists:
+            options.update(lists=(lists,))
+        if split == "test" and self.id_shifted:
+            return self._full_spectrum(load(name, split, data_dir, **options), data_dir, options).limited(limit)
+        if self.id_classes:
+            return load(name, split, data_dir, **options).of_classes(self.id_classes).limited(limit)
         if split == "test" and self.skip_first:
-            return self._kept(load(self.id_dataset, split, data_dir, **options)).limited(limit)
-        return load(self.id_dataset, split, data_dir, limit=limit, **options)
+            return self._kept(load(name, split, data_dir, **options)).limited(limit)
+        return load(name, split, data_dir, limit=limit, **options)
 
     def load_ood(self, entry: Entry, n_id: int, data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
         """The images of an entry with the label -1; `limit` of them, evenly spread.
@@ -73,10 +91,20 @@ class Benchmark:
         caps = [entry.limit, None if self.first_fraction is None else max(1, int(n_id * self.first_fraction + 1e-9))]
         cap = min((c for c in caps if c is not None), default=None)
         options.update(size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base)
+        if entry.list:
+            options.update(lists=(entry.list,))
+        if entry.classes:
+            whole = load(entry.dataset, entry.split, data_dir, **options).of_classes(entry.classes)
+            return whole.first(cap).limited(limit).as_outliers()
         if self.skip_first:
             first = None if cap is None else self.skip_first + cap
             return self._kept(load(entry.dataset, entry.split, data_dir, first=first, **options)).limited(limit).as_outliers()
         return load(entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options).as_outliers()
+
+    def datasets(self) -> list[str]:
+        """Every data set that it needs, the ID set first."""
+        named = [self.id_files or self.id_dataset, *(entry.dataset for entry in (*self.id_shifted, *self.entries)), *(entry.base for entry in self.entries if entry.base)]
+        return list(dict.fromkeys(named))
 
     def select(self, names: Sequence[str] | None) -> Benchmark:
         """Only the entries named (by data set, alias or label, case ignored). Raises InputError for a name that is not among them."""
@@ -91,6 +119,13 @@ class Benchmark:
                 raise InputError(f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; it has: {', '.join(own)}")
             chosen += [entry for entry in exact or matches if entry not in chosen]
         return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
+
+    def _full_spectrum(self, clean: ImageSet, data_dir, options: dict) -> ImageSet:
+        parts = [clean]
+        for entry in self.id_shifted:
+            lists = {"lists": (entry.list,)} if entry.list else {"lists": None}
+            parts.append(load(entry.dataset, entry.split, data_dir, **{**options, **lists, "size": entry.size, "resize": entry.resize}).first(entry.limit))
+        return JoinedImages(parts, name=clean.name, split="test", num_classes=clean.num_classes, class_names=clean.class_names)
 
     def _kept(self, images: ImageSet) -> ImageSet:
         if len(images) <= self.skip_first:
@@ -139,8 +174,13 @@ def _parsed(stem: str, content: dict) -> Benchmark:
         raise InputError(f"{where}: 'entries' must be a list of objects, one per OOD set")
     inherited = {key: content[key] for key in ("size", "resize") if key in content}
     entries = tuple(build(Entry, {**inherited, **row}, f"{where}, entry {number}") for number, row in enumerate(rows, 1))
-    benchmark = build(Benchmark, {"name": stem, **{key: value for key, value in content.items() if key != "entries"}}, where)
-    for dataset in (benchmark.id_dataset, *(entry.dataset for entry in entries)):
+    shifted = content.get("id_shifted", [])
+    if not isinstance(shifted, list) or not all(isinstance(row, dict) for row in shifted):
+        raise InputError(f"{where}: 'id_shifted' must be a list of objects, one per set")
+    shifted = tuple(build(Entry, {**inherited, **row}, f"{where}, id_shifted {number}") for number, row in enumerate(shifted, 1))
+    benchmark = build(Benchmark, {"name": stem, **{key: value for key, value in content.items() if key not in ("entries", "id_shifted")}}, where)
+    benchmark = replace(benchmark, id_shifted=shifted)
+    for dataset in (benchmark.id_dataset, *filter(None, [benchmark.id_files]), *(entry.dataset for entry in (*entries, *shifted))):
         if not is_folder_path(dataset):
             info(dataset)
     labelled = [replace(entry, label=entry.label or entry.dataset) for entry in entries]

@@ -14,15 +14,19 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of a set: `paths` relative to `folder`, `labels` into `class_names` (None: flat folder, unlabelled)."""
+    """Files of a set: `paths` relative to `folder`, `labels` into `class_names` (None: flat folder, unlabelled).
+
+    final: the labels are those of the set already, not positions of folders.
+    """
     folder: Path
     paths: list[str]
     labels: list[int] | None
     class_names: tuple[str, ...] | None
+    final: bool = False
 
     def rows(self, rows: Sequence[int]) -> Listing:
         labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Listing(self.folder, [self.paths[row] for row in rows], labels, self.class_names)
+        return Listing(self.folder, [self.paths[row] for row in rows], labels, self.class_names, self.final)
 
 
 def list_images(folder: Path) -> Listing:

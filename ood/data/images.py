@@ -103,6 +103,18 @@ class ImageSet:
         outliers.labels = np.full(len(self), -1, dtype=np.int64)
         return outliers
 
+    def of_classes(self, classes: Sequence[int]) -> ImageSet:
+        """The images of these classes; the first of them becomes the label 0, the second 1, ... (open-set splits)."""
+        truth = self.labels if self.original_labels is None or (self.labels >= 0).any() else self.original_labels
+        place = {int(label): number for number, label in enumerate(classes)}
+        if len(place) != len(classes) or not set(place) <= set(range(self.num_classes or int(truth.max(initial=-1)) + 1)):
+            raise InputError(f"classes {list(classes)} of '{self.name}': they must be different and below {self.num_classes or int(truth.max(initial=-1)) + 1}")
+        part = self.subset(np.flatnonzero(np.isin(truth, list(place))))
+        part.labels = np.array([place[label] for label in truth[np.isin(truth, list(place))].tolist()], dtype=np.int64)
+        part.original_labels, part.num_classes = None, len(place)
+        part.class_names = None if self.class_names is None else tuple(self.class_names[label] for label in classes)
+        return part
+
     def _parts(self, batch_size: int, indices) -> Iterator[slice | np.ndarray]:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} must be at least 1")
@@ -199,6 +211,34 @@ class StreamedImages(ImageSet):
             images = np.empty((len(rows), *self.shape), dtype=np.uint8)
             list(pool.map(lambda pair: self._decode_into(images, *pair), enumerate(rows)))
         return torch.from_numpy(images)
+
+
+class JoinedImages(ImageSet):
+    """Several sets, one after the other, as one (ID images and their shifted versions); all of one shape."""
+
+    def __init__(self, parts: Sequence[ImageSet], **details):
+        for part in parts[1:]:
+            if part.shape != parts[0].shape:
+                raise InputError(f"'{part.name}' has images {part.shape} but '{parts[0].name}' {parts[0].shape}; give both a size")
+        super().__init__(labels=np.concatenate([part.labels for part in parts]), shape=parts[0].shape, source=" ".join(part.digest for part in parts), **details)
+        self._members = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def batches(self, batch_size, indices=None):
+        if indices is not None or not isinstance(self._rows, slice) or self._rows != slice(0, int(self._starts[-1])):
+            yield from super().batches(batch_size, indices)
+        else:                                     # the members' own batches are read ahead
+            for part in self._members:
+                yield from part.batches(batch_size)
+
+    def _fetch(self, rows):
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        read = {number: self._members[number].read(rows[owner == number] - self._starts[number]) for number in np.unique(owner)}
+        images = torch.empty((len(rows), *self.shape), dtype=next(iter(read.values())).dtype)
+        for number, part in read.items():
+            images[torch.from_numpy(owner == number)] = part
+        return images
 
 
 def spread(length: int, count: int | None) -> np.ndarray | slice:

@@ -1,13 +1,10 @@
 """One reader per layout on disk: class folders, torchvision's CIFAR pickles, idx files, SVHN's .mat, Tiny ImageNet's own tree."""
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import pickle
-import shutil
 import sys
-import tempfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ood.config import InputError
+from ood.data import lists, special
 from ood.data.decoding import digest_files, digest_of
 from ood.data.folders import Listing, joined, list_images, split_folder
 from ood.data.images import ImageSet
@@ -25,10 +23,12 @@ IDX_UINT8 = 0x08
 
 
 def read_path(request: Request) -> ImageSet:
-    """Any folder of images by its path, with train/test sub-folders or not; or an .npy file of images, unlabelled."""
+    """Your own data by its path: a folder of images with train/test sub-folders or not, an .npy or .npz file, a .txt list of images."""
     folder = Path(request.row.name).expanduser()
-    if folder.suffix == ".npy":
-        return _read_npy(request, folder)
+    if folder.suffix.lower() in (".npy", ".npz"):
+        return special.read_own_array(request, folder)
+    if folder.suffix.lower() == ".txt":
+        return lists.read_own_list(request, folder)
     if not folder.is_dir():
         raise InputError(f"no folder '{folder}'; a data set is a folder of images, or one of the known names (written without '/')")
     part, split = split_folder(folder, request.split)
@@ -48,26 +48,6 @@ def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split:
     odd = sorted(set(classes or listing.class_names) ^ set(listing.class_names))
     if odd:
         raise InputError(f"'{part}' and '{other}' must hold the same class folders; '{odd[0]}' is in one of them only")
-
-
-def _read_npy(request: Request, path: Path) -> ImageSet:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W), uint8."""
-    try:
-        images = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise InputError(f"no file '{path}'") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"'{path}' is no array of images ({_line(error)})") from None
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
-        images = images.transpose(0, 2, 3, 1)
-    if images.ndim == 4 and images.shape[3] == 1:
-        images = images[..., 0]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)) or not len(images):
-        raise InputError(f"'{path}' holds {images.dtype} {images.shape}; images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W)")
-    row = replace(request.row, name=path.stem)
-    made = from_arrays(replace(request, row=row), path.parent, [path.name], lambda: (images, None), labelled=False)
-    made.split = "all"
-    return made
 
 
 def read_folder(request: Request) -> ImageSet:
@@ -117,7 +97,7 @@ def _annotated(folder: Path, annotations: Path, wnids: list[str]) -> Listing:
 def read_cifar(request: Request) -> ImageSet:
     """torchvision's pickles (md5 verified when they are first read), or an image folder <name>/{train,test}/<class>/."""
     pickled = [request.data_dir / folder / request.row.options["pickles"] for folder in request.row.folders]
-    images = [request.data_dir / request.row.name / sub for sub in request.row.splits[request.split]]
+    images = [request.data_dir / request.row.options.get("folder", request.row.name) / sub for sub in request.row.splits[request.split]]
     root = next((place for place in pickled if place.is_dir()), None)
     folder = next((place for place in images if place.is_dir()), None)
     if root is None and folder is not None:
@@ -243,41 +223,17 @@ def _first(places: list[Path], file: str) -> Path | None:
 
 
 def fetch(request: Request) -> None:
-    """Download a set with torchvision, which verifies its checksum; nothing when it was not asked for.
-
-    Sets that torchvision unpacks without checking the result are unpacked aside and moved in place when they are complete.
-    """
+    """Download a set, sizes and checksums enforced; nothing when it was not asked for."""
     if not request.download:
         return
-    row, data_dir = request.row, request.data_dir
-    if row.torchvision is None:
-        raise request.missing()
-    from torchvision import datasets
-    kind = getattr(datasets, row.torchvision)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(sys.stderr):
-            if row.torchvision == "SVHN":
-                kind(data_dir / row.folders[0], split=request.split, download=True)
-            elif row.torchvision in ("DTD", "Omniglot"):
-                _fetch_aside(request, kind)
-            else:
-                kind(data_dir, train=request.split == "train", download=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise InputError(f"could not download '{row.name}' ({_line(error)}); try again, or get it by hand from {row.source}") from None
-
-
-def _fetch_aside(request: Request, kind) -> None:
-    with tempfile.TemporaryDirectory(dir=request.data_dir, prefix=".download-") as aside:
-        if request.row.torchvision == "DTD":
-            kind(aside, download=True)
-            produced, place = Path(aside) / "dtd" / "dtd" / "images", request.places[0]
-        else:
-            kind(aside, background="background" in request.row.name, download=True)
-            place = request.places[0]
-            produced = Path(aside) / place.relative_to(request.data_dir)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(produced, place)
+    from ood.data import obtain
+    for row in obtain.with_needs([request.row.name]):
+        split = request.split if row.name == request.row.name else None
+        outcome = obtain.obtain(row, request.data_dir, split=split, log=lambda line: print(line, file=sys.stderr, flush=True))
+        if outcome.state == "steps":
+            raise request.missing()
+        if outcome.state == "failed":
+            raise InputError(f"could not download '{row.name}': {outcome.text}")
 
 
 def _line(error: BaseException) -> str:

@@ -4,43 +4,48 @@ from __future__ import annotations
 from pathlib import Path
 
 from ood.config import InputError, nearest
-from ood.data import embedded, layouts, noise
+from ood.data import embedded, layouts, lists, noise, special
 from ood.data.decoding import Recipe
 from ood.data.images import ImageSet
 from ood.data.registry import info
-from ood.data.sources import Request
+from ood.data.sources import Listed, Request
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "val")        # val: only where a benchmark has one (OpenOOD)
 READERS = {
     "path": layouts.read_path, "folder": layouts.read_folder, "tiny_imagenet": layouts.read_tiny_imagenet, "cifar": layouts.read_cifar,
     "idx": layouts.read_idx, "svhn": layouts.read_svhn, "svhn_selected": layouts.read_svhn_selected,
     "mnist5k": embedded.read_mnist5k, "letters": embedded.read_letters, "patches": embedded.read_patches,
     "noise": noise.read_noise, "image_noise": noise.read_image_noise,
+    "imglist": lists.read_lists, "arrays": special.read_arrays, "corrupted": special.read_corrupted, "direct": special.read_direct,
+    "mvtec": special.read_mvtec, "sumnist": special.read_sumnist, "fishyscapes": special.read_fishyscapes,
+    "fine_grained": special.read_fine_grained,
 }
 
 
 def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int | None = None,
          resize: int | tuple[int, int] | None = None, channels: int | None = None, download: bool = False, limit: int | None = None,
-         first: int | None = None, seed: int = 0, base: str | None = None) -> ImageSet:
+         first: int | None = None, seed: int = 0, base: str | None = None, lists: tuple[str, ...] | None = None) -> ImageSet:
     """The images of a data set.
 
     Args:
-        name: a registered name (`ood.data.names()`) or the path of a folder of images ("./photos"), whose sub-folders are the classes.
-        split: "train" or "test".
+        name: a registered name (`ood.data.names()`), or your own data by its path: a folder of images ("./photos", its sub-folders are
+            the classes), an .npy or .npz file, or a .txt list of 'path label' lines.
+        split: "train", "test", or "val" where the set has one.
         data_dir: the data root.
         size: output side. The SHORTER side of every image becomes `resize` (default: size), then the centre is cropped; `resize` as a
             pair (height, width) does not keep the aspect. None: as stored, and all images must have one shape.
         channels: 1 or 3; None: as stored.
-        download: fetch a missing set where torchvision can, checksums verified.
+        download: fetch a missing set, checksums verified.
         limit: at most so many images, evenly spread over the set. first: only the first so many (of which `limit` are taken).
         seed: of sets made from random numbers. The split of mnist5k is fixed.
         base: for mnist_noise, the set to which the noise is added (default mnist).
+        lists: for sets of OpenOOD, the lists below benchmark_imglist/ that say which images ("cifar100/test_tin.txt").
 
     Raises:
         InputError: unknown name or split, missing or empty folder, damaged image, labels that do not fit; before any long work.
     """
     if split not in SPLITS:
-        raise InputError(f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test")
+        raise InputError(f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test (val for sets of OpenOOD)")
     for cap in (limit, first):
         if cap is not None and cap < 1:
             raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
@@ -49,6 +54,15 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
         raise InputError(f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}")
     if base is not None and "base" not in row.options:
         raise InputError(f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set")
+    if lists and row.reader != "imglist":
+        raise InputError(f"lists of images ({lists[0]}) have no meaning for '{row.name}'; for a list of your own, give its path as the name")
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
-    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download))
+    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download,
+                                      tuple(lists) if lists else None))
+
+
+def listed(name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None) -> Listed:
+    """What is there of a set, nothing decoded. Raises MissingData where nothing is, InputError where something is wrong with it."""
+    row = info(str(name))
+    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True))

@@ -31,6 +31,8 @@ class Request:
     seed: int = 0
     base: str | None = None
     download: bool = False
+    lists: tuple[str, ...] | None = None     # image lists instead of those of the row
+    listing: bool = False            # only what is there, as a `Listed`; nothing is decoded
 
     @property
     def places(self) -> list[Path]:
@@ -39,19 +41,40 @@ class Request:
         return [self.data_dir / folder.replace("{split}", sub)
                 for folder in self.row.folders for sub in (subs if "{split}" in folder else subs[:1])]
 
-    def missing(self, *places: Path) -> InputError:
+    def missing(self, *places: Path) -> MissingData:
         """The error for a set that is not there: where it was looked for, and what fetches it."""
         looked = list(dict.fromkeys(str(place) for place in places or self.places))
         others = f" (nor in {', '.join(repr(place) for place in looked[1:])})" if len(looked) > 1 else ""
         source = f"; source: {self.row.source}" if self.row.source else ""
-        return InputError(f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'{others}: "
-                          f"{self.row.fetch.format(data_dir=self.data_dir)}{source}")
+        return MissingData(f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'{others}: {self.row.how(self.data_dir)}{source}")
 
 
-def from_files(listing: Listing, request: Request, split: str | None = None) -> ImageSet:
+class MissingData(InputError):
+    """A data set (or a split of it) is not there at all."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a reader found, before anything is decoded: files (`paths` inside `folder`), or the arrays that `files` hold.
+
+    labels: of a labelled set, -1 for outliers, None where the files do not say.
+    """
+    folder: Path
+    files: tuple[str, ...] = ()
+    paths: list[str] | None = None
+    images: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images if self.paths is None else self.paths)
+
+
+def from_files(listing: Listing, request: Request, split: str | None = None) -> ImageSet | Listed:
     """Listed files as a set: decoded once where they are small, else streamed."""
     row, recipe = request.row, request.recipe
     listing = _checked(listing, row)
+    if request.listing:
+        return Listed(listing.folder, paths=listing.paths, labels=None if listing.labels is None else np.asarray(listing.labels))
     rows = range(len(listing.paths))[:request.first]
     chosen = spread(len(rows), request.limit)
     listing = listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
@@ -59,23 +82,28 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
     shape = probe(folder, paths, recipe)
     source = digest_of(digest_files(folder, paths), recipe)
     split = split or request.split
-    details = dict(name=row.name, split=split, source=source, paths=paths, **_labelling(row, listing))
+    details = dict(name=row.name, split=split, source=source, paths=paths, **_labelling(row, listing, num_classes=listing.final and row.num_classes))
     if max(shape[1:]) > STREAM_SIDE or len(paths) * int(np.prod(shape)) > STREAM_BYTES:
         if recipe.size is None and not isinstance(recipe.resize, tuple):
             _check_one_size(folder, paths)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
-    images = decoded(request.data_dir, f"{folder.resolve()} {recipe} {request.first} {request.limit}", source,
+    tag = f" {row.name} {split} {request.lists}" if listing.final else ""      # several sets may lie in one folder
+    images = decoded(request.data_dir, f"{folder.resolve()} {recipe} {request.first} {request.limit}{tag}", source,
                      lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)))
     return ArrayImages(images, **details)
 
 
 def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: Callable[[], tuple[np.ndarray, np.ndarray | None]],
-                labelled: bool = True) -> ImageSet:
+                labelled: bool = True, truth: np.ndarray | None = None) -> ImageSet | Listed:
     """A set that is read as a whole: `produce()` gives images (N, H, W[, 3]) uint8 and labels (N,) below 256 (None if not `labelled`).
 
-    It runs only when `files` have changed since the last time; after that the memory-mapped copy is used.
+    It runs only when `files` have changed since the last time; after that the memory-mapped copy is used. `truth`: labels that are
+    at hand already (any numbers).
     """
     row, recipe = request.row, request.recipe
+    if request.listing:
+        images, labels = produce()
+        return Listed(folder, tuple(files), images=images, labels=labels if truth is None else truth)
     produce = functools.cache(produce)
     source = digest_of(digest_files(folder, files), recipe, row.name, request.split)
     slot = f"{folder.resolve()} {row.name} {request.split} {recipe}"
@@ -91,12 +119,14 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
 
     labels = decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels) if labelled else None
     images = decoded(request.data_dir, slot, source, plan_images)
-    return arrays_as_set(request, images, labels, source)
+    return arrays_as_set(request, images, labels if truth is None else truth, source)
 
 
 def arrays_as_set(request: Request, images: np.ndarray, labels: np.ndarray | None, source: str | None = None) -> ImageSet:
     """Decoded images (N, C, H, W) and labels as the set that was asked for."""
     row = request.row
+    if request.listing:
+        return Listed(Path(), images=images, labels=labels)
     listing = Listing(Path(), [], None if labels is None else np.asarray(labels, dtype=np.int64), row.class_names)
     details = _labelling(row, listing, len(images), row.num_classes)
     return ArrayImages(images, name=row.name, split=request.split, source=source, **details).first(request.first).limited(request.limit)
@@ -123,7 +153,7 @@ def _labelling(row: DatasetInfo, listing: Listing, count: int | None = None, num
 
 def _checked(listing: Listing, row: DatasetInfo) -> Listing:
     """The class folders must be those of the set; where its class names are known, they decide the label, else the string order."""
-    if row.role == "ood" or row.num_classes is None:
+    if row.role == "ood" or row.num_classes is None or listing.final:
         return listing
     if listing.class_names is None:
         raise InputError(f"'{listing.folder}' holds images without class folders; '{row.name}' needs {row.num_classes} of them: {row.layout}")
