@@ -83,7 +83,7 @@ def main() -> None:
         network, stored = load_network(experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
         preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
 
-    if experiment.detectors == ("all",) and not any(isinstance(m, nn.Dropout) and m.p > 0 for m in network.modules()):
+    if experiment.detectors == ("all",) and not any(getattr(m, "dropout", 0) or isinstance(m, nn.Dropout) and m.p for m in network.modules()):
         detectors.pop("dropout")
         cli.log("left out of all: dropout (this network has no dropout)")
 
