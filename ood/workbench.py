@@ -38,6 +38,7 @@ class Workbench:
     cache: Cache | None = None
     progress: Callable[..., Iterable] | None = None
     known: dict = field(default_factory=dict)   # sets that are loaded already
+    passed: dict = field(default_factory=dict)  # outputs that are there already, with the statistics that detectors share
 
     @property
     def recipe(self) -> dict:
@@ -71,10 +72,14 @@ class Workbench:
         return [TestSet(e.dataset, self.suite.load_ood(e, count, **self.sources), e.group or "", e.label) for e in self.suite.select(names).entries]
 
     def outputs(self, images: ImageSet, image_detectors=(), taps: bool = False) -> Outputs:
-        """Of one pass over the images; from the cache where it was run before."""
+        """Of one pass over the images; what was run before is not run again."""
+        key = (images.digest, taps)
+        if key in self.passed and not image_detectors:
+            return self.passed[key]
         progress = self.progress and (lambda batches, **k: self.progress(batches, images.name, unit="images", **k))
-        return extract(self.network, images, self.preprocess, device=self.device, batch_size=self.experiment.batch_size, precision=self.experiment.precision,
-                       taps=taps, digest=self.digest, image_detectors=image_detectors, cache=self.cache, progress=progress)
+        found = extract(self.network, images, self.preprocess, device=self.device, batch_size=self.experiment.batch_size, precision=self.experiment.precision,
+                        taps=taps, digest=self.digest, image_detectors=image_detectors, cache=self.cache, progress=progress)
+        return found if image_detectors else self.passed.setdefault(key, found)
 
 
 def read_experiment(path: str | Path, **overrides) -> Experiment:
