@@ -1,0 +1,280 @@
+"""Losses that place a centre for every class in feature or logit space: the modules of centres, and four papers' objectives.
+
+Distances are given to `forward` as pytorch-ood has it: loss(loss.distance(z), y).
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ood.losses.base import Loss, cross_entropy, known_reduction, mean_where, reduced, register, require, squared_distances
+
+
+class ClassCenters(nn.Module):
+    """Centres (K, D), `params`, drawn from a standard normal distribution; called with (N, D) it gives |x - mu|^2, (N, K)."""
+
+    def __init__(self, n_classes: int, n_features: int, fixed: bool = False):
+        super().__init__()
+        self._params = nn.Parameter(torch.randn(n_classes, n_features), requires_grad=not fixed)
+
+    @property
+    def params(self) -> nn.Parameter:
+        return self._params
+
+    @property
+    def num_classes(self) -> int:
+        return self._params.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self._params.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return squared_distances(x, self._params)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """softmin of the squared distances, (N, K)."""
+        return F.softmin(self(x), 1)
+
+
+class RunningCenters(nn.Module):
+    """The mean over batches of each class's mean, (K, D).
+
+    Differs from pytorch-ood's: every class counts the batches in which it occurred, so that one which is rare is not drawn to 0.
+    """
+
+    def __init__(self, n_classes: int, n_embedding: int):
+        super().__init__()
+        self.num_classes, self.n_embedding = n_classes, n_embedding
+        self.register_buffer("running_centers", torch.zeros(n_classes, n_embedding))
+        self.register_buffer("num_batches_tracked", torch.zeros(n_classes))
+
+    @property
+    def centers(self) -> Tensor:
+        return self.running_centers
+
+    def reset(self) -> None:
+        self.running_centers.zero_()
+        self.num_batches_tracked.zero_()
+
+    def calculate_centers(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean of each class in the batch, (K, D); 0 for classes without a row."""
+        sums = x.new_zeros(self.num_classes, x.shape[1]).index_add(0, y, x)
+        return sums / y.bincount(minlength=self.num_classes).clamp_min(1)[:, None]
+
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take a batch (labels >= 0) into the running means. Returns its own means."""
+        mu, present = self.calculate_centers(x, y), y.bincount(minlength=self.num_classes) > 0
+        self.num_batches_tracked += present
+        step = present / self.num_batches_tracked.clamp_min(1)
+        self.running_centers += step[:, None] * (mu.detach() - self.running_centers)
+        return mu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squared distances, centres first as in pytorch-ood: (N, D) -> (K, N)."""
+        return squared_distances(self.running_centers, x)
+
+
+def nearest_centre(centres: Tensor) -> tuple[Tensor, Tensor]:
+    """(weight, bias) with softmax(W z + b) = softmin_k |z - mu_k|^2: W = 2 mu, b = -|mu|^2."""
+    return 2 * centres, -centres.square().sum(1)
+
+
+@register("center")
+class CenterLoss(Loss):
+    """Features near the centre of their class, up to a radius: L = mean over batch and classes of max(0, |z - mu_y|^2 - r).
+
+    The classes are told apart by a cross-entropy beside it: -loss center minimises CE + weight * L, centres learned with the rest.
+    Args:
+        n_classes, n_dim: C and D. radius: r, subtracted from the SQUARED distance, as in pytorch-ood.
+        magnitude: factor on the first centres: unit vectors where C = D, else standard normal ones. pytorch-ood applies it only to
+            fixed unit vectors.
+        fixed: centres are not learned.
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016 (no arXiv id), eq. 2 and 5, which sums
+        1/2 |z - mu|^2 over the batch (2 / (B C) times that is ours, and pytorch-ood's) and moves centres by a rule of its own,
+        a step of 0.5 towards the batch's mean; here, as in the usual PyTorch versions, by the gradient.
+    """
+
+    inputs = ("distances",)
+    brings = ("centres",)
+    head = "joint"
+
+    def __init__(self, n_classes: int, n_dim: int, magnitude: float = 1.0, radius: float = 0.0, fixed: bool = False):
+        super().__init__()
+        require(radius >= 0, f"center: radius is {radius}; it must be at least 0")
+        self.num_classes, self.radius = n_classes, radius
+        self._centers = ClassCenters(n_classes, n_dim, fixed)
+        with torch.no_grad():
+            if n_classes == n_dim:
+                nn.init.eye_(self._centers.params)
+            self._centers.params.mul_(magnitude)
+
+    @property
+    def centers(self) -> ClassCenters:
+        return self._centers
+
+    def distance(self, z: Tensor) -> Tensor:
+        """Squared distances (B, D) -> (B, C)."""
+        return self._centers(z)
+
+    def forward(self, distances: Tensor, y: Tensor) -> Tensor:
+        return mean_where((_own(distances, y) - self.radius).relu(), y >= 0) / self.num_classes
+
+
+def _own(distances: Tensor, y: Tensor) -> Tensor:
+    """Distance to the centre of the own class, (B,); that of class 0 for outliers."""
+    return distances.gather(1, y.clamp_min(0)[:, None])[:, 0]
+
+
+@register("cac")
+class CACLoss(Loss):
+    """Logits near the anchor of their class and away from the others; anchors are fixed unit vectors times a magnitude.
+
+        d_c = |z - magnitude e_c|,    L = mean [ log(1 + sum_{c != y} exp(d_y - d_c)) + alpha d_y ]
+
+    Args:
+        n_classes: C, which is also the dimension of z. magnitude: 1 is pytorch-ood's, 10 the authors' (alpha in the paper) and -loss's.
+        alpha: weight of the anchor term (lambda in the paper): 1 is pytorch-ood's, 0.1 the authors' and -loss's.
+        squared: distances are squared, as in pytorch-ood; the paper and its code take them as they are.
+    Source: Miller et al., "Class Anchor Clustering: a Loss for Distance-based Open Set Recognition", WACV 2021, arXiv 2004.02434, eq. 3-6.
+        pytorch-ood 0.4.0 sums over classes 0..C-2 instead of all but y; the two agree where y = C-1.
+    """
+
+    inputs = ("distances",)
+    brings = ("anchors",)
+    space = "logits"
+    recipe = {"magnitude": 10.0, "alpha": 0.1}
+
+    def __init__(self, n_classes: int, magnitude: float = 1.0, alpha: float = 1.0, squared: bool = False):
+        super().__init__()
+        require(magnitude > 0 and alpha >= 0, f"cac: magnitude is {magnitude}, alpha is {alpha}; they must be above 0 and at least 0")
+        self.n_classes, self.magnitude, self.alpha, self.squared = n_classes, magnitude, alpha, squared
+        self._centers = ClassCenters(n_classes, n_classes, fixed=True)
+        self._centers.params.data = magnitude * torch.eye(n_classes)
+
+    @property
+    def centers(self) -> ClassCenters:
+        return self._centers
+
+    def distance(self, z: Tensor) -> Tensor:
+        """(B, C) -> (B, C)."""
+        return self._centers(z) if self.squared else torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
+
+    def forward(self, distances: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(-distances, y) + self.alpha * mean_where(_own(distances, y), y >= 0)
+
+    @staticmethod
+    def score(distances: Tensor) -> Tensor:
+        """(B,) min_c d_c (1 - softmin_c(d)), larger = OOD: eq. 7 and the authors' code. pytorch-ood gives -max_c of the same."""
+        return (distances * (1 - F.softmin(distances, 1))).amin(1)
+
+
+@register("ii")
+class IILoss(Loss):
+    """Small spread within the classes, large distance between the two nearest class means of the batch.
+
+        L = 1/N sum_i |z_i - mu_{y_i}|^2  -  alpha min_{j != k} |mu_j - mu_k|^2
+
+    In training the means are the batch's (running means follow them), in eval mode the running ones. With fewer than two classes in a
+    batch the second term is 0 (pytorch-ood: -1e24).
+    Args: n_classes, n_embedding: C and D. alpha: 1, the paper's.
+    Source: Hassen and Chan, "Learning a Neural-network-based Representation for Open Set Recognition", SDM 2020, arXiv 1802.04365, eq. 2-4. The
+        paper takes means over the whole training set after it; here they are running, as in pytorch-ood. It has no lower
+        bound: a small rate, or -clip_norm, is advised. The head: softmin of the distances to the running means.
+    """
+
+    inputs = ("features",)
+    brings = ("running centres",)
+    head = "computed"
+
+    def __init__(self, n_classes: int, n_embedding: int, alpha: float = 1.0):
+        super().__init__()
+        require(alpha >= 0, f"ii: alpha is {alpha}; it must be at least 0")
+        self.num_classes, self.alpha = n_classes, alpha
+        self.running_centers = RunningCenters(n_classes, n_embedding)
+
+    @property
+    def centers(self) -> RunningCenters:
+        return self.running_centers
+
+    def distance(self, z: Tensor) -> Tensor:
+        """Squared distances to the running means, (B, D) -> (B, C)."""
+        return squared_distances(z, self.running_centers.centers)
+
+    def predict(self, z: Tensor) -> Tensor:
+        return F.softmin(self.distance(z), 1)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        return nearest_centre(self.running_centers.centers)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        z, y = z[y >= 0], y[y >= 0]
+        mu = self.running_centers.update(z, y) if self.training else self.running_centers.centers
+        spread = (z - mu[y]).square().sum() / max(len(y), 1)
+        present = y.bincount(minlength=self.num_classes) > 0
+        pairs = present[:, None] & present & ~torch.eye(len(present), dtype=torch.bool, device=z.device)
+        least = squared_distances(mu, mu).masked_fill(~pairs, torch.inf).amin()
+        return spread - self.alpha * torch.where(pairs.any(), least, 0)
+
+
+class CenterRegularizationLoss(nn.Module):
+    """Outliers at least `margin` away from every centre: sum_k max(0, margin^2 - |z - mu_k|^2) per row with y < 0, 0 for others.
+
+    Args: margin: the radius included. reduction: over the outliers: "sum" (pytorch-ood's default), "mean", "none".
+    forward(squared distances (B, C), y). pytorch-ood 0.4.0 squares the distances, which are squares already, once more.
+    """
+
+    def __init__(self, margin: float, reduction: str | None = "sum"):
+        super().__init__()
+        self.register_buffer("margin", torch.tensor(float(margin)))
+        self.reduction = known_reduction(reduction)
+
+    def forward(self, distances: Tensor, y: Tensor) -> Tensor:
+        return reduced((self.margin.square() - distances[y < 0]).relu().sum(1), self.reduction)
+
+
+@register("mchad")
+class MCHADLoss(Loss):
+    """ID features within a hypersphere around the centre of their class, nearer to it than to others; outliers outside of all of them.
+
+        L = w_center E_in[ max(0, d_y - r^2) ] + w_nll E_in[ -log softmin_y(d) ] + w_oe E_out[ sum_k max(0, (r + m)^2 - d_k) ],
+        d_k = |z - mu_k|^2, centres learned
+
+    Args:
+        n_classes, n_dim: C and D. radius, margin: r and m; 0 and 0 are pytorch-ood's, with which outliers change nothing; -loss takes
+            a margin of 8, because centres begin about sqrt(2 D) apart.
+        weight_center, weight_nll, weight_oe: 1 each.
+    Source: Kirchheim et al., "Multi-Class Hypersphere Anomaly Detection", ICPR 2022 (no arXiv id), eq. 3-6. pytorch-ood 0.4.0, of the same
+        authors, divides the first term by C, compares squared distances with r, and in the third squares distances twice, leaves r
+        out and sums over the batch. The head: softmin of the distances.
+    """
+
+    inputs = ("distances",)
+    outliers = "used"
+    brings = ("centres",)
+    head = "computed"
+    recipe = {"margin": 8.0}
+
+    def __init__(self, n_classes: int, n_dim: int, radius: float = 0.0, margin: float = 0.0, weight_center: float = 1.0,
+                 weight_nll: float = 1.0, weight_oe: float = 1.0):
+        super().__init__()
+        require(radius >= 0 and margin >= 0, f"mchad: radius is {radius}, margin is {margin}; they must be at least 0")
+        self.radius, self.weight_center, self.weight_nll, self.weight_oe = radius, weight_center, weight_nll, weight_oe
+        self._centers = ClassCenters(n_classes, n_dim)
+        self.outside = CenterRegularizationLoss(radius + margin, "mean")
+
+    @property
+    def centers(self) -> ClassCenters:
+        return self._centers
+
+    def distance(self, z: Tensor) -> Tensor:
+        """Squared distances (B, D) -> (B, C)."""
+        return self._centers(z)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        return nearest_centre(self._centers.params)
+
+    def forward(self, distances: Tensor, y: Tensor) -> Tensor:
+        near = mean_where((_own(distances, y) - self.radius**2).relu(), y >= 0)
+        return self.weight_center * near + self.weight_nll * cross_entropy(-distances, y) + self.weight_oe * self.outside(distances, y)

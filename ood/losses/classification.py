@@ -1,0 +1,161 @@
+"""Losses that see ID images only: the plain cross-entropy, and three that change what the softmax or the head is given."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, register, require, unit
+
+
+@register("cross_entropy")
+class CrossEntropyLoss(Loss):
+    """-log softmax_y(f(x)), over the rows with y >= 0.
+
+    Args: reduction: "mean" over the ID rows (0 without any), "sum", or "none": one value per row, 0 for outliers.
+    Logits (B, C) and labels (B,), or (B, C, H, W) and (B, H, W). Differs from pytorch-ood's: no warning about outliers.
+    """
+
+    def __init__(self, reduction: str | None = "mean"):
+        super().__init__()
+        self.reduction = known_reduction(reduction)
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(logits, y, self.reduction)
+
+
+def logit_norm_loss(logits: Tensor, y: Tensor, t: float = 1.0, reduction: str | None = "mean") -> Tensor:
+    """Cross-entropy of f / (t (|f| + 1e-7)) over the rows with y >= 0, see LogitNorm."""
+    known = y >= 0
+    return cross_entropy(unit(logits[known], 1e-7) / t, y[known], reduction)
+
+
+@register("logitnorm")
+class LogitNorm(Loss):
+    """Cross-entropy of normalised logits: the network cannot lower it by making them longer.
+
+        L = -log softmax_y( f / (t |f|) )
+
+    Args: t: temperature tau. 1 is pytorch-ood's default; the paper's for CIFAR-10 is 0.04, which -loss takes (with 1 the loss
+        cannot fall below log(1 + (C - 1) / e^(C / (C - 1)))).
+    Source: Wei et al., "Mitigating Neural Network Overconfidence with Logit Normalization", ICML 2022, arXiv 2205.09310, eq. 7.
+        |f| + 1e-7 as in the authors' code. Differs from pytorch-ood's: logits beyond 1e19 do not overflow.
+    """
+
+    recipe = {"t": 0.04}
+
+    def __init__(self, t: float = 1.0, reduction: str | None = "mean"):
+        super().__init__()
+        require(t > 0, f"logitnorm: t is {t}; it must be above 0")
+        self.t, self.reduction = t, known_reduction(reduction)
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        return logit_norm_loss(logits, y, self.t, self.reduction)
+
+
+@register("t2fnorm")
+class T2FNormLoss(Loss):
+    """Cross-entropy over normalised features in training; the test sees them as they are, so that their length tells ID from OOD.
+
+        training: f = W h / (t |h|) + b        test: f = W h / t + b
+
+    The head (W, b) is kept here; `classifier` gives (W / t, b), which the network's own head becomes.
+    Args: n_classes, n_dim: C and D. t: temperature tau, 0.1 as in the paper (and OpenOOD).
+    Source: Regmi et al., "T2FNorm: Train-time Feature Normalization for OOD Detection in Image Classification", CVPR Workshops 2024,
+        arXiv 2305.17797.
+    """
+
+    inputs = ("features",)
+    brings = ("head",)
+    head = "computed"
+
+    def __init__(self, n_classes: int, n_dim: int, t: float = 0.1):
+        super().__init__()
+        require(t > 0, f"t2fnorm: t is {t}; it must be above 0")
+        self.t, self.fc = t, nn.Linear(n_dim, n_classes)
+
+    def forward(self, features: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(self.fc(unit(features) / self.t), y)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        return self.fc.weight / self.t, self.fc.bias
+
+
+@register("ish")
+class ISHLoss(Loss):
+    """Cross-entropy whose gradient on the head's weights weighs each image by how much of its feature mass the largest entries hold.
+
+        f = W h + b,   dL/dW = (dL/df)^T (h e^r),   r = sum_j h_j / sum_{j in top (1 - percentile)} h_j
+
+    The value, and the gradient on h and b, are those of the cross-entropy.
+    Args:
+        fc: the network's head, (D -> C).
+        percentile: of the entries left out of the denominator, 0-100; 85 is the paper's.
+        prune: also set those entries of h e^r to 0 ("minksample_expscale" of the authors' code; else "expscale").
+    Source: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement" (SCALE and ISH), ICLR 2024, arXiv
+        2310.00227. Not in pytorch-ood. The authors' optimiser gives the head a weight decay of its own; ours has one.
+    """
+
+    inputs = ("features",)
+
+    def __init__(self, fc: nn.Linear, percentile: float = 85.0, prune: bool = False):
+        super().__init__()
+        require(0 <= percentile < 100, f"ish: percentile is {percentile}; it must be in [0, 100)")
+        self.fc, self.percentile, self.prune = fc, percentile, prune
+
+    def forward(self, features: Tensor, y: Tensor) -> Tensor:
+        plain = F.linear(features, self.fc.weight.detach(), self.fc.bias)
+        steered = F.linear(self.shaped(features.detach()), self.fc.weight)
+        return cross_entropy(plain + (steered - steered.detach()), y)
+
+    def shaped(self, h: Tensor) -> Tensor:
+        """h e^r, (B, D)."""
+        kept = max(1, int(h.shape[1] * (1 - self.percentile / 100)))
+        top, where = h.abs().topk(kept, 1)
+        total = h.sum(1, keepdim=True)
+        ratio = torch.where(top.sum(1, keepdim=True) > 0, total / top.sum(1, keepdim=True).clamp_min(1e-12), 1.0)
+        base = torch.zeros_like(h).scatter(1, where, top) if self.prune else h
+        return base * ratio.clamp(max=50).exp()
+
+
+@register("confidence")
+class ConfidenceLoss(Loss):
+    """The network also predicts a confidence c; where it is low the true label is mixed into the prediction, at a price.
+
+        p' = c p + (1 - c) onehot(y),    L = mean -log p'_y + alpha * mean -log c
+
+    forward(logits (B, C), confidence (B, 1) in [0, 1], y); outliers are left out. Score: 1 - c.
+    Args:
+        alpha: lambda, the price. 1 is pytorch-ood's default; the paper starts from 0.1 (so does -loss) and adapts it.
+        eps: probabilities are clipped to [eps, 1].
+        hints: share of the images, drawn anew each time, whose label is mixed in. The paper's text: half of them; 1: all (pytorch-ood).
+        budget: beta; where given, alpha is divided by 0.99 after each training batch with mean -log c > beta, else by 1.01. The
+            paper's 0.3 is what -loss takes; None: alpha stays.
+    Source: DeVries and Taylor, "Learning Confidence for Out-of-Distribution Detection in Neural Networks", arXiv 1802.04865, eq. 2-5, and
+        the authors' code for the factors. The perturbation of test images is detector odin's.
+    """
+
+    inputs = ("logits", "confidence")
+    brings = ("confidence head",)
+    recipe = {"alpha": 0.1, "hints": 0.5, "budget": 0.3}
+
+    def __init__(self, alpha: float = 1.0, eps: float = 1e-24, hints: float = 1.0, budget: float | None = None):
+        super().__init__()
+        require(alpha >= 0, f"confidence: alpha is {alpha}; it must be at least 0")
+        require(0 < eps < 1, f"confidence: eps is {eps}; it must be between 0 and 1")
+        require(0 <= hints <= 1, f"confidence: hints is {hints}; it is a share, from 0 to 1")
+        require(budget is None or budget > 0, f"confidence: budget is {budget}; it must be above 0")
+        self.eps, self.hints, self.budget = eps, hints, budget
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+
+    def forward(self, logits: Tensor, confidence: Tensor, y: Tensor) -> Tensor:
+        known = y >= 0
+        logits, y, c = logits[known], y[known], confidence[known].reshape(-1)
+        hinted = c if self.hints == 1 else torch.where(torch.rand_like(c) < self.hints, c, 1.0)
+        p = logits.softmax(1).gather(1, y[:, None])[:, 0]
+        nll = reduced(-(hinted * p + (1 - hinted)).clamp(self.eps, 1).log(), "mean")
+        price = reduced(-c.clamp(self.eps, 1).log(), "mean")
+        loss = nll + self.alpha.clone() * price          # a copy: the buffer changes before the backward pass
+        if self.training and self.budget is not None:
+            self.alpha.div_(torch.where(price.detach() > self.budget, 0.99, 1.01).to(self.alpha))
+        return loss

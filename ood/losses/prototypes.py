@@ -1,0 +1,63 @@
+"""CIDER: features on a sphere, close to the prototype of their class, prototypes far from each other."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ood.losses.base import Loss, cross_entropy, register, require, unit
+
+
+@register("cider")
+class CIDERLoss(Loss):
+    """Compactness and dispersion of hyperspherical embeddings.
+
+        L = weight * E[ -log softmax_y( z . mu_c / t ) ] + 1/C sum_i log 1/(C-1) sum_{j != i} exp( mu_i . mu_j / t )
+        mu_c <- unit( momentum mu_c + (1 - momentum) z )   for every z of class c, one after the other, in training
+
+    forward(projections z (B, n_dim) of length 1, y). The gradient of the second term reaches z through the moved prototypes, that of
+    the first takes them as constants. A prototype is 0 until its class is seen, and then its first z.
+    Args:
+        n_classes: C. n_dim: of the projection, 128. t: 0.1. weight: lambda_c, 2. momentum: 0.95 (the authors' for CIFAR-10; 0.5 for
+            CIFAR-100).
+    Source: Ming et al., "How to Exploit Hyperspherical Embeddings for Out-of-Distribution Detection?" (CIDER), ICLR 2023, arXiv 2203.04450, eq.
+        5-8. Not in pytorch-ood. The authors begin with class means and give each image twice, augmented differently; here once. In
+        training the network's head is a probe, and a detector sees the features before the projection, as the authors' do (knn).
+    """
+
+    inputs = ("projections",)
+    brings = ("projection head", "prototypes")
+    head = "probe"
+
+    def __init__(self, n_classes: int, n_dim: int = 128, t: float = 0.1, weight: float = 2.0, momentum: float = 0.95):
+        super().__init__()
+        require(t > 0 and 0 <= momentum < 1, f"cider: t is {t}, momentum is {momentum}; t must be above 0, momentum in [0, 1)")
+        self.t, self.weight, self.momentum = t, weight, momentum
+        self.register_buffer("prototypes", torch.zeros(n_classes, n_dim))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        z, y = z[y >= 0], y[y >= 0]
+        moved = self.moved(z, y) if self.training else self.prototypes
+        if self.training:
+            self.prototypes = moved.detach()
+        return self.weight * cross_entropy(z @ self.prototypes.T / self.t, y) + self.dispersion(moved)
+
+    def moved(self, z: Tensor, y: Tensor) -> Tensor:
+        """The prototypes after the batch: the r-th image of every class moves its prototype at the same time, r = 1, 2, ..."""
+        prototypes, counts = self.prototypes.to(z), y.bincount(minlength=len(self.prototypes))
+        order = y.argsort(stable=True)
+        first = counts.cumsum(0) - counts                                                # where a class begins in `order`
+        for r in range(int(counts.max()) if len(y) else 0):
+            classes = (counts > r).nonzero()[:, 0]
+            rows = order[first[classes] + r]
+            step = unit(self.momentum * prototypes[classes] + (1 - self.momentum) * z[rows])
+            prototypes = prototypes.index_copy(0, classes, step)
+        return prototypes
+
+    def dispersion(self, prototypes: Tensor) -> Tensor:
+        count = len(prototypes)
+        if count < 2:
+            return prototypes.sum() * 0
+        similar = (prototypes @ prototypes.T / self.t).masked_fill(torch.eye(count, dtype=torch.bool, device=prototypes.device), -torch.inf)
+        return torch.logsumexp(similar, 1).mean() - math.log(count - 1)
