@@ -16,9 +16,9 @@ from pathlib import Path
 from torch import nn
 
 import models
-from ood import benchmark, cli, methods, plots, report, runs, uncertainty
-from ood.config import InputError, build, merge, nearest, read_json, to_dict
-from ood.data import Preprocess, info, load, load_benchmark
+from ood import benchmark, cli, methods, plots, report, uncertainty, workbench
+from ood.config import InputError, build, merge, read_json, to_dict
+from ood.data import Preprocess, info, load_benchmark
 from ood.experiment import Experiment, make_detectors, split
 from ood.outputs import Cache
 
@@ -73,14 +73,15 @@ def main() -> None:
     if method:
         context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, download=flags.download, limit=experiment.limit, cache=cache,
                                   progress=cli.progress, log=cli.log)
-        weights = asked_for(experiment, flags.checkpoints_dir)
+        weights = workbench.asked_for(experiment, flags.checkpoints_dir)
         trained = method.load(settings, context, weights)
         network, preprocess = trained.classifier, trained.preprocess
         if network is None and detectors:
             raise InputError(f"method '{method.name}' has no classifier for detectors ({', '.join(detectors)}); leave -detectors out")
     else:
-        trained, weights = None, asked_for(experiment, flags.checkpoints_dir) or newest(experiment, flags.checkpoints_dir)
-        network, stored = load_network(experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
+        trained, weights = None, workbench.weight_file(models, experiment, flags.checkpoints_dir)
+        cli.log(f"weights: {weights or 'of the architecture'}")
+        network, stored = workbench.load_network(models, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
         preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
 
     if experiment.detectors == ("all",) and not any(getattr(m, "dropout", 0) or isinstance(m, nn.Dropout) and m.p for m in network.modules()):
@@ -144,46 +145,6 @@ def with_feature_mean(experiment: Experiment, file: str) -> Experiment:
     for name in ("dice", "dice_react"):
         arguments.setdefault(name, {})["feature_mean"] = file
     return dataclasses.replace(experiment, detector_args=arguments)
-
-
-def asked_for(experiment: Experiment, checkpoints_dir: str) -> Path | None:
-    """The weight file or run folder that -checkpoint or -checkpoint_name names; None when neither was given."""
-    if experiment.checkpoint and experiment.checkpoint_name:
-        raise InputError(f"give -checkpoint (a file) or -checkpoint_name (a run folder), not both: '{experiment.checkpoint}' and '{experiment.checkpoint_name}'")
-    if experiment.checkpoint:
-        return Path(experiment.checkpoint)
-    if not experiment.checkpoint_name:
-        return None
-    folder = Path(checkpoints_dir) / experiment.checkpoint_name
-    if not folder.is_dir():
-        there = sorted(p.name for p in Path(checkpoints_dir).glob("*") if p.is_dir() and not p.name.startswith("."))
-        raise InputError(f"no run folder '{folder}'{nearest(experiment.checkpoint_name, there)}; -checkpoint_name takes the name of a folder in '{checkpoints_dir}'")
-    return folder
-
-
-def newest(experiment: Experiment, checkpoints_dir: str) -> Path | None:
-    """The newest run with exactly this data set and architecture; None where torchvision's own weights are asked for."""
-    if experiment.model_args.get("weights"):
-        return None
-    match = {"kind": "classifier", "id_dataset": experiment.id_dataset, "arch": experiment.arch}
-    defaults = {} if experiment.arch.startswith("torchvision_") else models.options(experiment.arch)
-    shape = {name: getattr(experiment, name) or defaults.get(name) for name in ("depth", "width")}
-    match |= {name: value for name, value in shape.items() if value is not None}
-    command = "python3 classifier_pretraining.py -dataset " + " ".join(
-        [experiment.id_dataset] + [f"-{name} {value}" for name, value in match.items() if name not in ("kind", "id_dataset")])
-    return runs.find_newest(checkpoints_dir, match, command=command).folder
-
-
-def load_network(experiment: Experiment, num_classes: int, channels: int, size: int, weights: Path | None):
-    """The classifier with its weights, and the normalisation that its file records ({} when it records none)."""
-    options = {name: getattr(experiment, name) for name in ("depth", "width") if getattr(experiment, name) is not None}
-    network = models.build(experiment.arch, num_classes, in_channels=channels, image_size=size, **options, **experiment.model_args)
-    if weights is None:
-        return network, {}
-    weights = weights / "best.pt" if weights.is_dir() else weights
-    meta = models.checkpoints.load_into(network, weights)
-    cli.log(f"weights: {weights}")
-    return network, meta.get("preprocess") or {}
 
 
 def check_classes(images, num_classes: int) -> None:

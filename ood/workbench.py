@@ -100,13 +100,18 @@ def prepare(networks: ModuleType, experiment: Experiment, *, device: torch.devic
     num_classes = experiment.num_classes or facts.num_classes
     if num_classes is None:
         raise InputError(f"num_classes is needed for the image folder '{experiment.id_dataset}'")
-    weights = asked_for(experiment, checkpoints_dir) or newest(networks, experiment, checkpoints_dir)
-    weights = weights / "best.pt" if weights and weights.is_dir() else weights
+    weights = weight_file(networks, experiment, checkpoints_dir)
     network, stored = load_network(networks, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
     log(f"weights: {weights or 'of the architecture'}")
     preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
     sources = dict(data_dir=data_dir, limit=experiment.limit, seed=experiment.seed, download=download)
     return Workbench(experiment, suite, network, preprocess, weights, torch.device(device), sources, cache, progress)
+
+
+def weight_file(networks: ModuleType, experiment: Experiment, checkpoints_dir: str | Path) -> Path | None:
+    """What the experiment asks for, else the newest run of exactly its configuration; None where torchvision's own weights are asked for."""
+    weights = asked_for(experiment, checkpoints_dir) or newest(networks, experiment, checkpoints_dir)
+    return weights / "best.pt" if weights and weights.is_dir() else weights
 
 
 def asked_for(experiment: Experiment, checkpoints_dir: str | Path) -> Path | None:
