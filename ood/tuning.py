@@ -84,10 +84,11 @@ class Search:
         return self.candidates[self.chosen]
 
 
-def candidates(name: str, train: Outputs, space: dict[str, tuple] | None = None, fixed: dict | None = None) -> list[dict]:
-    """All combinations of the search space that this training set allows, the detector's default first.
+def candidates(name: str, train: Outputs, space: dict[str, tuple] | None = None, fixed: dict | None = None, images: int | None = None) -> list[dict]:
+    """All combinations of the search space that this training set allows, the detector's default first (where it is allowed).
 
-    Args: space: {hyper-parameter: values}; None: SPACES[name]. fixed: hyper-parameters that all candidates share.
+    Args: space: {hyper-parameter: values}; None: SPACES[name]. fixed: hyper-parameters that all candidates share. images: of the
+        smallest training set that candidates will be fitted to; None: all of `train`.
     Raises: InputError for a detector without a space, or a value that the detector refuses.
     """
     space = SPACES.get(name) if space is None else space
@@ -96,10 +97,13 @@ def candidates(name: str, train: Outputs, space: dict[str, tuple] | None = None,
                          "or give values, e.g. knn:k=[5,10,20]")
     default = detectors.create(name, **(fixed or {})).hyperparameters()
     grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
-    limits = {"k": len(train), "dim": train.features.shape[1] - 1, "top": train.logits.shape[1]}
-    grid = [c for c in grid if all(c.get(key, 0) is None or c.get(key, 0) <= limit for key, limit in limits.items()) and c.get("lower", 0) <= c.get("upper", 100)]
     first = {key: default[key] for key in space if key in default}
-    return [first, *(c for c in grid if c != first)]
+    limits = {"k": images or len(train), "dim": train.features.shape[1] - 1}
+    grid = [c for c in (first, *(c for c in grid if c != first))
+            if all(c.get(key) is None or c[key] <= limit for key, limit in limits.items()) and c.get("lower", 0) <= c.get("upper", 100)]
+    if not grid:
+        raise InputError(f"detector '{name}': none of the values {space} is possible with {images or len(train)} training images of {train.features.shape[1]} features")
+    return grid
 
 
 def made(name: str, candidate: dict, fixed: dict | None = None) -> Detector:

@@ -22,6 +22,7 @@ import models  # noqa: E402
 from ood import cli, detectors, pseudo, record, report, tuning, workbench  # noqa: E402
 from ood.config import InputError  # noqa: E402
 from ood.data import load  # noqa: E402
+from ood.detectors import ImageDetector  # noqa: E402
 from ood.outputs import Cache  # noqa: E402
 
 parser = cli.Parser("Choose hyper-parameters of detectors.", "Exit code: 0 done, 2 bad input, 1 a run failed.")
@@ -76,19 +77,21 @@ def main() -> None:
     for name, space, fixed in asked:
         probe = tuning.made(name, {}, {**experiment.detector_args.get(name, {}), **fixed})
         fixed, taps = {**experiment.detector_args.get(name, {}), **fixed}, "taps" in probe.needs
-        trained = bench.outputs(train, [probe] if getattr(probe, "measures_train", False) else [], taps)
-        grid = tuning.candidates(name, trained, space, fixed)
+        on_images, measures = isinstance(probe, ImageDetector), getattr(probe, "measures_train", False)
+        if "left_out" in kinds and not on_images and taps not in folds_of:
+            folds_of[taps] = pseudo.left_out(bench.outputs(train, (), taps), bench.outputs(known, (), taps), seed=experiment.seed)
+        folds = [] if on_images else folds_of.get(taps, [])
+        trained = bench.outputs(train, [probe] if measures else [], taps)
+        grid = tuning.candidates(name, trained, space, fixed, min([len(trained), *(len(part) for part, _, _ in folds)]))
         beside = tuning.image_candidates(name, grid, trained, fixed)
-        if beside and getattr(probe, "measures_train", False):
+        if measures:
             trained = bench.outputs(train, beside, taps)
         passes = {key: bench.outputs(images, beside, taps) for key, images in
                   {"known": known, "rest": rest, **sets["pseudo"], **sets["validation"], **{f"test {e.name}": e.images for e in ood}}.items()}
-        if "left_out" in kinds and not beside and taps not in folds_of:
-            folds_of[taps] = pseudo.left_out(trained, passes["known"], seed=experiment.seed)
-        folds = [] if beside else folds_of.get(taps, [])
         made = {"pseudo": {key: passes[key] for key in sets["pseudo"]}, "validation": {key: passes[key] for key in sets["validation"]}}
         on_test = tuning.tune(name, trained, passes["rest"], {e.name: passes[f"test {e.name}"] for e in ood}, grid=grid, fixed=fixed)
-        found = {"default": tuning.Search(name, grid[:1], on_test.aurocs[:1])}
+        usual = {key: probe.hyperparameters()[key] for key in grid[0]} == grid[0]         # whether the default is possible here
+        found = {"default": tuning.Search(name, grid[:1], on_test.aurocs[:1])} if usual else {}
         if made["pseudo"] or folds:
             found["pseudo"] = tuning.tune(name, trained, passes["known"], made["pseudo"], grid=grid, fixed=fixed, left_out=folds)
         if flags.validation:

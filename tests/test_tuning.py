@@ -33,6 +33,9 @@ def test_impossible_candidates_are_left_out_and_bad_ones_refused():
     assert all(c["dim"] is None or c["dim"] < 24 for c in tuning.candidates("vim", train))
     assert tuning.candidates("knn", train, {"k": (3, 7)}) == [{"k": 50}, {"k": 3}, {"k": 7}]
     assert tuning.candidates("knn", train, {"k": (3,)}, {"k": 3}) == [{"k": 3}]
+    assert tuning.candidates("knn", train, {"k": (3, 60)}, images=45) == [{"k": 3}]
+    with pytest.raises(InputError, match="45 training images"):
+        tuning.candidates("knn", train, images=45)
     with pytest.raises(InputError, match="no search space"):
         tuning.candidates("maxlogit", train)
     with pytest.raises(InputError, match="nothing to tune against"):
@@ -135,10 +138,10 @@ def test_script_tunes_with_and_without_ood_data(weights, tmp_path, call_script, 
     found = json.loads((tmp_path / "out" / "tuning.json").read_text())["detectors"]
     assert [d["detector"] for d in found] == ["react", "knn"]
     for entry in found:
-        assert set(entry["ways"]) == {"default", "pseudo", "validation"}
+        assert set(entry["ways"]) == {"pseudo", "validation"} | ({"default"} if entry["detector"] == "react" else set())
         assert all(0 <= way["regret"] <= 1 and way["auroc"] <= entry["oracle"]["auroc"] for way in entry["ways"].values())
         assert set(entry["candidates"][0]["pseudo"]) == {"noise", "jigsaw", "left_out"} and set(entry["candidates"][0]["test"]) == {"letters", "noise"}
-    assert [c["k"] for c in found[1]["candidates"]] == [50, 3, 9]
+    assert [c["k"] for c in found[1]["candidates"]] == [3, 9], "the default of 50 neighbours is too many when classes are left out"
     text = (tmp_path / "out" / "tuning.md").read_text()
     assert "without OOD data" in text and "against letters" in text and text.count("| knn |") == 1
 
