@@ -51,11 +51,17 @@ def auroc_interval(id_scores, ood_scores, level: float = LEVEL) -> Interval:
     Source: DeLong, DeLong & Clarke-Pearson, Biometrics 1988; the rank form of Sun & Xu, IEEE SPL 2014; the logit scale as in Qin &
     Hotilovac, SMMR 2008.
     """
-    known, sets = _prepared(id_scores, ood_scores)
-    alpha = _alpha(level)
-    area, of_id, of_ood = _placements(known, sets)
+    return networks_interval([(id_scores, ood_scores)], level)
+
+
+def networks_interval(scores: list[tuple], level: float = LEVEL) -> Interval:
+    """The mean AUROC of one detector on several networks and its DeLong interval: the networks are fixed, the images are random.
+
+    Args: scores: (id_scores, ood_scores) of each network as for `auroc_interval`, images in the same order in all.
+    """
+    alpha, (area, of_id, of_ood) = _alpha(level), _over_networks(scores)
     if area in (0.0, 1.0):
-        bound = (alpha / 2) ** (1 / min(len(known), *map(len, sets)))
+        bound = (alpha / 2) ** (1 / min(len(of_id), *map(len, of_ood)))
         return Interval(area, *((bound, 1.0) if area else (0.0, 1 - bound)))
     spread = np.sqrt(_variance(of_id, of_ood))
     if not np.isfinite(spread):                                  # one image says nothing about the spread
@@ -91,8 +97,14 @@ def compare_auroc(first, second, level: float = LEVEL) -> Comparison:
 
     Args: first, second: (id_scores (N,), ood_scores (M,) or a list of sets) of the two detectors, rows in the same order.
     """
-    (a_id, a_sets), (b_id, b_sets) = _paired(first, second)
-    (a, a_of_id, a_of_ood), (b, b_of_id, b_of_ood) = _placements(np.sort(a_id), a_sets, a_id), _placements(np.sort(b_id), b_sets, b_id)
+    return compare_networks([first], [second], level)
+
+
+def compare_networks(first: list[tuple], second: list[tuple], level: float = LEVEL) -> Comparison:
+    """The same for the mean over several networks: lists of (id_scores, ood_scores), one per network, of either detector."""
+    for one, other in zip(first, second):
+        _paired(one, other)
+    (a, a_of_id, a_of_ood), (b, b_of_id, b_of_ood) = _over_networks(first), _over_networks(second)
     variance = _variance(a_of_id - b_of_id, [x - y for x, y in zip(a_of_ood, b_of_ood)])
     difference = a - b
     if not np.isfinite(variance):
@@ -161,13 +173,18 @@ def summarise(scores: dict[str, dict[str, np.ndarray]], id_name: str, level: flo
     return found
 
 
-def _placements(known: np.ndarray, sets: list[np.ndarray], rows: np.ndarray | None = None) -> tuple[float, np.ndarray, list[np.ndarray]]:
-    """(mean AUROC, (N,) share of OOD above each ID score averaged over the sets, [(M,) share of ID below each OOD score]).
+def _over_networks(scores: list[tuple]) -> tuple[float, np.ndarray, list[np.ndarray]]:
+    """`_placements` averaged over networks."""
+    each = [_placements(_checked(known, "ID scores"), _sets(novel)) for known, novel in scores]
+    if len({(len(of_id), *map(len, of_ood)) for _, of_id, of_ood in each}) > 1:
+        raise InputError("a mean over networks needs the same images for each of them")
+    areas, of_id, of_ood = zip(*each)
+    return float(np.mean(areas)), np.mean(of_id, axis=0), [np.mean(parts, axis=0) for parts in zip(*of_ood)]
 
-    known: (N,) sorted. rows: the ID scores in the order wanted for the second result; default: sorted.
-    """
-    rows = known if rows is None else rows
-    of_id, of_ood = np.zeros(len(rows)), []
+
+def _placements(rows: np.ndarray, sets: list[np.ndarray]) -> tuple[float, np.ndarray, list[np.ndarray]]:
+    """(mean AUROC, (N,) share of OOD above each ID score averaged over the sets, [(M,) share of ID below each OOD score]), order kept."""
+    known, of_id, of_ood = np.sort(rows), np.zeros(len(rows)), []
     for novel in sets:
         ordered = np.sort(novel)
         at_most, less = (np.searchsorted(ordered, rows, side=side) for side in ("right", "left"))

@@ -74,6 +74,22 @@ def test_average_over_sets_shares_the_id_images():
     assert value == pytest.approx((evaluate(known, first).fpr95 + evaluate(known, second).fpr95) / 2)
 
 
+def test_mean_over_networks_shares_all_images():
+    """Equal to bootstrapping the images and averaging over the networks; equal scores of two networks change nothing."""
+    known, novel = normal(120, 100, 1.0, 11)
+    generator = np.random.default_rng(12)
+    second = known + generator.normal(0, 1, 120), novel + generator.normal(0, 1, 100)
+    assert u.networks_interval([(known, novel)] * 2) == pytest.approx(u.auroc_interval(known, novel))
+    found = u.networks_interval([(known, novel), second])
+    means = []
+    for _ in range(1000):
+        rows, others = generator.integers(0, 120, 120), generator.integers(0, 100, 100)
+        means.append((evaluate(known[rows], novel[others]).auroc + evaluate(second[0][rows], second[1][others]).auroc) / 2)
+    assert found.value == pytest.approx((evaluate(known, novel).auroc + evaluate(*second).auroc) / 2)
+    assert np.allclose(found[1:], np.quantile(means, (0.025, 0.975)), atol=0.015)
+    assert u.compare_networks([(known, novel), second], [second, (known, novel)]).difference == pytest.approx(0, abs=1e-12)
+
+
 def plain_bootstrap(pairs, rounds, seed):
     """FPR95 of each (known, novel) on the same resampled rows, one round at a time: (rounds, len(pairs))."""
     generator, out = np.random.default_rng(seed), []
