@@ -4,10 +4,13 @@
     python3 classifier_pretraining.py -dataset cifar10 -arch resnet18 -device cuda:0
     python3 classifier_pretraining.py -dataset cifar100 -arch wideresnet -depth 40 -width 2
     python3 classifier_pretraining.py -dataset ./photos -size 32 -arch resnet18       # folders ./photos/{train,test}/<class>/*.jpg
+    python3 classifier_pretraining.py -loss outlier_exposure                          # learns from outliers too: letters and patches
+    python3 classifier_pretraining.py -dataset cifar10 -loss energy_bounded -ood_dataset 300K_random_images.npy -init best.pt -lr 0.001 -epochs 10
     python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN                # continue a run that was interrupted
 
 Writes checkpoints/<data set>_<arch>_<time>/ (or -out_dir): config.json, log.jsonl, last.pt (everything a resume needs), best.pt (the
-weights with the highest validation accuracy). Without other flags the recipe is that of "Heatmap-based Out-of-Distribution Detection"
+weights with the highest validation accuracy). A weight file holds the network, whatever -loss trained it, and under "objective" what the
+loss learned beside it (centres, a confidence head, ...). Without other flags the recipe is that of "Heatmap-based Out-of-Distribution Detection"
 (Hornauer and Belagiannis, WACV 2023): 100 epochs, batches of 200, SGD 0.1 with a tenth of it whenever the validation accuracy has not
 risen for ten epochs. It differs from the authors' code where that is wrong by its own text: validation images are not augmented
 (-valid_augment does as released), the split is seeded, the best weights are tested as well as the last.
@@ -23,10 +26,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import models
-from ood import cli, report, runs, train
+from ood import cli, losses, report, runs, train
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import Augment, ImageSet, Preprocess, info, load
 from ood.data.registry import DatasetInfo, is_folder_path
@@ -46,6 +48,7 @@ RECIPES = {
     "imagenet": dict(epochs=90, batch_size=256, weight_decay=1e-4, schedule="steps", milestones=(30, 60), augment="resized_crop_flip"),
 }
 FOLDER = dict(valid_split=0.1)           # for an image folder: usually a small set
+OUTLIERS = {"mnist5k": "letters+patches"}    # training halves that a loss with outliers takes when -ood_dataset names none
 FREE = ("device", "data_dir", "download", "num_workers", "epochs")     # what may change when a run is resumed
 FIXED_LENGTH = ("cosine", "onecycle")    # schedules that depend on the number of epochs from the first one on
 SHAPE = ("num_classes", "depth", "width")          # in config.json they are never None, if the network knows them
@@ -67,6 +70,11 @@ class Settings:
     augment: Literal[KINDS] = "crop_flip"
     valid_split: float = 0.01                    # fraction of the training set
     valid_augment: bool = False                  # released behaviour: validation images are augmented too
+    loss: str = "cross_entropy"                  # a name of ood.losses.names()
+    loss_args: dict = field(default_factory=dict)
+    ood_dataset: str | tuple[str, ...] | None = None    # auxiliary outliers: registered sets, folders, .npy arrays; "letters+patches"
+    ood_batch_size: int | None = None            # outliers per step; None: as many as batch_size
+    init: str | None = None                      # weight file to begin from
     epochs: int = 100
     batch_size: int = 200
     optimizer: Literal[train.OPTIMIZERS] = "sgd"
@@ -105,6 +113,12 @@ parser.flag("-augment", choices=KINDS, help=f"of training images: {', '.join(KIN
             f"{DIGITS} for digits]")
 parser.flag("-valid_split", type=float, help="fraction of the training set held out for validation [default: 0.01; mnist5k: 0.1]")
 parser.flag("-valid_augment", action="store_true", help="augment validation images too: released behaviour [default: off]")
+parser.flag("-loss", help=f"objective: {', '.join(losses.names())} [default: cross_entropy]")
+parser.flag("-loss_args", nargs="+", metavar="KEY=VALUE", help="arguments of the loss, e.g. alpha=0.5 [default: the paper's]")
+parser.flag("-ood_dataset", nargs="+", metavar="NAME", help="auxiliary outliers, for a loss that learns from them: registered sets (their training halves), "
+            "folders, .npy arrays; several are joined [default: letters+patches for mnist5k, else none]")
+parser.flag("-ood_batch_size", type=int, help="outliers in every step, beside the ID images [default: as -batch_size]")
+parser.flag("-init", metavar="FILE", help="weight file to begin from, of the same network [default: random weights]")
 parser.flag("-epochs", type=int, help="[default: 100; tinyimagenet: 200; mnist5k: 12]")
 parser.flag("-batch_size", type=int, help="[default: 200; tinyimagenet: 128; mnist5k: 64]")
 parser.flag("-optimizer", choices=train.OPTIMIZERS, help="sgd or adam [default: sgd]")
@@ -135,13 +149,14 @@ parser.flag("-resume", action="store_true", default=False,
 def main() -> None:
     flags = vars(parser.parse_args())
     config, root, out_dir, resume = (flags.pop(name) for name in ("config", "checkpoints_dir", "out_dir", "resume"))
-    flags["model_args"] = options(flags["model_args"])
+    flags.update({name: options(flags[name], name) for name in ("model_args", "loss_args")})
+    flags["ood_dataset"] = flags["ood_dataset"] and "+".join(flags["ood_dataset"])
     given = with_known_names(merge(read_settings(config), flags))
     resumed = find_run(given, root, out_dir) if resume else None
     settings = continued(resumed, given) if resumed else resolve(given)
     device = cli.choose_device(settings.device)
     cli.set_seed(settings.seed, settings.deterministic)
-    cli.log(f"device {cli.describe_device(device)} | {settings.id_dataset} | {settings.arch} | seed {settings.seed}")
+    cli.log(f"device {cli.describe_device(device)} | {settings.id_dataset} | {settings.arch} | {settings.loss} | seed {settings.seed}")
     if resume and not resumed:
         cli.log(f"no run in {out_dir} yet: beginning one")
 
@@ -153,12 +168,17 @@ def main() -> None:
         test = images.subset(held_out)
         cli.log(f"{settings.id_dataset} has no test part: the validation images stand for it")
 
-    # Model.
     channels, side, _ = images.shape
+    outliers = load_outliers(settings, side, channels) if settings.ood_dataset else None
+
+    # Model, and the loss with what it learns beside it.
     shape = {name: getattr(settings, name) for name in ("depth", "width") if getattr(settings, name) is not None}
     network = models.build(settings.arch, images.num_classes, in_channels=channels, image_size=side, **shape, **settings.model_args)
     nhwc = settings.channels_last == "on" or settings.channels_last == "auto" and device.type == "cuda"
     layout = torch.channels_last if nhwc else torch.contiguous_format
+    if settings.init and not resumed:
+        models.checkpoints.load_into(network, settings.init)
+    objective = losses.Objective(settings.loss, network, **settings.loss_args).to(device)
     network.to(device, memory_format=layout)
 
     # From pixels (B, C, H, W) to what the network takes: on the device, a batch at a time.
@@ -173,24 +193,33 @@ def main() -> None:
 
     common = dict(batch_size=settings.batch_size, device=device, seed=settings.seed)
     training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, **common)
+    if outliers is not None:
+        common_ood = {**common, "batch_size": settings.ood_batch_size or settings.batch_size, "seed": train.mix(settings.seed, 2)}
+        training = losses.MixedBatches(training, train.ImageBatches(outliers, transform=augmented, shuffle=True, **common_ood))
+    looked_at = train.ImageBatches(images, indices=kept, transform=as_is, shuffle=False, **common)     # by a loss, between epochs
     validation = train.ImageBatches(images, indices=held_out, transform=augmented if settings.valid_augment else as_is, shuffle=False, **common)
     testing = train.ImageBatches(test, transform=as_is, shuffle=False, **common)
 
-    # Objective, selection, optimiser, schedule.
-    def objective(batch):
-        inputs, labels = batch                                              # (B, C, H, W), (B,)
-        logits = network(inputs)                                            # (B, num_classes)
-        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
+    # Step, selection, optimiser, schedule.
+    def step(batch):
+        inputs, labels = batch                                              # (B, C, H, W), (B,): below 0 for outliers
+        return objective(inputs, labels)
+
+    def before_epoch(epoch):
+        objective.before_epoch(epoch, looked_at)
 
     def validate(epoch):
+        objective.finish_head()
         measured = train.measure(network, validation, precision=settings.precision, epoch=epoch)
         return {"valid_loss": measured["loss"], "valid_accuracy": measured["accuracy"]}
 
     def pack(epoch, metrics):
+        objective.finish_head()
         return {"format": models.checkpoints.OWN_FORMAT, "arch": network.arch, "state_dict": network.state_dict(), "epoch": epoch,
-                "metrics": metrics, "preprocess": {"mean": list(mean), "std": list(std), "size": side}}
+                "metrics": metrics, "preprocess": {"mean": list(mean), "std": list(std), "size": side}, "objective": objective.describe()}
 
-    optimizer = train.make_optimizer(settings.optimizer, network.parameters(), settings.lr, momentum=settings.momentum,
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    optimizer = train.make_optimizer(settings.optimizer, learned, settings.lr, momentum=settings.momentum,
                                      nesterov=settings.nesterov, weight_decay=settings.weight_decay)
     schedule = train.Schedule(optimizer, settings.schedule, settings.epochs, milestones=settings.milestones, gamma=settings.gamma,
                               patience=settings.patience)
@@ -199,12 +228,15 @@ def main() -> None:
     run = resumed or runs.create(stem(settings), describe(settings, network), root=root, out_dir=out_dir)
     run.update(epochs=settings.epochs)
     sizes = {"train_images": len(kept), "valid_images": len(held_out), "test_images": len(test)}
-    run.log({"event": "resume" if resumed else "start", **sizes,
-             **report.provenance(sys.argv, to_dict(settings), settings.seed, device, {"train": images.digest, "test": test.digest}, {})})
-    cli.log(f"{len(kept)} training, {len(held_out)} validation, {len(test)} test images | run folder {run.folder}")
-    history = train.fit(objective, network, training, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
+    digests = {"train": images.digest, "test": test.digest}
+    if outliers is not None:
+        sizes["ood_images"], digests["ood"] = len(outliers), outliers.digest
+    run.log({"event": "resume" if resumed else "start", **sizes, **report.provenance(sys.argv, to_dict(settings), settings.seed, device, digests, {})})
+    cli.log(f"{len(kept)} training, {len(held_out)} validation, {len(test)} test images{f', {len(outliers)} outliers' if outliers else ''} | run folder {run.folder}")
+    history = train.fit(step, network, training, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
                         validate=validate if len(held_out) else None, select="valid_accuracy" if len(held_out) else None,
-                        resume=resume, precision=settings.precision, clip_norm=settings.clip_norm)
+                        resume=resume, precision=settings.precision, clip_norm=settings.clip_norm, before_epoch=before_epoch,
+                        state={"objective": objective.own} if objective.own.state_dict() else None)
 
     # The test set, with the last weights (what the released code prints) and with the best ones by validation accuracy.
     last = train.measure(network, testing, precision=settings.precision)
@@ -229,14 +261,14 @@ def read_settings(path: str | None) -> dict:
     return {key: getattr(settings, key) for key in values}
 
 
-def options(words: list[str] | None) -> dict | None:
+def options(words: list[str] | None, flag: str) -> dict | None:
     """['dropout=0.3', 'pool=adaptive'] -> {'dropout': 0.3, 'pool': 'adaptive'}."""
     if words is None:
         return None
     pairs = [word.partition("=") for word in words]
     for (key, equals, _), word in zip(pairs, words):
         if not key or not equals:
-            raise InputError(f"-model_args takes KEY=VALUE, got '{word}'")
+            raise InputError(f"-{flag} takes KEY=VALUE, got '{word}'")
     return {key: literal(value) for key, _, value in pairs}
 
 
@@ -249,10 +281,11 @@ def literal(text: str):
 
 
 def with_known_names(given: dict) -> dict:
-    """The data set under its registered name, the network's name checked. Raises InputError or ModelError before any data is read."""
+    """The data set under its registered name, the network's and the loss's names checked. Raises InputError or ModelError before any data is read."""
     dataset, arch = given.get("id_dataset"), given.get("arch")
     if arch is not None and not arch.startswith("torchvision_"):
         models.options(arch)
+    losses.get(given.get("loss", Settings.loss))
     return given if dataset is None or is_folder_path(dataset) else {**given, "id_dataset": info(dataset).name}
 
 
@@ -262,7 +295,7 @@ def resolve(given: dict) -> Settings:
     settings = build(Settings, {**(FOLDER if is_folder_path(dataset) else RECIPES.get(dataset, {})), **given}, "settings")
     if settings.arch is None:
         raise InputError(f"-arch is needed for '{dataset}': one of {', '.join(models.names())}, torchvision_NAME")
-    for key, least in dict(epochs=1, batch_size=1, limit=1, size=1, num_workers=1, patience=0, momentum=0, weight_decay=0, seed=0).items():
+    for key, least in dict(epochs=1, batch_size=1, ood_batch_size=1, limit=1, size=1, num_workers=1, patience=0, momentum=0, weight_decay=0, seed=0).items():
         if getattr(settings, key) is not None and not least <= getattr(settings, key) < float("inf"):
             raise InputError(f"-{key} is {getattr(settings, key)}; it must be at least {least}")
     for key in ("lr", "gamma", "clip_norm"):
@@ -276,6 +309,26 @@ def resolve(given: dict) -> Settings:
         raise InputError("-schedule steps needs -milestones, e.g. -milestones 50 75")
     if settings.nesterov and (settings.optimizer != "sgd" or settings.momentum == 0):
         raise InputError("-nesterov needs -optimizer sgd and a -momentum above 0")
+    return with_outliers(settings)
+
+
+def with_outliers(settings: Settings) -> Settings:
+    """The loss and its arguments tried, the auxiliary outliers that it needs named. Raises InputError."""
+    loss = losses.check(settings.loss, settings.loss_args)
+    if settings.ood_dataset is None and loss.outliers == "needed":
+        default = OUTLIERS.get(settings.id_dataset)
+        if default is None:
+            raise InputError(f"-loss {settings.loss} learns from outliers: name them with -ood_dataset, e.g. a folder of images, 300K_random_images.npy or a "
+                             f"registered set ({OUTLIERS['mnist5k']} for grey images of 28x28)")
+        settings = dataclasses.replace(settings, ood_dataset=default)
+    if settings.ood_dataset is None and settings.ood_batch_size is not None:
+        raise InputError(f"-ood_batch_size is {settings.ood_batch_size}, but there are no outliers: name them with -ood_dataset")
+    if settings.ood_dataset is not None and loss.outliers == "ignored":
+        raise InputError(f"-loss {settings.loss} does not learn from outliers; leave -ood_dataset out, or choose one of "
+                         f"{', '.join(name for name in losses.names() if losses.get(name).outliers != 'ignored')}")
+    if loss.pretrained and settings.init is None and "full_train_loss" not in settings.loss_args:
+        raise InputError(f"-loss {settings.loss} continues a trained network: give its weights with -init FILE, or the cross-entropy that it is to keep "
+                         "within reach of with -loss_args full_train_loss=0.05")
     return settings
 
 
@@ -285,7 +338,7 @@ def find_run(given: dict, root: str, out_dir: str | None) -> runs.Run | None:
         settings = to_dict(resolve(given))
         match = {key: value for key, value in settings.items() if key not in FREE and not (key in SHAPE and value is None)}
         try:
-            return runs.find_newest(root, {"kind": "classifier", **match}, file="config.json")
+            return runs.find_newest(root, {"kind": kind(settings["loss"]), **match}, file="config.json")
         except InputError:
             raise InputError(f"no run of these very settings in '{root}' to resume; name its folder with -out_dir, or leave -resume out") from None
     if not runs.holds_run(out_dir):
@@ -295,10 +348,10 @@ def find_run(given: dict, root: str, out_dir: str | None) -> runs.Run | None:
 
 def continued(run: runs.Run, given: dict) -> Settings:
     """The settings of a run, with what may change on the way taken from the flags. Raises InputError when they contradict the run."""
-    if run.config.get("kind") != "classifier":
-        raise InputError(f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a classifier's")
     known = {f.name for f in dataclasses.fields(Settings)}
-    old = {key: value for key, value in run.config.items() if key in known}
+    old = {"loss": Settings.loss, **{key: value for key, value in run.config.items() if key in known}}
+    if run.config.get("kind") != kind(old["loss"]):
+        raise InputError(f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a classifier's")
     settings = resolve(runs.agree(old, given, FREE, run.folder))
     if settings.epochs != old["epochs"] and settings.schedule in FIXED_LENGTH:
         raise InputError(f"the run in '{run.folder}' follows schedule {settings.schedule} over {old['epochs']} epochs; "
@@ -309,13 +362,19 @@ def continued(run: runs.Run, given: dict) -> Settings:
 def describe(settings: Settings, network) -> dict:
     """What config.json says: by these fields eval_ood.py and the methods find the run."""
     shape = {name: network.arch[name] for name in SHAPE if name in network.arch}
-    return {"kind": "classifier", **to_dict(settings), **shape, "in_channels": network.arch["in_channels"], "image_size": network.arch["image_size"]}
+    return {"kind": kind(settings.loss), **to_dict(settings), **shape, "in_channels": network.arch["in_channels"], "image_size": network.arch["image_size"]}
+
+
+def kind(loss: str) -> str:
+    """Of a run: "classifier", by which methods and eval_ood.py find the plain one; other losses have kinds of their own."""
+    return "classifier" if loss == Settings.loss else f"classifier, {loss}"
 
 
 def stem(settings: Settings) -> str:
-    """First part of the run folder's name: cifar10_wideresnet_40_2."""
+    """First part of the run folder's name: cifar10_wideresnet_40_2, mnist5k_small_cnn_outlier_exposure."""
     dataset = Path(settings.id_dataset).resolve().name if is_folder_path(settings.id_dataset) else settings.id_dataset
-    return "_".join(str(word) for word in (dataset, settings.arch, settings.depth, settings.width) if word is not None)
+    loss = None if settings.loss == Settings.loss else settings.loss
+    return "_".join(str(word) for word in (dataset, settings.arch, settings.depth, settings.width, loss) if word is not None)
 
 
 # ---- data --------------------------------------------------------------------------------------------------------------------
@@ -336,6 +395,12 @@ def load_images(settings: Settings, split: str) -> ImageSet:
     if settings.limit is None or settings.limit >= len(images):
         return images
     return images.subset(np.sort(np.random.RandomState(settings.seed).permutation(len(images))[:settings.limit]))
+
+
+def load_outliers(settings: Settings, side: int, channels: int) -> ImageSet:
+    """The auxiliary outliers at the size and with the channels of the ID images; -limit counts for them too."""
+    return losses.load_outliers(settings.ood_dataset, settings.data_dir, size=side, channels=channels, download=settings.download, limit=settings.limit,
+                                seed=settings.seed)
 
 
 def check_labels(images: ImageSet, test: ImageSet, settings: Settings) -> None:
