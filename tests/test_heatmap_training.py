@@ -236,3 +236,11 @@ def test_training_script(run_script, root, tmp_path):
     assert stored["num_ood"] == 30 and stored["n_epochs"] == 1 and "epoch 1/1" in done.stdout
     failed = run_script("ood_training.py", *common, "-num_ood", 9000)
     assert failed.returncode == 2 and "8000" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_our_steps_equal_a_plain_rendering_of_the_released_loop(run_script):
+    """Same weights, batches, released pairing and scaling: the script fails when the losses differ."""
+    done = run_script("scripts/bench_heatmap.py", "-dataset", "mnist5k", "-ood", "letters+patches", "-arch", "small_cnn", "-id_images", 500,
+                      "-ood_images", 100, "-device", "cpu", "-no_record", env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "times faster" in done.stdout and "losses: first" in done.stdout
