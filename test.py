@@ -12,7 +12,6 @@ OUT_DIR/{metrics.csv, metrics.json, report.md, scores/*.npz, figures/*.png}.
 """
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -36,8 +35,8 @@ NETWORKS = {"densenet": "DenseNet-BC-100", "wrn": "WideResNet-28-10"}
 
 parser = cli.Parser("Test the leave-out ensemble on an ID set and OOD sets.", "With --enc_type, --known_dataset, ...: VMDLS (its own flags, see -h after one of them).")
 parser.flag("-in-dataset", aliases=("in_dataset",), choices=("cifar10", "cifar100"), help="in-distribution set; default: cifar10, or the config's")
-parser.flag("-out-dataset", aliases=("out_dataset",), nargs="+", metavar="NAME", default=["Imagenet"],
-            help="Imagenet, Imagenet_resize, LSUN, LSUN_resize, iSUN, Uniform, Gaussian, any registered set or folder; all: every set of the paper's table [default: Imagenet]")
+parser.flag("-out-dataset", aliases=("out_dataset",), nargs="+", metavar="NAME", default=("Imagenet",),
+            help="Imagenet, Imagenet_resize, LSUN, LSUN_resize, iSUN, Uniform, Gaussian, another registered set or a folder; all: those of the paper's table")
 parser.flag("-magnitude", aliases=("magnitud",), type=float, help="of the perturbation, pixel units of [0, 1]; default: the config's, 0.002")
 parser.flag("-temperature", type=float, help="default: the config's, 1000")
 parser.flag("-wide", action="store_true", help="WideResNet-28-10 instead of DenseNet-BC-100", default=False)
@@ -97,12 +96,14 @@ def main() -> None:
     accuracy = method.accuracy(test)
     if accuracy is not None:
         folds = ", ".join(f"{100 * value:.2f}" for value in method.fold_accuracies(test))
-        cli.log(f"accuracy on {test.name}: ensemble {100 * accuracy:.2f} %, single folds {folds} % (of all classes; a fold knows {len(method.kept[0])} of {method.num_classes})")
+        cli.log(f"accuracy on {test.name}: ensemble {100 * accuracy:.2f} %, single folds {folds} % (of all classes; a fold knows "
+                f"{len(method.kept[0])} of {method.num_classes})")
     remarks = notes(settings, sets)
     for remark in remarks:
         cli.log(f"note: {remark}")
 
-    out_dir = Path(flags.out_dir or Path("results") / "_".join(["leaveout", test.name, settings.arch, "all" if flags.out_dataset == ["all"] else "+".join(sets)]).replace("/", "_"))
+    tested = "all" if list(flags.out_dataset) == ["all"] else "+".join(sets)
+    out_dir = Path(flags.out_dir or Path("results") / report.file_stem(f"leaveout_{test.name}_{settings.arch}_{tested}"))
     digests = {"networks": method.digest, test.name: test.digest, **{name: images.digest for name, images in sets.items()}}
     report.write_scores(out_dir, scores)
     figures = method.figures(out_dir, [test, *sets.values()])

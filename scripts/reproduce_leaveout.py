@@ -39,20 +39,21 @@ def main() -> None:
     parser.flag("-epochs", type=int, help="per network; default: the config's")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     parser.flag("-checkpoints_dir", help="where the networks go", default="./checkpoints/reproduce_leaveout")
+    parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
     parser.flag("-no_record", action="store_true", help="only print", default=False)
     flags = parser.parse_args()
     device = cli.choose_device(flags.device)
     values = read_json(CONFIG)
     settings = build(leaveout.Settings, merge(method_settings(values, methods.get("leaveout"), str(CONFIG)), {"epochs": flags.epochs}))
     suite = load_benchmark(values["benchmark"])
-    test = suite.load_id()
-    sets = {entry.label: suite.load_ood(entry, len(test), seed=1) for entry in suite.entries}
+    test = suite.load_id(limit=flags.limit)
+    sets = {entry.label: suite.load_ood(entry, len(test), seed=1, limit=flags.limit) for entry in suite.entries}
 
     found: dict[str, dict] = {}            # {row: {set: [Metrics per seed]}}
     accuracies: dict[str, list] = {}
     for seed in flags.seeds:
         folder = Path(flags.checkpoints_dir) / f"seed{seed}"
-        context = methods.Context(models, device, checkpoints_dir=folder, resume=True, cache=Cache(folder / ".outputs"), log=cli.log)
+        context = methods.Context(models, device, checkpoints_dir=folder, resume=True, limit=flags.limit, cache=Cache(folder / ".outputs"), log=cli.log)
         for name, scores, accuracy in [*ensembles(settings, seed, context), *plain(settings, seed, context)]:
             known = metrics.prepare(scores(test))
             for label, images in sets.items():
@@ -80,18 +81,20 @@ def ensembles(settings, seed: int, context):
         yield name, method.score, method.accuracy
         if not change:
             for fold in range(settings.folds):
-                yield f"{SINGLE}#{fold}", lambda images, m=method, f=fold: m.fold_scores(images)[:, f], lambda images, m=method, f=fold: m.fold_accuracies(images)[f]
+                yield (f"{SINGLE}#{fold}", lambda images, m=method, f=fold: m.fold_scores(images)[:, f],
+                       lambda images, m=method, f=fold: m.fold_accuracies(images)[f])
 
 
 def plain(settings, seed: int, context):
     """The same network trained on all classes with cross-entropy: as long as one fold, and as long as five."""
     for epochs in (settings.epochs, settings.folds * settings.epochs):
         folder = Path(context.checkpoints_dir) / f"plain_{epochs}_epochs"
-        if not (folder / "best.pt").is_file() or not any(record_.get("event") == "end" for record_ in leaveout_training.runs.Run(folder).records()):
-            subprocess.run([sys.executable, str(ROOT / "classifier_pretraining.py"), "-dataset", settings.id_dataset, "-arch", settings.arch, "-width",
-                            str(settings.model_args["width"]), "-epochs", str(epochs), "-batch_size", str(settings.batch_size), "-lr", str(settings.lr), "-schedule",
-                            settings.schedule, "-augment", settings.augment, "-seed", str(seed), "-device", str(context.device), "-out_dir", str(folder), "-resume"],
-                           check=True)
+        if not leaveout_training.finished(folder, epochs):
+            words = {"dataset": settings.id_dataset, "arch": settings.arch, "width": settings.model_args["width"], "epochs": epochs,
+                     "batch_size": settings.batch_size, "lr": settings.lr, "schedule": settings.schedule, "augment": settings.augment, "seed": seed,
+                     "device": context.device, "out_dir": folder, "limit": context.limit}
+            command = [sys.executable, str(ROOT / "classifier_pretraining.py"), "-resume"]
+            subprocess.run(command + [word for name, value in words.items() if value is not None for word in (f"-{name}", str(value))], check=True)
         _, channels, size = leaveout.facts(settings)
         network = models.build(settings.arch, 10, in_channels=channels, image_size=size, **settings.model_args)
         stored = models.checkpoints.load_into(network, folder / "best.pt")["preprocess"]
@@ -149,13 +152,14 @@ def write(flags, settings, tables: list, grouped: dict, device) -> None:
         return statistics.fmean(one["auroc"] for one in grouped[name][label])
     ensemble, odin = "ensemble of five folds", f"plain classifier, {settings.epochs} epochs, ODIN"
     losses = [label for label in grouped[ensemble] if mean(ensemble, label) < mean(odin, label)]
-    text = [f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, {settings.epochs} epochs per fold, the paper's loss (beta {settings.beta:g}, "
-            f"margin {settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. The epoch of a fold is picked on the train part of `letters` (other fonts than in "
-            "the test part), so `letters` is a near, and the mildly favoured, set. The plain classifiers are the same network with cross-entropy on all ten classes, "
-            "once as long as one fold and once as long as all five together.",
-            f"The ensemble has a lower mean AUROC than the plain classifier of the same number of epochs with ODIN on: {', '.join(losses) if losses else 'no set'}. "
-            "The ensemble is above the mean of its folds on: " + (", ".join(label for label in grouped[ensemble] if mean(ensemble, label) > mean(SINGLE, label)) or "no set") + ". "
-            "Synthetic noise is the paper's weak point too (it reports FPR95 up to 99.9 % there, depending on the network).",
+    above = [label for label in grouped[ensemble] if mean(ensemble, label) > mean(SINGLE, label)]
+    text = [f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, {settings.epochs} epochs per fold, the paper's loss (beta "
+            f"{settings.beta:g}, margin {settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. The epoch of a fold is picked on the "
+            "train part of `letters` (other fonts than in the test part), so `letters` is a near, and the mildly favoured, set. The plain classifiers are the "
+            "same network with cross-entropy on all ten classes, once as long as one fold and once as long as all five together.",
+            f"The ensemble has a lower mean AUROC than the plain classifier of the same number of epochs with ODIN on: {', '.join(losses) or 'no set'}. "
+            f"The ensemble is above the mean of its folds on: {', '.join(above) or 'no set'}. Synthetic noise is the paper's weak point too (it reports FPR95 up to "
+            "99.9 % there, depending on the network).",
             "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five folds each) were not run here: there was no GPU. "
             "`scripts/reproduce_leaveout.sh` is the command."]
     record.write("leaveout_embedded", page="results", order=300, title="Leave-out classifiers on the embedded benchmark", tables=tables, text=text,

@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import models
 from ood import detectors, methods
 from ood.config import InputError, build
-from ood.data import ArrayImages, Preprocess, load
-from ood.methods import leaveout, leaveout_training
+from ood.data import ArrayImages, Preprocess
+from ood.methods import leaveout
 from ood.methods.leaveout import Settings
 from ood.outputs import Cache, extract
 

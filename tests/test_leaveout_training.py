@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ood.experiment import Experiment, split
 from ood.methods import leaveout, leaveout_training
 from ood.methods.leaveout import Settings
 
-ROOT = leaveout_training.Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(id_dataset="mnist5k", arch="small_cnn", model_args={"width": 4}, epochs=2, batch_size=50, lr=0.05, schedule="steps", milestones=(1,),
             augment="none", validation_dataset="letters", validation_split="train", validation_id="train", validation_images=60)
 
@@ -266,3 +267,20 @@ def test_published_numbers_are_where_they_belong():
     assert dense["paper"]["leaveout"]["Imagenet"] == {"fpr95": 0.0123, "detection_error": 0.0263, "auroc": 0.9965, "aupr_in": 0.9968, "aupr_out": 0.9964}
     wide = json.loads((ROOT / "configs" / "cifar100_wideresnet_leaveout.json").read_text())
     assert wide["repository"]["LSUN_resize"] == {"fpr95": 0.1516, "detection_error": 0.0795, "auroc": 0.9719, "aupr_in": 0.9764, "aupr_out": 0.9635}
+
+
+# ---- scripts -----------------------------------------------------------------------------------------------------------------
+
+def test_benchmark_script_compares_before_it_times(run_script):
+    found = run_script("scripts/bench_leaveout.py", "-archs", "small_cnn", "-batch_size", 6, "-steps", 1, "-rounds", 1, "-no_record", "-device", "cpu")
+    assert found.returncode == 0, found.stderr
+    assert [line.split(":")[0] for line in found.stdout.splitlines()] == ["train small_cnn", "score small_cnn"]
+
+
+def test_reproduction_script_at_tiny_size(run_script, tmp_path):
+    words = ("-seeds", 0, "-epochs", 1, "-limit", 120, "-no_record", "-device", "cpu", "-checkpoints_dir", tmp_path)
+    found = run_script("scripts/reproduce_leaveout.py", *words, env={"OMP_NUM_THREADS": "1"})
+    assert found.returncode == 0, found.stderr
+    rows = [line.split(" | ") for line in found.stdout.splitlines() if line.startswith(("ensemble", "a single fold", "plain classifier"))]
+    assert [len(row) for row in rows] == [6] * 12 + [2] * 4              # AUROC and FPR95 of six scores; accuracies
+    assert all(0 <= float(value.split()[0]) <= 100 for row in rows for value in row[1:])

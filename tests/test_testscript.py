@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from ood import methods, metrics
+from ood import metrics
 from ood.config import InputError
 from ood.methods import leaveout
 from ood.methods.leaveout import Settings
@@ -91,7 +91,7 @@ def test_readme_lines_mean_what_they_say(script, line):
     for variant in (words, [word.replace("--", "-") for word in words]):
         flags = script.parser.parse_args(variant)
         config, values, settings = script.read_config(flags)
-        assert settings.id_dataset == words[1] and flags.out_dataset == [words[3]] and settings.magnitude == float(words[5])
+        assert settings.id_dataset == words[1] and list(flags.out_dataset) == [words[3]] and settings.magnitude == float(words[5])
         assert settings.arch == ("wrn" if "--wide" in words else "densenet") and settings.temperature == 1000
         assert config == f"{words[1]}_{'wideresnet' if '--wide' in words else 'densenet'}_leaveout.json"
 
