@@ -1,0 +1,71 @@
+"""Intervals, costs and advice where users read them: an evaluation's result, the report, the table of all detectors."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from conftest import ROOT
+from detector_toys import Gratings, gratings
+from ood import benchmark, detectors, metrics, report, uncertainty
+from ood.data import Preprocess
+
+
+@pytest.fixture(scope="module")
+def result():
+    made = {name: detectors.create(name, **({"k": 5} if name == "knn" else {})) for name in ("energy", "knn", "odin", "ash")}
+    novel = gratings(50, 3, novel=True)
+    return benchmark.evaluate(Gratings().eval(), gratings(60, 0), gratings(40, 1), [benchmark.TestSet("novel", novel), benchmark.TestSet("again", gratings(30, 5, True))],
+                              made, Preprocess((0.5,), (0.25,)))
+
+
+def test_costs_are_measured_for_every_detector(result):
+    assert list(result.costs) == ["energy", "knn", "odin", "ash"]
+    assert all(cost["fit_seconds"] >= 0 and cost["ms_per_image"] > 0 for cost in result.costs.values())
+    assert result.costs["knn"]["mib"] == 60 * 16 * 4 / 2**20 and result.costs["energy"]["mib"] == 0
+    assert [label for label, cost in result.costs.items() if cost["in_pass"]] == ["odin"]
+    assert sum(c["fit_seconds"] for c in result.costs.values()) <= result.seconds["fit"]
+
+
+def test_diagnosis_is_of_the_training_features(result):
+    assert result.diagnosis.images == 60 and result.diagnosis.dimensions == 16
+    assert any(line.startswith("all detectors") for line in result.advice), "an untrained network classifies by chance"
+
+
+def test_report_shows_intervals_and_costs_and_the_csv_stays(result):
+    found = uncertainty.summarise(result.scores, "id", rounds=100)
+    made = report.Report(result.rows, {}, uncertainty=found, costs=result.costs, notes=tuple(result.advice))
+    text = made.markdown()
+    assert "## 95 % intervals, average over the OOD sets" in text and "## Cost" in text and "+ in the pass" in text
+    section = text.split("## 95 %")[1].split("## Cost")[0]
+    for label in result.costs:
+        assert f"| {label} |" in section
+    low, high = found["auroc"]["knn"]["average"]
+    assert f"{100 * low:.2f} – {100 * high:.2f}" in section
+    assert made.csv().splitlines()[0] == "detector,dataset,group,n_id,n_ood," + ",".join(metrics.Metrics._fields)
+    stored = json.loads(made.json())
+    assert stored["uncertainty"]["auroc"]["knn"]["novel"] == list(found["auroc"]["knn"]["novel"]) and stored["costs"]["knn"]["mib"] > 0
+    plain = report.Report(result.rows, {}).markdown()
+    assert "intervals" not in plain and "## Cost" not in plain
+
+
+def test_table_of_detectors_over_two_networks(tmp_path, call_script):
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = models.build("small_cnn", 10, in_channels=1, image_size=28)
+        files.append(tmp_path / f"{seed}.pt")
+        models.checkpoints.save(files[-1], {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
+                                            "preprocess": {"mean": [0.5], "std": [0.5], "size": 28}})
+    done = call_script("scripts/table_detectors.py", "-config", str(ROOT / "configs" / "mnist5k_small_cnn.json"), "-weights", *files, "-detectors", "msp", "mds", "odin",
+                       "dropout", "energy", "-skip", "energy", "-limit", "60", "-datasets", "letters", "noise", "-no_cache", "-device", "cpu", "-out_dir", "out",
+                       "-record", "", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "table.md").read_text()
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert set(rows) >= {"msp", "mds", "odin*"} and "energy" not in rows and "Left out: dropout" in text and "Left out: energy" in text
+    scores = [np.load(tmp_path / "out" / f"network_{n}" / "scores" / f"{name}.npz")["mds"] for n in (1, 2) for name in ("mnist5k", "letters", "noise")]
+    mean = np.mean([metrics.evaluate(scores[3 * n], scores[3 * n + i]).auroc for n in (0, 1) for i in (1, 2)])
+    assert f"{100 * mean:.2f} [" in rows["mds"] and "±" in rows["mds"]
+    assert sum(" best " in row for row in rows.values()) == 1
