@@ -78,7 +78,7 @@ def sets_of(wanted: list[str]) -> list[str]:
             raise InputError(f"'{name}' is a path; only known sets and benchmarks can be fetched{nearest(name, names())}")
         else:
             try:
-                found.append(info(name).name)
+                found += [info(name).name, *filter(None, [info(name).options.get("base")])]
             except InputError:
                 raise InputError(f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}; -list lists them") from None
     return list(dict.fromkeys(name for name in found if not is_folder_path(name)))

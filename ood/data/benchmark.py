@@ -103,7 +103,10 @@ class Benchmark:
 
     def datasets(self) -> list[str]:
         """Every data set that it needs, the ID set first."""
-        named = [self.id_files or self.id_dataset, *(entry.dataset for entry in (*self.id_shifted, *self.entries)), *(entry.base for entry in self.entries if entry.base)]
+        named = [self.id_files or self.id_dataset]
+        for entry in (*self.id_shifted, *self.entries):
+            base = entry.base or (None if is_folder_path(entry.dataset) else info(entry.dataset).options.get("base"))
+            named += [entry.dataset, *filter(None, [base])]
         return list(dict.fromkeys(named))
 
     def select(self, names: Sequence[str] | None) -> Benchmark:

@@ -217,7 +217,7 @@ def _translated(part: Path, begun: int):
                 _discard(part)
                 raise _Broken("has no such range (416)", wait=0) from None
             if error.code not in TEMPORARY:
-                raise _Refused(f"answered {error.code} {error.reason}") from None
+                raise _Refused(f"answered {error.code} {str(error.reason).splitlines()[0]}") from None
             after = error.headers.get("Retry-After", "")
             raise _Broken(f"answered {error.code} {error.reason}", float(after) if after.isdigit() else None) from None
     except urllib.error.URLError as error:

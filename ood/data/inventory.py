@@ -32,7 +32,7 @@ def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, 
 def state(row: DatasetInfo, data_dir: Path, splits: Iterable[str] | None = None) -> tuple[bool | None, str]:
     """(True whole, False not whole, None not there; one line that says so)."""
     if row.reader in MADE:
-        return (True, "made here") if not row.needs else (None, f"made from {', '.join(row.needs)}")
+        return True, f"made from {row.options['base']}" if "base" in row.options else "made here"
     if row.name == "openood_lists":
         lists = sum(1 for _ in (Path(data_dir) / row.folders[0]).glob("*/*.txt"))
         return (True, f"{lists} lists") if lists else (None, "not there")

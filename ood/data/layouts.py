@@ -16,7 +16,7 @@ from ood.data import lists, special
 from ood.data.decoding import digest_files, digest_of
 from ood.data.folders import Listing, joined, list_images, split_folder
 from ood.data.images import ImageSet
-from ood.data.sources import Request, arrays_as_set, from_arrays, from_files
+from ood.data.sources import Listed, Request, arrays_as_set, from_arrays, from_files
 
 SVHN_PER_LABEL = 1000    # select_svhn_data.py of the DICE authors keeps the first 1000 images of each label
 IDX_UINT8 = 0x08
@@ -142,6 +142,8 @@ def read_idx(request: Request) -> ImageSet:
     if labels.max(initial=0) >= request.row.num_classes:
         raise InputError(f"'{pair[1]}' holds the label {labels.max()}, but '{request.row.name}' has {request.row.num_classes} classes")
     files = [file.name for file in pair]
+    if request.listing:
+        return Listed(pair[0].parent, tuple(files), images=images, labels=labels)
     if request.recipe.keeps((1, *images.shape[1:])):       # the plain file is the array already
         source = digest_of(digest_files(pair[0].parent, files), request.row.name)
         return arrays_as_set(request, images[:, None], labels, source)

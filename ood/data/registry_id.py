@@ -111,7 +111,7 @@ ROWS = (
                 licence="photographs: CC BY 2.0", fetch="pip install scikit-learn"),
     DatasetInfo("mnist_noise", "ood", "image_noise", mean=GREY[0], std=GREY[1], size=28, channels=1,
                 count={"train": 60_000, "test": 10_000}, layout="image of mnist (or of another base) + 0.5 * U[0,1)",
-                fetch="needs mnist, or base mnist5k", needs=("mnist",), options={"base": "mnist"}),
+                fetch="needs mnist, or base mnist5k", options={"base": "mnist"}),
     DatasetInfo("noise", "ood", "noise", mean=GREY[0], std=GREY[1], size=28, channels=1, count={"train": 10_000, "test": 10_000},
                 layout="U[0,1) after normalisation: 0.5 + 0.5 * U[0,1) in pixel units", options={"kind": "noise"}),
     DatasetInfo("uniform", "ood", "noise", count={"train": 10_000, "test": 10_000}, layout="U[0,1) per pixel and channel",

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -95,10 +96,26 @@ class Augment:
         return f"Augment({self.kind!r}, size={self.size}, padding={self.padding}, scale={self.scale}, degrees={self.degrees})"
 
 
+class PartGenerator(torch.Generator):
+    """Random numbers for a part of a batch that several processes share: the functions here draw for the whole batch and keep their rows,
+    so that the processes together augment as one would. What draws from the generator itself gets other numbers in every process.
+
+    Attributes: part: (first image, images of the whole batch); shared: the stream that is alike in all processes, None for a single one.
+    """
+
+    part: tuple[int, int] | None = None
+    shared: torch.Generator | None = None
+
+    def seed_parts(self, seed: int, rank: int = 0, processes: int = 1) -> PartGenerator:
+        self.manual_seed(seed if processes == 1 else seed + 1 + rank)
+        self.shared = None if processes == 1 else torch.Generator(self.device).manual_seed(seed)
+        return self
+
+
 def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
     """Each image at an offset of its own, uniform in 0..2*padding on both axes, inside a frame of zeros."""
     count, _, height, width = images.shape
-    offsets = torch.randint(2 * padding + 1, (2, count), generator=generator, device=_device(generator)).to(images.device)
+    offsets = _drawn(lambda n, g: torch.randint(2 * padding + 1, (2, n), generator=g, device=_device(g)), count, generator, dim=1).to(images.device)
     return crop_at(images, padding, *offsets)
 
 
@@ -112,7 +129,7 @@ def crop_at(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Left-right with probability 1/2."""
-    flipped = torch.rand(len(images), generator=generator, device=_device(generator)).to(images.device) < 0.5
+    flipped = _uniform(len(images), 0, 1, generator).to(images.device) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -171,8 +188,17 @@ def _clamped(position: Tensor, side: Tensor) -> Tensor:
 
 
 def _uniform(shape, low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    shape = (shape,) if isinstance(shape, int) else shape
-    return low + (high - low) * torch.rand(shape, generator=generator, device=_device(generator))
+    count, *rest = (shape,) if isinstance(shape, int) else shape
+    return low + (high - low) * _drawn(lambda n, g: torch.rand(n, *rest, generator=g, device=_device(g)), count, generator)
+
+
+def _drawn(draw: Callable[[int, torch.Generator | None], Tensor], count: int, generator: torch.Generator | None, dim: int = 0) -> Tensor:
+    """draw(count, generator): random numbers for `count` images along `dim`; of a PartGenerator those of its part."""
+    shared = getattr(generator, "shared", None)
+    if shared is None:
+        return draw(count, generator)
+    start, whole = generator.part
+    return draw(whole, shared).narrow(dim, start, count)
 
 
 def _device(generator: torch.Generator | None):

@@ -200,6 +200,8 @@ class _Tar:
             yield _Member(entry.name, path, entry.size if kind == "file" else 0, kind, entry.linkname, entry)
         if self.file.offset == 0:
             raise UnpackError(f"'{self.name}' is damaged (it holds nothing)")
+        while self.file.fileobj.read(BLOCK):               # to the end: there the compressed stream has its checksum
+            pass
 
     def open(self, member: _Member):
         return self.file.extractfile(member.handle)
