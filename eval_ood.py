@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import models
-from ood import benchmark, cli, methods, plots, report, uncertainty, workbench
+from ood import benchmark, cli, distributed, methods, plots, report, uncertainty, workbench
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import Preprocess, info, load_benchmark
 from ood.experiment import Experiment, make_detectors, split
@@ -99,6 +99,8 @@ def main() -> None:
     result = benchmark.evaluate(network, train, test, ood, detectors, preprocess, methods={trained.name: trained} if trained else {}, device=device,
                                 batch_size=experiment.batch_size, precision=experiment.precision, cache=cache, progress=cli.progress, log=cli.log)
 
+    if not distributed.first():
+        return
     for line in result.advice:
         cli.log(f"advice: {line}")
 
@@ -108,7 +110,8 @@ def main() -> None:
     figures = plots.score_histograms(plots.by_detector(result.scores), test.name, out_dir / "figures" / "scores.png", labels)
     figures += plots.roc_curves(plots.by_detector(result.scores), test.name, out_dir / "figures" / "roc.png", labels=labels)
     if hasattr(trained, "figures"):
-        figures += trained.figures(out_dir, [test, *(e.images for e in ood)])
+        with distributed.solo():
+            figures += trained.figures(out_dir, [test, *(e.images for e in ood)])
     report.write_scores(out_dir, result.scores)
     made = report.Report(
         result.rows, report.provenance(["python3", *sys.argv], to_dict(experiment), experiment.seed, cli.describe_device(device), result.digests, result.seconds),
@@ -160,4 +163,4 @@ def notes(suite, result) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    cli.run(main, (models.ModelError, models.CheckpointError))
+    cli.run(main, (models.ModelError, models.CheckpointError), processes="many")

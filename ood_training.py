@@ -64,4 +64,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, (models.ModelError, models.CheckpointError))
+    cli.run(main, (models.ModelError, models.CheckpointError), processes="many")

@@ -211,4 +211,4 @@ def wanted_devices(flags) -> list[str | None]:
 
 
 if __name__ == "__main__":
-    cli.run(main, (models.ModelError, models.CheckpointError))
+    cli.run(main, (models.ModelError, models.CheckpointError), processes="give it -devices, one fold each; for one fold on several: torchrun ... ood_training.py -fold F")

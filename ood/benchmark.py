@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ood import metrics
+from ood import distributed, metrics
 from ood.detectors import Detector, ImageDetector
 from ood.detectors.base import chunked_score
 from ood.diagnosis import Diagnosis, advice, diagnose
@@ -52,6 +52,8 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         detectors: {label: detector}; the label becomes the `detector` column.
         methods: {label: trained method}, anything with score(images) -> (N,): scored beside the detectors, in passes of their own.
         cache: of forward passes; a second run with other detectors forwards nothing.
+
+    Of several processes each forwards its share of every set; rank 0 alone fits and scores detectors and has a complete Result.
     """
     started, seconds, methods = time.perf_counter(), {}, methods or {}
     digests = {"network": network_digest(network)} if detectors else {}
@@ -83,7 +85,7 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
 
     def scores_of(images, outputs: Outputs | None) -> dict[str, np.ndarray]:
         found = {}
-        for label, detector in detectors.items():
+        for label, detector in detectors.items() if distributed.first() else ():
             with charged(label, "score"):
                 found[label] = chunked_score(detector, outputs).numpy()
         for label, method in methods.items():
@@ -96,8 +98,9 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else _no_images(network)
         with timed("fit"):
             for label, detector in detectors.items():
-                with charged(label, "fit"):
-                    detector.fit(fitting)
+                if distributed.first() or isinstance(detector, ImageDetector):           # the latter score within every process's passes
+                    with charged(label, "fit"):
+                        detector.fit(fitting)
     known = outputs_of(test, test.name, image_detectors) if detectors else None
     scores = {test.name: scores_of(test, known)}
     prepared = {label: metrics.prepare(values, f"{label} on {test.name}") for label, values in scores[test.name].items()}
@@ -111,7 +114,7 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
     costs = {label: {"fit_seconds": used["fit"], "ms_per_image": 1000 * used["score"] / images, "in_pass": isinstance(detectors.get(label), ImageDetector),
                      "mib": size(detectors[label]) / 2**20 if label in detectors else None} for label, used in spent.items()}
     found = None
-    if detectors:
+    if detectors and distributed.first():
         with timed("diagnosis"):
             found = diagnose(fitting if to_fit else known)
 

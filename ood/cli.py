@@ -7,14 +7,17 @@ import ctypes
 import os
 import random
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 
+from ood import distributed
 from ood.config import InputError, nearest
 
+OTHERS_WAIT = 2.0     # seconds before a process other than the first says what went wrong
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3      # of glibc's malloc.h
 
 class Parser(argparse.ArgumentParser):
@@ -58,12 +61,22 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return ", ".join(single) + value
 
 
-def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] = ()) -> None:
-    """Run a script's main and exit: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted."""
+def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] = (), *, processes: str | None = None) -> None:
+    """Run a script's main and exit: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted.
+
+    Args:
+        processes: "many" for a script that torchrun may start several times; of any other such a start is bad input, and the text
+            given here says what to do instead.
+    """
     keep_freed_memory()
     try:
+        if processes == "many":
+            distributed.begin()
+        else:
+            distributed.require_one(os.path.basename(sys.argv[0]), processes or "start it with python3")
         code = main() or 0
         sys.stdout.flush()
+        distributed.end()
     except (InputError, *bad_input) as error:
         _say_error(error)
         code = 2
@@ -76,8 +89,11 @@ def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] =
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if distributed.lost(error):
+            _say_error(RunError("another process of this job has ended or cannot be reached; a training run continues with -resume"))
+        else:
+            traceback.print_exc()
         code = 1
     sys.exit(code)
 
@@ -102,27 +118,35 @@ class RunError(RuntimeError):
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device asked for, or cuda:0 where there is one, else the CPU. Raises InputError for a device that is not there."""
+    """The device asked for, or cuda:0 where there is one, else the CPU. Raises InputError for a device that is not there.
+
+    Under torchrun the processes of a machine take as many GPUs, from that one on.
+    """
     if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"-device '{name}' is no device; use cpu, cuda:0, cuda:1, ... or mps") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"-device '{name}' is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu")
+    if device.type == "cuda":
+        device = torch.device("cuda", (device.index or 0) + distributed.local_rank())
+        if device.index >= torch.cuda.device_count():
+            what = f"-device '{name}'" if device.index == distributed.local_rank() == 0 or distributed.launched() == 1 else f"{device} for process {distributed.local_rank()}"
+            raise InputError(f"{what} is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu")
+        torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"-device '{name}' is not here; use -device cpu")
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"-device '{name}' is not supported; use cpu, cuda:0, cuda:1, ... or mps")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    return device
 
 
 def describe_device(device: torch.device) -> str:
-    """'cuda:0 (NVIDIA H100)' or 'cpu (2 threads)'."""
+    """'cuda:0 (NVIDIA H100)' or 'cpu (2 threads)'; of several processes the first one's, 'cpu (1 threads) x 4 processes'."""
+    many = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+        return f"{device} ({torch.cuda.get_device_name(device)}){many}"
+    return f"{device} ({torch.get_num_threads()} threads){many}" if device.type == "cpu" else str(device)
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
@@ -137,8 +161,9 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 def log(line: str) -> None:
-    """One greppable line on stdout, at once."""
-    print(line, flush=True)
+    """One greppable line on stdout, at once; of several processes rank 0 speaks."""
+    if distributed.first():
+        print(line, flush=True)
 
 
 def progress(iterable: Iterable, label: str, total: int | None = None, unit: str = "batch", scale: int = 1) -> Iterator:
@@ -148,7 +173,7 @@ def progress(iterable: Iterable, label: str, total: int | None = None, unit: str
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not distributed.first():
         yield from iterable
     elif unit in ("epoch", "fold", "run"):
         from progress.bar import Bar
@@ -166,4 +191,9 @@ def progress(iterable: Iterable, label: str, total: int | None = None, unit: str
 
 
 def _say_error(error: Exception) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    """One line. What all processes find is said by rank 0: the others give it time, and torchrun ends them when it has gone."""
+    who = os.path.basename(sys.argv[0])
+    if distributed.rank():
+        time.sleep(OTHERS_WAIT)
+        who += f" (process {distributed.rank()} of {distributed.world()})"
+    print(f"{who}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ood import distributed
+from ood.config import InputError
+
 CHUNK = 65536          # rows a detector looks at in one go, at most: bounds memory, not results
 CHUNK_VALUES = 1 << 23  # and values: 2,048 features give chunks of 4,096 rows
 PRECISIONS = ("fp32", "bf16")
@@ -133,6 +136,8 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
         cache: where to keep the arrays; None keeps them in memory.
         digest: of the network, if already known (it costs a read of all weights).
         progress: wraps the batches, e.g. ood.cli.progress.
+
+    Of several processes each runs its share of the batches, and all get the whole.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; allowed: {', '.join(PRECISIONS)}")
@@ -144,16 +149,18 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
     detectors = {d.key: d for d in image_detectors}
 
     key = _pass_key(digest or network_digest(network), images.digest, preprocess, precision, device) if cache else ""
-    have = cache.parts(key) if cache else set()
+    have = distributed.from_first(lambda: cache.parts(key)) if cache else set()
     wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
     missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
     arrays: dict[str, Tensor] = {}
     if missing:
         todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
-        parts = _Parts(missing, len(images), cache, key)
-        batches = images.batches(batch_size)
+        alone = distributed.world() == 1
+        mine = images if alone else images.subset(distributed.share_of_rows(len(images), batch_size))
+        parts = _Parts(missing, len(mine), cache if alone else None, key)
+        batches = mine.batches(batch_size)
         if progress:
-            batches = progress(batches, total=-(-len(images) // batch_size), scale=batch_size)
+            batches = progress(batches, total=-(-len(mine) // batch_size), scale=batch_size)
         try:
             for batch in batches:
                 for name, values in _forward(network, preprocess, batch, device, precision, "taps" in missing, todo).items():
@@ -162,6 +169,8 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
         except BaseException:
             parts.discard()
             raise
+        if not alone:
+            arrays = _of_all(arrays, len(images), cache, key)
     if cache:
         arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
     tap_names = sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
@@ -231,6 +240,25 @@ class _Parts:
         for name in self.arrays:
             if self.cache:
                 self.cache.discard(self.key, name)
+
+
+def _of_all(arrays: dict[str, Tensor], length: int, cache: Cache | None, key: str) -> dict[str, Tensor]:
+    """The rows of all processes; with a cache rank 0 writes them and everyone reads them from there."""
+    names = distributed.gathered(list(arrays))[0]                 # rank 0 has rows, if there are any
+    whole = {}
+    for name in names:
+        rows = distributed.gather_rows(arrays.pop(name, None))
+        if len(rows) != length:
+            raise RuntimeError(f"{len(rows)} of {length} images came out of the pass ({name})")
+        if not cache:
+            whole[name] = rows
+        elif distributed.first():
+            cache.create(key, name, tuple(rows.shape), rows.numpy().dtype)[:] = rows.numpy()
+            cache.commit(key, name)
+    distributed.barrier()
+    if cache and not set(names) <= cache.parts(key):
+        raise InputError(f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a disk that all machines share (-cache_dir), or -no_cache")
+    return whole
 
 
 def _pass_key(network: str, data: str, preprocess, precision: str, device: torch.device) -> str:

@@ -2,7 +2,7 @@
 
 A folder is `checkpoints/<stem>_<timestamp>` or what -out_dir names. It holds a run as soon as it has a config.json, and a run is
 never overwritten: `create` refuses, `reopen` continues. `find_newest` finds a run by the exact values of its configuration, never
-by parts of its name (a name with 'cifar10' in it is also one with 'cifar100' in it).
+by parts of its name (a name with 'cifar10' in it is also one with 'cifar100' in it). Of several processes only rank 0 writes.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ood import distributed
 from ood.cli import RunError
 from ood.config import InputError
 
@@ -32,6 +33,8 @@ class Run:
 
     def save(self, name: str, payload: dict) -> None:
         """Write `payload` (tensors, numbers, strings, containers of them) with torch.save, whole or not at all."""
+        if not distributed.first():
+            return
         with _replacing(self.folder / name) as temporary:
             torch.save(payload, temporary)
 
@@ -46,8 +49,9 @@ class Run:
 
     def log(self, record: dict) -> None:
         """Append one JSON line to log.jsonl, in the order of the keys given."""
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+        if distributed.first():
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict]:
         """The lines of log.jsonl; a half-written last line (a killed run) is left out."""
@@ -59,6 +63,8 @@ class Run:
 
     def rewind(self, epoch: int) -> None:
         """Keep the log up to `epoch`: what a killed run wrote after its last.pt will be written again."""
+        if not distributed.first():
+            return
         kept = [r for r in self.records() if r.get("epoch", 0) <= epoch and r.get("event") != "end"]
         with _replacing(self.folder / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
@@ -66,6 +72,8 @@ class Run:
     def update(self, **values) -> None:
         """Change values in config.json (the number of epochs of a run that is prolonged)."""
         self.config = {**self.config, **values}
+        if not distributed.first():
+            return
         with _replacing(self.folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n")
 
@@ -83,26 +91,32 @@ def create(stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir
         out_dir: the folder itself, instead of root/stem_time.
     Raises: InputError when the folder holds a run already or cannot be made.
     """
-    now = datetime.now()
-    if out_dir is not None and holds_run(out_dir):
-        raise InputError(f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir")
-    try:
-        if out_dir is not None:
-            folder = Path(out_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-        else:
-            folder = _unused(Path(root) / f"{stem}_{now:%Y_%m_%d_%H_%M_%S}")
-        run = Run(folder)
-        run.update(**config, started=now.isoformat())
-    except (OSError, RunError) as error:
-        raise InputError(f"cannot make the run folder '{out_dir or root}': {error}; give another -out_dir") from None
+    def make() -> tuple[Path, dict]:
+        now = datetime.now()
+        if out_dir is not None and holds_run(out_dir):
+            raise InputError(f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir")
+        try:
+            if out_dir is not None:
+                folder = Path(out_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+            else:
+                folder = _unused(Path(root) / f"{stem}_{now:%Y_%m_%d_%H_%M_%S}")
+            run = Run(folder)
+            run.update(**config, started=now.isoformat())
+        except (OSError, RunError) as error:
+            raise InputError(f"cannot make the run folder '{out_dir or root}': {error}; give another -out_dir") from None
+        return folder, run.config
+
+    folder, stored = distributed.from_first(make)     # a folder on another machine's disk would have no config.json
+    run = Run(folder)
+    run.config = stored
     return run
 
 
 def reopen(out_dir: str | Path) -> Run:
     """The run in a folder, to be continued. Raises InputError when its config.json is not readable."""
     run = Run(out_dir)
-    for name in FILES:
+    for name in FILES if distributed.first() else ():
         _temporary(run.folder / name).unlink(missing_ok=True)      # left by a run that was killed while it wrote
     if not run.config:
         raise InputError(f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir")

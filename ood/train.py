@@ -11,7 +11,7 @@
     pack(epoch, metrics) -> the weight file's content; `fit` puts the state of the training beside it in last.pt
 
 The order within an epoch: before_epoch, training, validate, schedule, log line, best.pt, last.pt. A run that is killed anywhere
-loses at most the epoch that it was in.
+loses at most the epoch that it was in. Under torchrun every process calls `fit` with the same arguments: see ood/distributed.py.
 """
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood import distributed
+from ood.batches import RESIDENT_BYTES, ImageBatches, mix, split  # noqa: F401  (what a training script needs, under one name)
 from ood.cli import RunError, log, progress
 from ood.config import InputError, nearest
 from ood.runs import Run
@@ -34,7 +36,6 @@ from ood.runs import Run
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("plateau", "steps", "cosine", "onecycle", "constant")
 PRECISIONS = ("fp32", "bf16")
-RESIDENT_BYTES = 4 * 2**30      # image arrays up to this size live on the GPU during training
 CHECK_EVERY = 50                # batches between looks at the losses on a GPU (a look waits for the device); 1 on the CPU
 
 
@@ -49,8 +50,9 @@ class History:
 
 def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimizer: torch.optim.Optimizer, schedule: Schedule,
         run: Run, pack: Callable[[int, dict], dict], validate: Callable[[int], dict] | None = None, select: str | None = None,
-        mode: str = "max", resume: bool = False, precision: str = "fp32", clip_norm: float | None = None,
-        before_epoch: Callable[[int], None] | None = None, state: dict | None = None, say: Callable[[str], None] = log) -> History:
+        mode: str = "max", resume: bool = False, precision: str = "fp32", clip_norm: float | None = None, ema: float | None = None,
+        before_epoch: Callable[[int], None] | None = None, state: dict | None = None, say: Callable[[str], None] = log,
+        tell: Callable[[int, dict], None] | None = None) -> History:
     """Train `network` to the given number of epochs.
 
     Args:
@@ -60,15 +62,21 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         resume: continue from run's last.pt where there is one.
         precision: "bf16" computes the objective under autocast; weights stay float32.
         clip_norm: clip the gradient's Euclidean norm to this.
+        ema: decay of an `Average` of the weights. It is what is validated, what the weight files hold and what the network ends with.
         before_epoch: called with the epoch's number (a margin to raise, a layer to unfreeze), after a resume too.
         state: name -> object with state_dict() and load_state_dict(), saved and restored with the rest (a method's class means).
+            Several processes go on with that of rank 0 after every epoch.
+        tell: called with the number and the record of each epoch (TensorBoard).
     Raises: RunError for a loss, weight or selection metric that is not finite, with epoch and batch; last.pt then still holds the
         epoch before.
     """
     stateful = {"optimizer": optimizer, "schedule": schedule, **(state or {})}
     if hasattr(batches, "state_dict"):
         stateful["batches"] = batches
-    history = _restore(run, network, stateful) if resume and run.last.exists() else History()
+    average = None if ema is None else Average(network, ema)
+    if average:
+        stateful["average"] = average
+    history = _restore(run, network, stateful) if resume and run.last.exists() else _begin()
     run.rewind(history.epochs)
     device = next(network.parameters()).device
     for epoch in range(history.epochs + 1, epochs + 1):
@@ -76,10 +84,19 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         if before_epoch:
             before_epoch(epoch)
         network.train()
-        train, seen = _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm)
+        if average:
+            average.swap()
+        train, seen = _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm, average)
+        distributed.average_buffers(network)
+        if average:
+            average.swap()
+            distributed.average_buffers(network)
+        for thing in (state or {}).values() if distributed.world() > 1 else ():
+            thing.load_state_dict(distributed.from_first(thing.state_dict))
         trained = time.perf_counter()
         rate = optimizer.param_groups[0]["lr"]
-        metrics = {**train, **(validate(epoch) if validate else {})}
+        validated = validate(epoch) if validate else {}
+        metrics = distributed.from_first(lambda: {**train, **validated})
         if select:
             _require_finite(metrics[select], select, epoch)
             schedule.observe(metrics[select])
@@ -94,25 +111,31 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
             run.save("best.pt", payload)
         run.save("last.pt", {**payload, "trainer": _trainer_state(history, stateful, device)})
         say(_line(record, epochs))
+        if tell:
+            tell(epoch, record)
+    distributed.barrier()                                        # best.pt is there when anyone goes on to read it
     network.eval()
     return history
 
 
-def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm) -> tuple[dict, int]:
-    """One pass over the batches. Returns (mean loss and parts over all items, number of items)."""
+def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm, average) -> tuple[dict, int]:
+    """One pass over the batches. Returns (mean loss and parts over all items, number of items), of all processes."""
     means = Means(epoch, check_every=1 if device.type == "cpu" else CHECK_EVERY)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    steps = len(batches)
+    steps, step_of = len(batches), distributed.Step(objective, network, optimizer)
     for step, batch in enumerate(progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)):
         schedule.start(epoch - 1 + step / steps)
+        items = _items(batch)
         with autocast(device, precision):
-            loss, parts = objective(batch)
-        means.add(loss, parts, _items(batch))
+            scaled, loss, parts = step_of(batch, items)
+        means.add(loss, parts, items)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        scaled.backward()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
+        if average:
+            average.update()
     result = means.result()
     floats = [t for t in network.state_dict().values() if t.is_floating_point()]
     if not torch.stack([t.isfinite().all() for t in floats]).all():
@@ -134,10 +157,17 @@ class Means:
             self._look()
 
     def result(self) -> dict[str, float]:
+        """Means over the items of all processes; `items` counts those from now on."""
         self._look()
+        sums: dict[str, float] = {}
+        self.items, theirs = 0, distributed.gathered((self.items, self.sums))
+        for items, parts in theirs:
+            self.items += items
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value
         if not self.items:
             raise RunError(f"epoch {self.epoch} has no batches")
-        return {name: total / self.items for name, total in self.sums.items()}
+        return {name: value / self.items for name, value in sums.items()}
 
     def _look(self) -> None:
         for items, values in self.waiting:
@@ -150,6 +180,42 @@ class Means:
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + items * value
         self.waiting.clear()
+
+
+class Average:
+    """Exponential moving average of a network's weights and running averages, updated after every step t = 1, 2, ...
+
+        a <- d a + (1 - d) w,   d = min(decay, (1 + t) / (10 + t))         so that the first, random weights are soon forgotten
+
+    `swap` exchanges the two: the network holds a where it is validated and saved, and w where it is trained. What it does not hold
+    is the state here.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        if not 0 <= decay < 1:
+            raise InputError(f"ema is {decay}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999")
+        self.decay, self.steps = decay, 0
+        self.held = [t.detach() for t in network.state_dict().values() if t.is_floating_point()]
+        self.other = [t.clone() for t in self.held]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        torch._foreach_lerp_(self.other, self.held, 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        kept = [t.clone() for t in self.held]
+        torch._foreach_copy_(self.held, self.other)
+        torch._foreach_copy_(self.other, kept)
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "other": self.other}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        for mine, stored in zip(self.other, state["other"], strict=True):
+            mine.copy_(stored)
 
 
 # ---- learning rates ----------------------------------------------------------------------------------------------------------
@@ -215,71 +281,21 @@ def make_optimizer(name: str, parameters, lr: float, *, momentum: float = 0.9, n
     raise InputError(f"optimizer '{name}' is unknown{nearest(name, OPTIMIZERS)}; allowed: {', '.join(OPTIMIZERS)}")
 
 
-# ---- batches of labelled images ----------------------------------------------------------------------------------------------
-
-class ImageBatches:
-    """Labelled image batches: shuffled anew every epoch, augmented and normalised on the device, last partial batch kept.
-
-    Order and augmentation follow from (seed, epoch) alone, so there is no state to save.
-
-    Args:
-        images: an ImageSet; `indices` chooses among its images (default: all).
-        transform: (batch of pixels, torch.Generator on the device) -> network input.
-        targets: labels by image number, when they are not the set's own (a fold's positions).
-    """
-
-    def __init__(self, images, batch_size: int, *, transform: Callable, device: torch.device, seed: int = 0, indices=None,
-                 targets=None, shuffle: bool = True):
-        self.images, self.batch_size, self.transform, self.device = images, batch_size, transform, device
-        self.seed, self.shuffle = seed, shuffle
-        self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
-        self.targets = torch.as_tensor(np.asarray(images.labels if targets is None else targets))
-        self.resident = _on_device(images, device)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
-
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, H, W), labels (B,)) on the device."""
-        order = torch.Generator().manual_seed(mix(self.seed, number))
-        chance = torch.Generator(self.device).manual_seed(mix(self.seed, number, 1))
-        indices = torch.as_tensor(self.indices)
-        if self.shuffle:
-            indices = indices[torch.randperm(len(indices), generator=order)]
-        labels = self.targets[indices].to(self.device)
-        for start, pixels in zip(range(0, len(indices), self.batch_size), self._pixels(indices)):
-            yield self.transform(pixels, chance), labels[start:start + self.batch_size]
-
-    def _pixels(self, indices: Tensor) -> Iterator[Tensor]:
-        if self.resident is None:
-            for pixels in self.images.batches(self.batch_size, indices.numpy()):
-                yield pixels.to(self.device, non_blocking=True)
-        else:
-            for part in indices.to(self.device).split(self.batch_size):
-                yield self.resident[part]
-
+# ---- classifiers -------------------------------------------------------------------------------------------------------------
 
 def measure(network: nn.Module, batches: ImageBatches, *, precision: str = "fp32", epoch: int = 0) -> dict[str, float]:
-    """Mean cross-entropy and accuracy (a fraction) of a classifier in eval mode over unshuffled batches."""
+    """Mean cross-entropy and accuracy (a fraction) of a classifier in eval mode over unshuffled batches, of all processes."""
     network.eval()
     device = next(network.parameters()).device
-    loss = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.long, device=device)
-    count = 0
+    sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)     # loss, correct, images
     with torch.inference_mode(), autocast(device, precision):
         for images, labels in batches.epoch(epoch):
             logits = network(images).float()
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(1) == labels).sum()
-            count += len(labels)
-    return {"loss": loss.item() / count, "accuracy": correct.item() / count}
-
-
-def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) image numbers, each sorted; round(fraction * count) of them, at least one, validate. 0: none do."""
-    chosen = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
-    order = np.random.RandomState(seed).permutation(count)
-    return np.sort(order[chosen:]), np.sort(order[:chosen])
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
+            sums[2] += len(labels)
+    loss, correct, count = distributed.total(sums).tolist()
+    return {"loss": loss / count, "accuracy": correct / count}
 
 
 def autocast(device: torch.device, precision: str):
@@ -287,24 +303,19 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; neighbouring numbers give unrelated seeds."""
-    return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _on_device(images, device: torch.device) -> Tensor | None:
-    """The whole image array on the GPU when it fits: gathering a batch there costs nothing."""
-    array = getattr(images, "images", None)
-    if device.type != "cuda" or array is None or array.nbytes > RESIDENT_BYTES:
-        return None
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-
 # ---- state -------------------------------------------------------------------------------------------------------------------
 
+def _begin() -> History:
+    """Every process but the first gets random numbers of its own (dropout); the weights were drawn alike before."""
+    if distributed.rank():
+        torch.manual_seed(mix(torch.initial_seed(), distributed.rank()) % 2**63)
+    return History()
+
+
 def _trainer_state(history: History, stateful: dict, device: torch.device) -> dict:
+    own, *others = distributed.gathered(random_state(device))
     return {"epochs": history.epochs, "best": history.best, "best_epoch": history.best_epoch, "metrics": history.metrics,
-            "parts": {name: thing.state_dict() for name, thing in stateful.items()}, "random": random_state(device)}
+            "parts": {name: thing.state_dict() for name, thing in stateful.items()}, "random": own, "random_of_others": others}
 
 
 def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
@@ -315,7 +326,11 @@ def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
         network.load_state_dict(payload["state_dict"])
         for name, thing in stateful.items():
             thing.load_state_dict(trainer["parts"][name])
-        set_random_state(trainer["random"], next(network.parameters()).device)
+        states = [trainer["random"], *trainer.get("random_of_others", ())]
+        if distributed.rank() < len(states):
+            set_random_state(states[distributed.rank()], next(network.parameters()).device)
+        else:                                                    # more processes than before
+            torch.manual_seed(mix(torch.initial_seed(), distributed.rank(), trainer["epochs"]))
         return History(trainer["epochs"], trainer["best"], trainer["best_epoch"], trainer["metrics"])
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"'{run.last}' does not fit this training ({str(error).splitlines()[0]}); give the run's own settings, "

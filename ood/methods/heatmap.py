@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ood import cli, runs, train
+from ood import cli, distributed, runs, train
 from ood.config import InputError, build, to_dict
 from ood.data import ImageSet, Preprocess, info, load
 from ood.data.registry import is_folder_path
@@ -115,17 +115,19 @@ class Heatmap(Method):
     def score(self, images: ImageSet) -> Tensor:
         """(N,) scores; with fw_layers 1 a function of the cached outputs, so that no further pass of the classifier is needed."""
         if images.digest not in self._scores:
-            self._scores[images.digest] = torch.cat([score_of(maps).cpu() for maps in self.maps(images)])
+            outputs, rows = self.outputs(images), distributed.share_of_rows(len(images), self.settings.batch_size)
+            parts = [score_of(maps).cpu() for maps in self.maps(images.subset(rows), outputs[rows], rows.start)]
+            self._scores[images.digest] = distributed.gather_rows(torch.cat(parts) if parts else None)
         return self._scores[images.digest]
 
-    def maps(self, images: ImageSet, outputs: Outputs | None = None) -> Iterator[Tensor]:
-        """Maps (B, C, H, W) batch by batch. outputs: of these images, if they are at hand."""
+    def maps(self, images: ImageSet, outputs: Outputs | None = None, first_row: int = 0) -> Iterator[Tensor]:
+        """Maps (B, C, H, W) batch by batch. outputs: of these images, if they are at hand; first_row: of the set that they are a part of."""
         outputs = outputs or self.outputs(images)
         size = self.settings.batch_size
         batches = images.batches(size) if self.settings.fw_layers > 1 else None
         for start in range(0, len(images), size):
             part = outputs[start:start + size]
-            yield self.maps_of(part.features, part.logits.argmax(1), next(batches) if batches else None, start)
+            yield self.maps_of(part.features, part.logits.argmax(1), next(batches) if batches else None, first_row + start)
 
     def maps_of(self, features: Tensor, predicted: Tensor, pixels: Tensor | None = None, first_row: int = 0) -> Tensor:
         """Maps (B, C, H, W) of one batch. pixels (B, C, H, W): needed where fw_layers > 1."""

@@ -1,7 +1,6 @@
 """What the heatmap decoder is trained on: nearest ID images, scaled features, cached batches. See ood/methods/heatmap.py."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ood.train import RESIDENT_BYTES, mix
+from ood import distributed
+from ood.batches import RESIDENT_BYTES, mix
 
 CHUNK = 1024                    # OOD rows compared at a time
 CANDIDATES = 4                  # per row, compared again without the rounding of the matrix product
@@ -171,7 +171,7 @@ class StageMaps:
 class DecoderBatches:
     """Shuffled batches over the union of ID and OOD images; composition random, last batch kept, as released.
 
-    The order follows from (seed, epoch) alone.
+    The order follows from (seed, epoch) alone. Of several processes each takes its part of every step, see ood/distributed.py.
 
     Args:
         features (N + M, D), predicted (N + M,): cached, ID first; target (N + M,): the image whose pixels map + image shall give.
@@ -185,11 +185,13 @@ class DecoderBatches:
         self.pixels, self.batch_size, self.seed, self.device, self.scale, self.maps = pixels, batch_size, seed, device, scale, maps
 
     def __len__(self) -> int:
-        return math.ceil(len(self.features) / self.batch_size)
+        return distributed.steps(len(self.features), self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Levels]]:
         order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(mix(self.seed, number)))
-        for rows in order.to(self.features.device).split(self.batch_size):
+        order = order.to(self.features.device)
+        for span in distributed.spans(len(order), self.batch_size):
+            rows = order[span.start:span.stop]
             features = self.features[rows].to(self.device)
             levels = self.scale([features, *(self.maps(rows) if self.maps else [])])
             yield levels[0], self.predicted[rows].to(self.device), self.pixels(rows), self.pixels(self.target[rows]), levels[1:]

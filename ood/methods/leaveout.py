@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood import distributed
 from ood.config import InputError
 from ood.data import Preprocess, info
 from ood.data.registry import is_folder_path
@@ -278,21 +279,24 @@ class LeaveOut(Method):
         score = (s.temperature, s.magnitude, s.gradient, [k.tolist() for k in self.kept])
         key = hashlib.sha256(repr((self.digest, images.digest, self.preprocess, score, self.context.device.type)).encode()).hexdigest()[:32]
         names = ("leaveout-confidence", "leaveout-softmax")
-        if not set(names) <= cache.parts(key):
+        if not set(names) <= distributed.from_first(lambda: cache.parts(key)):
             made = self._pass(images)
-            for name, values in zip(names, (made.confidence, made.softmax)):
+            for name, values in zip(names, (made.confidence, made.softmax)) if distributed.first() else ():
                 cache.create(key, name, tuple(values.shape), values.numpy().dtype)[:] = values.numpy()
                 cache.commit(key, name)
+            distributed.barrier()
         return FoldOutputs(*(cache.get(key, name) for name in names))
 
     def _pass(self, images) -> FoldOutputs:
         s, device = self.settings, self.context.device
-        batches = images.batches(s.batch_size)
+        mine = images.subset(distributed.share_of_rows(len(images), s.batch_size))
+        batches = mine.batches(s.batch_size)
         if self.context.progress:
-            total = -(-len(images) // s.batch_size)
+            total = -(-len(mine) // s.batch_size)
             batches = self.context.progress(batches, f"{images.name}, {s.folds} folds", total=total, unit="images", scale=s.batch_size)
         parts = [self.batch(self.preprocess(batch.to(device, non_blocking=True))) for batch in batches]
-        return FoldOutputs(torch.cat([c.cpu() for c, _ in parts]), torch.cat([p.cpu() for _, p in parts]))
+        confident, softmax = zip(*parts) if parts else ((), ())
+        return FoldOutputs(*(distributed.gather_rows(torch.cat([v.cpu() for v in values]) if values else None) for values in (confident, softmax)))
 
     def batch(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (B, C, H, W) -> confidence (B, F) float64, softmax (B, F, K')."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ood import cli, metrics, metrics_legacy, runs
+from ood import cli, distributed, metrics, metrics_legacy, runs
 from ood import train as training
 from ood.config import InputError, build, to_dict
 from ood.data import Augment, load
@@ -165,9 +165,10 @@ def fold_data(settings: Settings, context: Context) -> FoldData:
 def softmax(network, images, transform, batch_size: int, device) -> np.ndarray:
     """(N, K') softmax at T = 1 in eval mode, unperturbed: what an epoch is picked by."""
     network.eval()
+    mine = images.subset(distributed.share_of_rows(len(images), batch_size))
     with torch.inference_mode():
-        parts = [network(transform(batch.to(device), None)).double().softmax(1).cpu() for batch in images.batches(batch_size)]
-    return torch.cat(parts).numpy()
+        parts = [network(transform(batch.to(device), None)).double().softmax(1).cpu() for batch in mine.batches(batch_size)]
+    return distributed.gather_rows(torch.cat(parts) if parts else None).numpy()
 
 
 def selection_auroc(known: np.ndarray, novel: np.ndarray, rule: str) -> float:

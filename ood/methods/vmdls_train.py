@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ood import runs, train
+from ood import distributed, runs, train
 from ood.config import InputError, to_dict
 from ood.data import Augment, Preprocess, info, load
 from ood.methods.vmdls_latent import UNFREEZE_AFTER, BalancedBatches, ClassStatistics, LatentNetwork, LatentSchedule
@@ -26,6 +26,7 @@ FREE = ("epochs", "tensorboard", "batch_size", "accumulate", "test_batch_classes
 
 def train_latent(settings: Settings, context) -> runs.Run:
     """Train and return the run folder: best.pt equals last.pt (the authors test the last epoch), log.csv, figures/."""
+    distributed.require_one("method vmdls", "its loss compares the images of one batch with each other: start it with python3")
     known, test = known_images(settings, "train", context), known_images(settings, "test", context)
     preprocess = preprocess_of(settings)
     torch.manual_seed(settings.seed)
