@@ -5,8 +5,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from ood.config import InputError
 from ood.data.folders import EXTENSIONS, Listing
 from ood.data.images import ImageSet
@@ -39,7 +37,7 @@ def read_lists(request: Request) -> ImageSet:
     classes = row.class_names or (tuple(map(str, range(row.num_classes))) if row.num_classes else None)
     if row.role == "id" and classes and not -1 <= min(labels) <= max(labels) < len(classes):
         raise InputError(f"'{LISTS}/{files[0]}' holds the label {max(labels)}, but '{row.name}' has {len(classes)} classes")
-    return from_files(Listing(request.data_dir, found, labels, classes, final=True), request)
+    return from_files(Listing(request.data_dir, found, labels, classes, final=True), replace(request, lists=files))
 
 
 def read_own_list(request: Request, file: Path) -> ImageSet:
@@ -113,9 +111,3 @@ def _sorted_in(folder: Path) -> dict[str, str]:
         _SORTED[folder] = {entry.name: place.name for place in (os.scandir(folder) if folder.is_dir() else ()) if place.is_dir()
                            for entry in os.scandir(place.path)}
     return _SORTED[folder]
-
-
-def counts(labels: np.ndarray) -> dict[int, int]:
-    """{label: images}."""
-    values, sizes = np.unique(labels, return_counts=True)
-    return dict(zip(values.tolist(), sizes.tolist()))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ood import distributed
 from ood.config import InputError, nearest
 from ood.data import embedded, layouts, lists, noise, special
 from ood.data.decoding import Recipe
@@ -58,8 +59,8 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
         raise InputError(f"lists of images ({lists[0]}) have no meaning for '{row.name}'; for a list of your own, give its path as the name")
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
-    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download,
-                                      tuple(lists) if lists else None))
+    request = Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download, tuple(lists) if lists else None)
+    return distributed.in_turn(lambda: READERS[row.reader](request))
 
 
 def listed(name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None) -> Listed:
