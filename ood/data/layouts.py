@@ -4,7 +4,6 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
-import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -231,7 +230,7 @@ def fetch(request: Request) -> None:
     from ood.data import obtain
     for row in obtain.with_needs([request.row.name]):
         split = request.split if row.name == request.row.name else None
-        outcome = obtain.obtain(row, request.data_dir, split=split, log=lambda line: print(line, file=sys.stderr, flush=True))
+        outcome = obtain.obtain(row, request.data_dir, split=split)
         if outcome.state == "steps":
             raise request.missing()
         if outcome.state == "failed":

@@ -109,7 +109,7 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         if split and archive.split not in (None, split):
             continue
         place = data_dir / archive.place
-        if _is_there(place) and not replace:
+        if _is_there(place) and not replace or prepare.unneeded(row, archive, data_dir):
             continue
         work = data_dir / WORK / archive.place.replace("/", "__")
         file, ours = _placed(archive, data_dir), False

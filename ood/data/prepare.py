@@ -15,8 +15,8 @@ from ood.config import InputError
 from ood.data.decoding import Recipe, decode
 from ood.data.folders import list_images
 from ood.data.layouts import SVHN_PER_LABEL
-from ood.data.rows import Archive
-from ood.data.unpack import UnpackError, unpack
+from ood.data.rows import Archive, DatasetInfo
+from ood.data.unpack import unpack
 
 SMALL = 32
 
@@ -57,6 +57,11 @@ def imagenet(staged: Path, archive: Archive, data_dir: Path, work: Path) -> Path
             (staged / wnid).mkdir(exist_ok=True)
             os.replace(staged / name, staged / wnid / name)
     return None
+
+
+def unneeded(row: DatasetInfo, archive: Archive, data_dir: Path) -> bool:
+    """ImageNet's development kit only sorts the validation images: no need of it where they are sorted."""
+    return row.prepare == "imagenet" and archive.place.endswith("devkit") and (data_dir / Path(archive.place).parent / "val").is_dir()
 
 
 def _validation_classes(kit: Path) -> list[str]:
@@ -109,4 +114,3 @@ def tinyimagenet32(data_dir: Path, work: Path, move) -> None:
 
 STAGED = {"tiny_imagenet_val": tiny_imagenet_val, "imagenet": imagenet}
 AFTER = {"svhn_selected": svhn_selected, "tinyimagenet32": tinyimagenet32}
-__all__ = ["AFTER", "STAGED", "UnpackError", "summary"]

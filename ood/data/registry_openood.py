@@ -17,7 +17,7 @@ ID_SPLITS = {"train": ("",), "val": ("",), "test": ("",)}
 # Other places of the same images: what OpenOOD's lists call them -> where they may lie under the data root.
 SAME = {"imagenet_1k/train/": ("ILSVRC-2012/train/", "imagenet/train/"), "imagenet_1k/val/": ("ILSVRC-2012/val/", "imagenet/val/"),
         "inaturalist/images/": ("ood_datasets/iNaturalist/images/", "iNaturalist/images/"), "texture/": ("ood_datasets/dtd/images/", "dtd/images/"),
-        "ninco/": ("NINCO/NINCO_OOD_classes/",), "openimage_o/images/": ("ood_datasets/openimage_o/images/",),
+        "ninco/": ("NINCO/NINCO_OOD_classes/",), "openimage_o/images/": ("ood_datasets/openimage_o/images/", "ood_datasets/openimage_o/"),
         "imagenet_r/": ("imagenet-r/",), "imagenet_v2/": ("imagenetv2-matched-frequency-format-val/",)}
 
 
@@ -47,13 +47,13 @@ ROWS = (
           summary="CIFAR-100 as PNG files", count={"train": 50_000, "val": 1000, "test": 9000}, mean=CIFAR100[0], std=CIFAR100[1]),
     _copy("tin", "1PZ-ixyx52U989IKsMA2OT-24fToTrelC", lists={"test": "cifar10/test_tin.txt", "val": "cifar10/val_tin.txt"}, licence=IMAGENET_TERMS, **CLASSIC,
           summary="Tiny ImageNet; the lists leave out what shows an ID class: 7,793 for CIFAR-10, 6,526 for CIFAR-100"),
-    _copy("mnist", "1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb", lists={"test": "cifar10/test_mnist.txt"}, splits={"test": ("",)}, class_names=DIGITS, count={"test": 70_000}, **CLASSIC),
+    _copy("mnist", "1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb", lists={"test": "cifar10/test_mnist.txt"}, splits={"test": ("",)}, class_names=DIGITS, **CLASSIC),
     _copy("svhn", "1DQfc11HOtB1nEwqS4pWUFp8vtQ3DczvI", lists={"test": "cifar10/test_svhn.txt"}, splits={"test": ("",)}, count={"test": 26_032},
           licence="non-commercial use, see page", **CLASSIC),
     _copy("texture", "1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam", lists={"test": "cifar10/test_texture.txt"}, splits={"test": ("",)}, count={"test": 5640},
           licence="research purposes, see page", summary="Textures; 5,160 of them in ImageNet's list", **CLASSIC),
     _copy("places365", "1Ec-LRSTf6u5vEctKX9vRp9OA6tqnJ0Ay", lists={"test": "cifar10/test_places365.txt"}, splits={"test": ("",)},
-          licence="Places2 terms (non-commercial research and education)", summary="36,500 images; 35,195 in CIFAR-10's list, 33,773 in CIFAR-100's", **CLASSIC),
+          licence="Places2 terms (non-commercial research and education)", summary="36,500 images; the lists leave out what shows an ID class", **CLASSIC),
     _copy("cifar10c", "170DU_ficWWmbh6O2wqELxK9jxRiGhlJH", role="id", lists={"test": "cifar10/test_cifar10c.txt"}, splits={"test": ("",)}, num_classes=10,
           class_names=CIFAR10_CLASSES, licence="CC BY 4.0", summary="corrupted CIFAR-10, for full-spectrum tests", **CLASSIC),
     DatasetInfo("imagenet200", "id", "imglist", ("ILSVRC-2012",), ID_SPLITS, mean=IMAGENET[0], std=IMAGENET[1], size=224, resize=256, num_classes=200,
@@ -76,5 +76,5 @@ ROWS = (
     _copy("imagenet_r", "1EzjMN2gq-bVV7lg-MEAdeuBuz-7jbGYU", role="id", lists={"test": "imagenet/test_imagenet_r.txt"}, splits={"test": ("",)}, num_classes=1000,
           summary="for full-spectrum tests", **LARGE),
     _copy("imagenet_es", "1ATz11vKmPqyzfEaEDRaPTF9TXiC244sw", role="id", lists={"test": "imagenet/test_imagenet_es.txt"}, splits={"test": ("",)}, num_classes=1000,
-          count={"test": 64_000}, name="imagenet_es", summary="other light and camera settings (Baek et al., CVPR 2024)", **LARGE),
+          name="imagenet_es", summary="other light and camera settings (Baek et al., CVPR 2024)", **LARGE),
 )

@@ -1,0 +1,131 @@
+"""What the tests of downloads share: a server that breaks as told, archives made on the spot."""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+import time
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+
+class Server:
+    """Serves `files` ({path: bytes}); `faults[path]` is a list of what goes wrong, one per request, then nothing more. `seen`: the requests."""
+
+    def __init__(self):
+        self.files, self.faults, self.seen, self.ranges, self.tags = {}, {}, [], True, True
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                path, span = self.path.split("?")[0], self.headers.get("Range")
+                outer.seen.append((path, span))
+                fault = outer.faults.get(path, [])
+                fault = fault.pop(0) if fault else None
+                self.close_connection = True
+                if isinstance(fault, int):
+                    self.send_response(fault)
+                    self.send_header("Retry-After", "0")
+                    self.send_header("Content-Length", "0")
+                    return self.end_headers()
+                if isinstance(fault, str) and fault.startswith(("http", "file", "ftp")):
+                    self.send_response(302)
+                    self.send_header("Location", fault)
+                    self.send_header("Content-Length", "0")
+                    return self.end_headers()
+                body = outer.files.get(path)
+                if body is None:
+                    return self.send_error(404)
+                tag = f'"{hashlib.md5(body).hexdigest()[:8]}"'
+                begun = 0
+                if span and outer.ranges and self.headers.get("If-Range", tag) == tag:
+                    begun = int(span.removeprefix("bytes=").rstrip("-"))
+                    if begun >= len(body):
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{len(body)}")
+                        self.send_header("Content-Length", "0")
+                        return self.end_headers()
+                part = body[begun:]
+                self.send_response(206 if begun else 200)
+                if begun:
+                    first = begun + 7 if fault == "shifted" else begun
+                    self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
+                if outer.tags:
+                    self.send_header("ETag", tag)
+                self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
+                if fault != "endless":
+                    self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                outer.send(self.wfile, part, fault)
+
+        self.running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.running.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.running.server_port}"
+        threading.Thread(target=self.running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def send(self, file, body, fault):
+        with contextlib.suppress(OSError):
+            if fault == "cut":
+                return file.write(body[:len(body) // 2])
+            if fault == "silent":
+                file.write(body[:1000])
+                file.flush()
+                time.sleep(8)
+            elif fault in ("slow", "crawl"):
+                step = 100 if fault == "slow" else 20_000
+                for start in range(0, len(body), step):
+                    file.write(body[start:start + step])
+                    file.flush()
+                    time.sleep(0.05)
+            elif fault == "damage":
+                file.write(body[:-1] + bytes([body[-1] ^ 1]))
+            elif fault == "endless":
+                file.write(body + b"more")
+            else:
+                file.write(body)
+
+    def close(self):
+        self.running.shutdown()
+        self.running.server_close()
+
+
+def make_tar(path, members, mode="w:gz"):
+    """members: {name: bytes, or a TarInfo}"""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                content.name = name
+                archive.addfile(content)
+            else:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+
+
+def make_zip(path, members):
+    """members: {name: bytes, or (bytes, mode)}"""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            if isinstance(content, tuple):
+                entry.create_system, entry.external_attr = 3, content[1] << 16
+                content = content[0]
+            archive.writestr(entry, content)
+
+
+def pictures(count):
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+        yield buffer.getvalue()
