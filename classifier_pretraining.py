@@ -7,6 +7,7 @@
     python3 classifier_pretraining.py -loss outlier_exposure                          # learns from outliers too: letters and patches
     python3 classifier_pretraining.py -dataset cifar10 -loss energy_bounded -ood_dataset 300K_random_images.npy -init best.pt -lr 0.001 -epochs 10
     python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN                # continue a run that was interrupted
+    torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -arch resnet18 -batch_size 50      # 4 GPUs, 200 images a step
 
 Writes checkpoints/<data set>_<arch>_<time>/ (or -out_dir): config.json, log.jsonl, last.pt (everything a resume needs), best.pt (the
 weights with the highest validation accuracy). A weight file holds the network, whatever -loss trained it, and under "objective" what the
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 import models
-from ood import cli, losses, report, runs, train
+from ood import cli, distributed, losses, report, runs, train
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import Augment, ImageSet, Preprocess, info, load
 from ood.data.registry import DatasetInfo, is_folder_path
@@ -49,7 +50,7 @@ RECIPES = {
 }
 FOLDER = dict(valid_split=0.1)           # for an image folder: usually a small set
 OUTLIERS = {"mnist5k": "letters+patches"}    # training halves that a loss with outliers takes when -ood_dataset names none
-FREE = ("device", "data_dir", "download", "num_workers", "epochs")     # what may change when a run is resumed
+FREE = ("device", "data_dir", "download", "num_workers", "tensorboard", "epochs")     # what may change when a run is resumed
 FIXED_LENGTH = ("cosine", "onecycle")    # schedules that depend on the number of epochs from the first one on
 SHAPE = ("num_classes", "depth", "width")          # in config.json they are never None, if the network knows them
 FACTS = ("kind", "started", "in_channels", "image_size")               # what config.json holds besides the settings
@@ -87,6 +88,11 @@ class Settings:
     gamma: float = 0.1                           # factor of schedules steps and plateau
     patience: int = 10                           # of schedule plateau, in epochs
     clip_norm: float | None = None
+    ema: float | None = None                     # decay of a moving average of the weights, which is then what is validated and kept
+    sampler: Literal["shuffle", "balanced"] = "shuffle"    # balanced: every class equally often
+    sync_batchnorm: bool = False                 # under torchrun: batch statistics of all processes
+    compile: bool = False
+    tensorboard: bool = False
     precision: Literal[train.PRECISIONS] = "fp32"
     channels_last: Literal["auto", "on", "off"] = "auto"   # auto: on a GPU
     seed: int = 0
@@ -120,7 +126,7 @@ parser.flag("-ood_dataset", nargs="+", metavar="NAME", help="auxiliary outliers,
 parser.flag("-ood_batch_size", type=int, help="outliers in every step, beside the ID images [default: as -batch_size]")
 parser.flag("-init", metavar="FILE", help="weight file to begin from, of the same network [default: random weights]")
 parser.flag("-epochs", type=int, help="[default: 100; tinyimagenet: 200; mnist5k: 12]")
-parser.flag("-batch_size", type=int, help="[default: 200; tinyimagenet: 128; mnist5k: 64]")
+parser.flag("-batch_size", type=int, help="images per step, under torchrun of every process [default: 200; tinyimagenet: 128; mnist5k: 64]")
 parser.flag("-optimizer", choices=train.OPTIMIZERS, help="sgd or adam [default: sgd]")
 parser.flag("-lr", type=float, help="learning rate; the highest one of onecycle [default: 0.1]")
 parser.flag("-momentum", type=float, help="of sgd [default: 0.9]")
@@ -131,8 +137,13 @@ parser.flag("-milestones", type=int, nargs="+", metavar="EPOCH", help="of -sched
 parser.flag("-gamma", type=float, help="factor of the schedules steps and plateau [default: 0.1]")
 parser.flag("-patience", type=int, help="of -schedule plateau, epochs [default: 10]")
 parser.flag("-clip_norm", type=float, help="largest norm of the gradient [default: no clipping]")
+parser.flag("-ema", type=float, metavar="DECAY", help="keep a moving average of the weights, e.g. 0.999: it is validated, tested and saved [default: off]")
+parser.flag("-sampler", choices=("shuffle", "balanced"), help="balanced: every class equally often, for sets with rare classes [default: shuffle]")
 parser.flag("-precision", choices=train.PRECISIONS, help="fp32, or bf16: autocast, weights stay fp32 [default: fp32]")
 parser.flag("-channels_last", choices=("auto", "on", "off"), help="memory layout NHWC: on, off, auto [default: auto, on a GPU]")
+parser.flag("-compile", action="store_true", help="torch.compile: a slow first step, faster ones after it [default: off]")
+parser.flag("-sync_batchnorm", action="store_true", help="under torchrun: BatchNorm sees the images of all processes [default: each its own]")
+parser.flag("-tensorboard", action="store_true", help="also write events for TensorBoard into the run folder [default: off]")
 parser.flag("-seed", type=int, help="of the split, the weights, order, augmentation and dropout [default: 0]")
 parser.flag("-deterministic", action="store_true", help="deterministic kernels on a GPU too, slower [default: off]")
 parser.flag("-limit", type=int, help="a seeded choice of so many images per split (a quick look) [default: all]")
@@ -155,6 +166,8 @@ def main() -> None:
     resumed = find_run(given, root, out_dir) if resume else None
     settings = continued(resumed, given) if resumed else resolve(given)
     device = cli.choose_device(settings.device)
+    if settings.tensorboard:
+        runs.require_tensorboard()
     cli.set_seed(settings.seed, settings.deterministic)
     cli.log(f"device {cli.describe_device(device)} | {settings.id_dataset} | {settings.arch} | {settings.loss} | seed {settings.seed}")
     if resume and not resumed:
@@ -180,6 +193,10 @@ def main() -> None:
         models.checkpoints.load_into(network, settings.init)
     objective = losses.Objective(settings.loss, network, **settings.loss_args).to(device)
     network.to(device, memory_format=layout)
+    if settings.sync_batchnorm:
+        distributed.synchronise_batchnorm(network, device)
+    if settings.compile:
+        train.compiled(network, device)
 
     # From pixels (B, C, H, W) to what the network takes: on the device, a batch at a time.
     mean, std = normalisation(settings, channels)
@@ -192,7 +209,7 @@ def main() -> None:
         return as_is(augment(pixels, generator), generator)
 
     common = dict(batch_size=settings.batch_size, device=device, seed=settings.seed)
-    training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, **common)
+    training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, balanced=settings.sampler == "balanced", **common)
     if outliers is not None:
         common_ood = {**common, "batch_size": settings.ood_batch_size or settings.batch_size, "seed": train.mix(settings.seed, 2)}
         training = losses.MixedBatches(training, train.ImageBatches(outliers, transform=augmented, shuffle=True, **common_ood))
@@ -206,7 +223,8 @@ def main() -> None:
         return objective(inputs, labels)
 
     def before_epoch(epoch):
-        objective.before_epoch(epoch, looked_at)
+        with distributed.solo():                                            # every process looks at all of them
+            objective.before_epoch(epoch, looked_at)
 
     def validate(epoch):
         objective.finish_head()
@@ -233,10 +251,11 @@ def main() -> None:
         sizes["ood_images"], digests["ood"] = len(outliers), outliers.digest
     run.log({"event": "resume" if resumed else "start", **sizes, **report.provenance(sys.argv, to_dict(settings), settings.seed, device, digests, {})})
     cli.log(f"{len(kept)} training, {len(held_out)} validation, {len(test)} test images{f', {len(outliers)} outliers' if outliers else ''} | run folder {run.folder}")
-    history = train.fit(step, network, training, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
-                        validate=validate if len(held_out) else None, select="valid_accuracy" if len(held_out) else None,
-                        resume=resume, precision=settings.precision, clip_norm=settings.clip_norm, before_epoch=before_epoch,
-                        state={"objective": objective.own} if objective.own.state_dict() else None)
+    with runs.board(run, settings.tensorboard) as tell:
+        history = train.fit(step, network, training, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
+                            validate=validate if len(held_out) else None, select="valid_accuracy" if len(held_out) else None,
+                            resume=resume, precision=settings.precision, clip_norm=settings.clip_norm, ema=settings.ema, before_epoch=before_epoch,
+                            state={"objective": objective.own} if objective.own.state_dict() else None, tell=tell)
 
     # The test set, with the last weights (what the released code prints) and with the best ones by validation accuracy.
     last = train.measure(network, testing, precision=settings.precision)
@@ -307,6 +326,8 @@ def resolve(given: dict) -> Settings:
         raise InputError("-schedule plateau looks at the validation accuracy, but -valid_split is 0; hold images out or choose another schedule")
     if settings.schedule == "steps" and not settings.milestones:
         raise InputError("-schedule steps needs -milestones, e.g. -milestones 50 75")
+    if settings.ema is not None and not 0 <= settings.ema < 1:
+        raise InputError(f"-ema is {settings.ema}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999")
     if settings.nesterov and (settings.optimizer != "sgd" or settings.momentum == 0):
         raise InputError("-nesterov needs -optimizer sgd and a -momentum above 0")
     return with_outliers(settings)
@@ -435,4 +456,4 @@ def normalisation(settings: Settings, channels: int) -> tuple[tuple[float, ...],
 
 
 if __name__ == "__main__":
-    cli.run(main, (models.ModelError, models.CheckpointError))
+    cli.run(main, (models.ModelError, models.CheckpointError), processes="many")

@@ -14,8 +14,8 @@ communication in every layer; then N processes with batches of b equal one with 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -126,6 +126,16 @@ def from_first(work: Callable[[], Any]) -> Any:
     return made[0]
 
 
+def in_turn(work: Callable[[], Any]) -> Any:
+    """`work` in the first process of each machine, then in the others, which find on disk what it left there."""
+    if world() > 1 and local_rank():
+        barrier()
+    made = work()
+    if world() > 1 and not local_rank():
+        barrier()
+    return made
+
+
 def total(numbers: Tensor) -> Tensor:
     """Sums over the processes, element by element."""
     if world() > 1:
@@ -189,9 +199,9 @@ def spans(count: int, batch_size: int, *, train: bool = True) -> list[Span]:
 
 
 class Replica(nn.Module):
-    """An objective whose gradients are averaged over the processes: a module for DistributedDataParallel to wrap.
+    """An objective as a module that DistributedDataParallel can wrap.
 
-    The objective may call the network as it likes (several times, only its features); what counts is that all of it happens within
+    The objective may call the network as it likes (several times, only its features): what counts is that all of it happens within
     one forward pass of the wrapper. Parameters of the optimiser that are not the network's (a loss's centres) are averaged too.
     """
 
@@ -200,33 +210,56 @@ class Replica(nn.Module):
         self.network = network
         known = set(map(id, network.parameters()))
         self.further = nn.ParameterList([p for group in optimizer.param_groups for p in group["params"] if id(p) not in known])
-        self.__dict__["objective"] = objective
+        self.call = [objective]                     # in a list: an objective that is a module would register the network twice
         self.parts: dict = {}
 
-    def forward(self, batch, weight: Tensor) -> Tensor:
-        loss, self.parts = self.objective(batch)
-        self.__dict__["loss"] = loss.detach()
-        return loss * weight.to(loss.dtype)
+    def forward(self, batch) -> Tensor:
+        loss, self.parts = self.call[0](batch)
+        return loss
 
 
 class Step:
-    """batch -> (loss to call backward on, loss and parts of this process's images): plain in one process, through DDP in several."""
+    """A training step of one epoch: step(batch, items) -> (loss, parts) of this process's images, then step.backward().
+
+    In one process plain. In several the gradients become their mean over all images of the step: after the first step by summing them
+    here, which shows whether the objective leaves parameters unused, from the second one by DDP, which overlaps that with the backward
+    pass. Weights are made alike at that point.
+    """
 
     def __init__(self, objective: Callable, network: nn.Module, optimizer: torch.optim.Optimizer):
         self.objective, self.device = objective, next(network.parameters()).device
-        self.replica = self.wrapped = None
-        if world() > 1:
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified")
-            self.replica = Replica(objective, network, optimizer)
-            self.wrapped = nn.parallel.DistributedDataParallel(self.replica, broadcast_buffers=False, find_unused_parameters=True)
+        self.replica = Replica(objective, network, optimizer) if world() > 1 else None
+        self.wrapped: nn.Module | None = None
 
-    def __call__(self, batch, items: int) -> tuple[Tensor, Tensor, dict]:
+    def __call__(self, batch, items: int) -> tuple[Tensor, dict]:
         if self.wrapped is None:
-            loss, parts = self.objective(batch)
-            return loss, loss.detach(), parts
-        count = torch.full((), float(items), device=self.device)
-        scaled = self.wrapped(batch, count * world() / total(count))          # DDP divides by the number of processes
-        return scaled, self.replica.__dict__["loss"], self.replica.parts
+            self.loss, parts = self.objective(batch)
+        else:
+            self.loss, parts = self.wrapped(batch), self.replica.parts
+        if self.replica is not None:
+            count = torch.full((), float(items), device=self.device)
+            self.weight = count * world() / total(count)                      # DDP divides by the number of processes
+        return self.loss.detach(), parts
+
+    def backward(self) -> None:
+        if self.replica is None:
+            self.loss.backward()
+            return
+        (self.loss * self.weight.to(self.loss.dtype)).backward()
+        if self.wrapped is None:
+            self._first()
+
+    def _first(self) -> None:
+        parameters = [p for p in self.replica.parameters() if p.requires_grad]
+        used = [any(flags) for flags in zip(*gathered([p.grad is not None for p in parameters]))]
+        for parameter, of_any in zip(parameters, used):
+            if of_any:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(world())
+        wrapper = nn.parallel.DistributedDataParallel
+        own = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(wrapper).parameters else "broadcast_buffers"
+        self.wrapped = wrapper(self.replica, find_unused_parameters=not all(used), **{own: False})
 
 
 def average_buffers(network: nn.Module) -> None:
@@ -267,7 +300,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or world() == 1:
             return super().forward(images)
         over, shape = [d for d in range(images.dim()) if d != 1], [1, -1] + [1] * (images.dim() - 2)
-        x = images.float()
+        x = images.float() if images.dtype in (torch.half, torch.bfloat16) else images
         count = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
         mean = _Sum.apply(x.sum(over)) / count                                       # (C,)
         centred = x - mean.view(shape)

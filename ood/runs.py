@@ -78,6 +78,28 @@ class Run:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n")
 
 
+def require_tensorboard() -> None:
+    """Raises InputError when TensorBoard is not installed; to be called before a run folder is made."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise InputError("-tensorboard needs the package tensorboard: pip install tensorboard") from None
+
+
+@contextmanager
+def board(run: Run, wanted: bool):
+    """A function (epoch, record) that writes the record's numbers as TensorBoard events into run.folder/tensorboard, or None."""
+    if not wanted or not distributed.first():
+        yield None
+        return
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+    done = max((r.get("epoch", 0) for r in run.records()), default=0) if run.last.exists() else 0
+    with SummaryWriter(str(run.folder / "tensorboard"), purge_step=done + 1) as writer:
+        yield lambda epoch, record: [writer.add_scalar(name, value, epoch) for name, value in record.items()
+                                     if name not in ("epoch", "best")] and None
+
+
 def holds_run(folder: str | Path) -> bool:
     return any((Path(folder) / name).exists() for name in FILES)
 

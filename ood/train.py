@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -122,15 +124,15 @@ def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule
     """One pass over the batches. Returns (mean loss and parts over all items, number of items), of all processes."""
     means = Means(epoch, check_every=1 if device.type == "cpu" else CHECK_EVERY)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    steps, step_of = len(batches), distributed.Step(objective, network, optimizer)
-    for step, batch in enumerate(progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)):
-        schedule.start(epoch - 1 + step / steps)
+    steps, step = len(batches), distributed.Step(objective, network, optimizer)
+    for number, batch in enumerate(progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)):
+        schedule.start(epoch - 1 + number / steps)
         items = _items(batch)
         with autocast(device, precision):
-            scaled, loss, parts = step_of(batch, items)
+            loss, parts = step(batch, items)
         means.add(loss, parts, items)
         optimizer.zero_grad(set_to_none=True)
-        scaled.backward()
+        step.backward()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
@@ -296,6 +298,16 @@ def measure(network: nn.Module, batches: ImageBatches, *, precision: str = "fp32
             sums[2] += len(labels)
     loss, correct, count = distributed.total(sums).tolist()
     return {"loss": loss / count, "accuracy": correct / count}
+
+
+def compiled(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let torch.compile translate `network` at its first call, in place: its names, weights and files stay as they are."""
+    if device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        raise InputError("-compile on the CPU needs a C++ compiler and there is none (g++ or clang++); install one, or leave the flag out")
+    network.compile()
+    if hasattr(network, "features"):
+        network.features = torch.compile(network.features)
+    return network
 
 
 def autocast(device: torch.device, precision: str):
