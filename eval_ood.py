@@ -44,7 +44,7 @@ parser.flag("-data_dir", help="root of the data sets", default="./datasets")
 parser.flag("-checkpoints_dir", help="where run folders are", default="./checkpoints")
 parser.flag("-cache_dir", help="where outputs of forward passes are kept; default: CHECKPOINTS_DIR/.outputs")
 parser.flag("-no_cache", action="store_true", help="keep no outputs on disk", default=False)
-parser.flag("-download", action="store_true", help="fetch sets that torchvision can fetch", default=False)
+parser.flag("-download", action="store_true", help="fetch missing sets first (see scripts/download_data.py)", default=False)
 parser.flag("-out_dir", help="folder of the results; default: ./results/<name of the config>")
 
 

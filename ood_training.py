@@ -43,7 +43,7 @@ parser.flag("-data_dir", help="root of the data sets", default="./datasets")
 parser.flag("-checkpoints_dir", help="where run folders are", default="./checkpoints")
 parser.flag("-out_dir", help="the run folder itself; default: CHECKPOINTS_DIR/<id>_<arch>..._<timestamp>")
 parser.flag("-resume", action="store_true", help="continue the run in -out_dir, or the newest one of this configuration", default=False)
-parser.flag("-download", action="store_true", help="fetch sets that torchvision can fetch", default=False)
+parser.flag("-download", action="store_true", help="fetch missing sets first (see scripts/download_data.py)", default=False)
 
 
 def main() -> None:

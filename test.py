@@ -52,7 +52,7 @@ parser.flag("-seed", type=int, help="of generated images", default=0)
 parser.flag("-data_dir", help="root of the data sets", default="./datasets")
 parser.flag("-checkpoints_dir", help="where the fold folders are", default="./checkpoints")
 parser.flag("-no_cache", action="store_true", help="keep no outputs of forward passes on disk", default=False)
-parser.flag("-download", action="store_true", help="fetch sets that torchvision can fetch", default=False)
+parser.flag("-download", action="store_true", help="fetch missing sets first (see scripts/download_data.py)", default=False)
 parser.flag("-out_dir", help="folder of the results; default: ./results/leaveout_<in>_<network>_<out>")
 
 

@@ -52,7 +52,7 @@ parser.flag("-precision", choices=("fp32", "bf16"), help="default: the config's,
 parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
 parser.flag("-data_dir", help="root of the data sets", default="./datasets")
 parser.flag("-checkpoints_dir", help="where the run folders are", default="./checkpoints")
-parser.flag("-download", action="store_true", help="fetch sets that torchvision can fetch", default=False)
+parser.flag("-download", action="store_true", help="fetch missing sets first (see scripts/download_data.py)", default=False)
 parser.flag("-dry_run", action="store_true", help="print the commands and train nothing", default=False)
 
 
