@@ -90,7 +90,8 @@ def main() -> None:
 
 EXPLAINED = ("In brackets the 95 % interval of the average over the OOD sets: DeLong for AUROC, bootstrap for FPR95, the images being random and the networks fixed. "
              "p: paired DeLong test on the same images against the best average AUROC, not corrected for the number of detectors. Cost: seconds to fit, and "
-             "milliseconds per image beyond the pass that all share; detectors marked * compute inside the pass, which is not in these numbers.")
+             "milliseconds per image beyond the pass that all share, on network 1; what several detectors need of the training set is charged to the first of them. "
+             "Detectors marked * compute inside the pass, which is not in these numbers.")
 
 
 def as_table(results: list[benchmark.Result], test, ood: list[benchmark.TestSet]) -> dict:

@@ -107,13 +107,16 @@ def main() -> None:
     report.write_text(out_dir / "tuning.md", text)
     cli.log(f"written: {out_dir / 'tuning.md'}")
     if flags.record:
-        command = f"python3 scripts/tune_detector.py -config {flags.config} -detectors {' '.join(flags.detectors)}" + (f" -validation {flags.validation}" if flags.validation else "")
-        cli.log(f"record: {record.write(flags.record, page='results', order=520, title=f'Hyper-parameters without OOD data: {experiment.id_dataset}', tables=[table], command=command, device=cli.describe_device(device), seeds=[experiment.seed], text=[PROTOCOL])}")
+        words = ["python3 scripts/tune_detector.py", f"-config {flags.config}", f"-detectors {' '.join(flags.detectors)}"]
+        words += [f"-{name} {getattr(flags, name)}" for name in ("validation", "checkpoint_name") if getattr(flags, name)]
+        path = record.write(flags.record, page="results", order=520, title=f"Hyper-parameters without OOD data: {experiment.id_dataset}", tables=[table],
+                            command=" ".join(words), device=cli.describe_device(device), seeds=[experiment.seed], text=[PROTOCOL])
+        cli.log(f"record: {path}")
 
 
 PROTOCOL = ("Every candidate is fitted and scored on the same cached outputs. Pseudo-outliers: uniform and Gaussian noise, 4 x 4 jigsaws of ID validation images, and "
             "classes left out of head and training set in five folds (not for detectors that work on images). Regret: AUROC on the test sets of the best candidate there, "
-            "minus that of the choice, in points.")
+            "minus that of the choice, in points. One network; on another one the choices and regrets differ.")
 
 
 def read(text: str) -> tuple[str, dict | None, dict]:
