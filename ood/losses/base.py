@@ -169,7 +169,9 @@ def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, eps: float = 0.0) -> Tensor:
-    """x / (|x| + eps) along axis 1, also where |x|^2 would overflow; 0 stays 0."""
-    scale = x.detach().abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+    """x / (|x| + eps) along axis 1, also where |x|^2 would overflow; 0 stays 0, with a finite gradient."""
+    scale = x.detach().abs().amax(1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1)
     x = x / scale
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + eps / scale).clamp_min(torch.finfo(x.dtype).tiny)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / (torch.where(length > 0, length, 1) + eps / scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ood.data import ImageSet
 from ood.methods.auxiliary import open_pool, show, split_names
-from ood.train import ImageBatches, mix
+from ood.batches import ImageBatches, mix
 
 
 class JoinedImages(ImageSet):

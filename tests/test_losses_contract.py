@@ -1,0 +1,189 @@
+"""What holds for every objective: gradients, batches without outliers or without ID rows, extreme inputs, one class, the registry."""
+import copy
+import inspect
+import math
+
+import pytest
+import torch
+from loss_toys import CLASSES, NAMES, SMALL, further, inputs, labels, make, value
+from torch import nn
+
+from ood import losses
+from ood.config import InputError
+from ood.losses.base import HEADS, INPUTS, OUTLIERS, parameters
+from ood.losses.objective import build
+
+ELSEWHERE = {("openmix", "alpha"), ("openmix", "gamma"), ("ish", "percentile"), ("ish", "prune")}     # in tests of their own
+LEARNS = [name for name in NAMES if losses.get(name).outliers != "ignored"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient(name):
+    """Against finite differences in float64, along random directions; each evaluation on a copy, because some losses remember."""
+    args = {"cac": {"magnitude": 2.0}, "cider": {"weight": 0.0}}.get(name, {})
+    loss, modules = make(name, **args)
+    loss.train(name != "vos")                             # in training its queues, constants to autograd, move with the features
+    y = labels()
+
+    def call(*given):
+        return value(name, copy.deepcopy(loss), modules, given, y)
+    assert torch.autograd.gradcheck(call, inputs(loss, y), fast_mode=True)
+    if name == "cider":                                   # the other term takes the prototypes as constants
+        loss, _ = make(name)
+        loss.prototypes.normal_()
+        loss.eval()
+        assert torch.autograd.gradcheck(call, inputs(loss, y), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("outliers", (0, 12))
+def test_batches_without_outliers_or_without_inliers(name, outliers):
+    loss, modules = make(name)
+    y = labels(outliers)
+    given = inputs(loss, y)
+    found = value(name, loss, modules, given, y)
+    assert found.dim() == 0 and found.isfinite() and found.requires_grad
+    found.backward()
+    assert all(x.grad is None or x.grad.isfinite().all() for x in given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outliers_change_what_the_loss_says_they_do(name):
+    """Ignored: the value is that of the ID rows alone. Else: other outliers, another value."""
+    loss, modules = make(name, **({"margin": 3.0} if name == "mchad" else {}))
+    y = labels()
+    given = [x.detach() for x in inputs(loss, y)]
+    if "rotations" in loss.inputs or name == "openmix":   # whose rows are not one per label
+        return
+    other = [torch.where((y < 0)[:, None], 0.3 * x + 0.1, x) for x in given]
+    first, second = (value(name, copy.deepcopy(loss), modules, x, y) for x in (given, other))
+    if name in LEARNS:
+        assert first != second
+    else:
+        alone = value(name, copy.deepcopy(loss), modules, [x[y >= 0] for x in given], y[y >= 0])
+        assert first == second and first.item() == pytest.approx(alone.item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", (0.0, 1e-8, 1e4))
+def test_extreme_inputs(name, scale):
+    """Zeros and values of 1e4 give finite losses and gradients, in float32."""
+    loss, modules = make(name)
+    loss.float()
+    for module in modules:
+        module.float()
+    y = labels()
+    given = [x.detach().float().requires_grad_() for x in inputs(loss, y, scale=scale)]
+    found = value(name, loss, modules, given, y)
+    found.backward()
+    assert found.isfinite() and all(x.grad is None or x.grad.isfinite().all() for x in given)
+
+
+@pytest.mark.parametrize("name", ("cross_entropy", "logitnorm", "outlier_exposure", "energy_bounded", "entropic_open_set"))
+def test_overflowing_logits(name):
+    """Logits of 1e18 (whose norm squared still fits) and of 1e25 where the loss itself does not square them."""
+    loss = losses.create(name)
+    for scale in (1e18, 1e25) if name != "energy_bounded" else (1e18,):
+        x = (torch.randn(12, CLASSES) * scale).requires_grad_()
+        found = loss(x, labels())
+        found.backward()
+        assert found.isfinite() and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_class(name):
+    """Nothing to separate: finite, and the cross-entropy's part is 0."""
+    loss, modules = make(name, classes=1)
+    y = labels(classes=1)
+    found = value(name, loss, modules, inputs(loss, y, classes=1), y)
+    assert found.isfinite() and abs(found) < 1e3
+    if name in ("cross_entropy", "logitnorm", "t2fnorm", "ish"):
+        assert found == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_argument_changes_the_value(name):
+    """Except those that only name shapes or modules, or act in epoch_begins, update_hyperparameters or stage."""
+    elsewhere = {"reduction", "fixed", "n_dim", "lr_lam", "penalty_mult", "constraint_tol", "full_train_loss"}
+    first = {"mchad": {"radius": 0.5, "margin": 3.0}, "confidence": {"budget": None}, "cider": {"momentum": 0.95}}.get(name, {})
+    changed = {"balance": "batch", "squared": True, "prune": True, "budget": 0.1, "percentile": 50.0, "sample_number": 5, "select": 2, "sample_from": 7,
+               "hints": 0.2, "eps": 0.5, "momentum": 0.3, "xi": 5.0, "magnitude": 3.0}
+    y = labels()
+    for key, parameter in parameters(name).items():
+        if key in elsewhere or key == "center" or parameter.default is parameter.empty or (name, key) in ELSEWHERE:
+            continue
+        args = {**first, key: changed[key] if key in changed else (first.get(key, parameter.default) or 0) + 0.75}
+        results = []
+        for given in (first, args):
+            loss, modules = make(name, **given)
+            if name == "center" and key == "magnitude":
+                results.append(loss.centers.params.norm())
+                continue
+            x = inputs(loss, y) if "distances" not in loss.inputs else [loss.distance(inputs(losses.ObjectosphereLoss(), y)[0 if name == "cac" else 1])]
+            results += [value(name, loss, modules, x, y)] if key != "budget" else [value(name, loss, modules, x, y) * 0 + loss.alpha]
+        assert results[0] != results[1], key
+
+
+# ---- registry ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_loss_says_about_itself(name):
+    cls = losses.get(name)
+    assert cls.name == name and cls.outliers in OUTLIERS and cls.head in HEADS and set(cls.inputs) <= set(INPUTS)
+    assert set(cls.recipe) <= set(parameters(name))
+    text = inspect.getdoc(cls)
+    assert text.splitlines()[0].endswith(".") and (name == "cross_entropy" or "Source:" in text or "baseline" in text)
+    leading = list(inspect.signature(cls.forward).parameters)[1:]
+    assert leading[len(cls.inputs)] == "y" and len(leading) >= len(cls.inputs) + 1 + len(cls.modules)
+    loss, _ = make(name)
+    assert ("centre" in str(cls.brings) or "anchor" in str(cls.brings) or "prototypes" in cls.brings) == any(
+        word in key for key in loss.state_dict() for word in ("center", "prototypes"))
+    if cls.head == "computed":
+        weight, bias = loss.classifier()
+        assert weight.shape == (CLASSES, 6) and bias.shape == (CLASSES,)
+    copied, _ = make(name)
+    copied.load_state_dict(loss.state_dict())
+
+
+def test_twenty_two_losses():
+    assert {"cross_entropy", "logitnorm", "center", "cac", "ii", "confidence", "deep_svdd", "deep_sad", "outlier_exposure", "energy_bounded", "entropic_open_set",
+            "objectosphere", "background_class", "mchad", "vos", "vos_reg", "energy_margin", "ish", "t2fnorm", "cider", "rotation", "openmix"} == set(NAMES)
+
+
+def test_names_and_arguments_of_pytorch_ood():
+    """Every class of its loss package is here, and takes its arguments under the same names with the same defaults."""
+    peer = pytest.importorskip("pytorch_ood.loss")
+    classes = {n: c for n, c in vars(peer).items() if inspect.isclass(c) and issubclass(c, nn.Module)}
+    assert len(classes) == 17
+    for name, cls in classes.items():
+        ours, theirs = (inspect.signature(c.__init__).parameters for c in (getattr(losses, name), cls))
+        assert list(theirs) == list(ours)[:len(theirs)], name
+        for key, parameter in theirs.items():
+            assert key == "full_train_loss" or parameter.default == ours[key].default, (name, key)
+
+
+def test_errors_name_the_nearest():
+    with pytest.raises(InputError, match="unknown loss 'outlier_exposre'.*did you mean 'outlier_exposure'"):
+        losses.create("outlier_exposre")
+    with pytest.raises(InputError, match="takes no 'alhpa'.*did you mean 'alpha'"):
+        losses.create("energy_bounded", alhpa=1)
+    with pytest.raises(InputError, match="needs n_classes"):
+        losses.create("cac")
+
+
+@pytest.mark.parametrize("name, args, words", (
+    ("logitnorm", {"t": 0}, "t is 0"), ("outlier_exposure", {"alpha": "much"}, "finite number"), ("outlier_exposure", {"alpha": math.nan}, "finite number"),
+    ("outlier_exposure", {"balance": "both"}, "expectation, batch"), ("outlier_exposure", {"alpha": -1}, "at least 0"), ("vos", {"select": 1.5}, "select must be a int"),
+    ("cac", {"n_classes": 3}, "follows from the network"), ("deep_svdd", {"center": 1}, "follows from the network"), ("energy_bounded", {"reduction": "mid"}, "mean, sum, none"),
+    ("ish", {"prune": 1}, "prune must be a bool"), ("ish", {"percentile": 100}, "in \\[0, 100\\)"), ("confidence", {"budget": "big"}, "budget"), ("center", {"wieght": 1}, "did you mean 'weight'"),
+    ("energy_margin", {"full_train_loss": 0}, "above 0"), ("deep_sad", {"eps": 0}, "eps above 0"), ("cider", {"momentum": 1}, "momentum in"), ("mchad", {"margin": -1}, "at least 0"),
+))
+def test_bad_arguments_are_refused_before_any_work(name, args, words):
+    with pytest.raises(InputError, match=words):
+        losses.check(name, args)
+
+
+def test_recipe_stands_behind_what_is_given():
+    fc = nn.Linear(6, CLASSES)
+    assert build("logitnorm", fc, {})[0].t == 0.04 and build("logitnorm", fc, {"t": 0.5})[0].t == 0.5 and losses.create("logitnorm").t == 1.0
+    assert build("center", fc, {"weight": 0.2})[1] == 0.2 and SMALL and further("openmix", None)

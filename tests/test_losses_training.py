@@ -1,0 +1,256 @@
+"""Objectives on real images: twenty steps of each, the batches with outliers, and classifier_pretraining.py -loss as users call it."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from loss_toys import NAMES
+
+import models
+from ood import losses, runs
+from ood.batches import ImageBatches
+from ood.config import InputError
+from ood.data import ArrayImages, Preprocess, load
+
+CPU = torch.device("cpu")
+SMALL = {"vos": {"sample_number": 5, "sample_from": 50}, "energy_margin": {"full_train_loss": 0.3}}
+TINY = ("-device", "cpu", "-limit", 96, "-epochs", 2, "-batch_size", 32, "-width", 4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("mnist5k", "train")
+
+
+@pytest.fixture(scope="module")
+def outliers():
+    return losses.load_outliers("letters+patches", "datasets", size=28, channels=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def batches(images, count=32, **options):
+    preprocess = Preprocess((0.5,), (0.5,))
+    return ImageBatches(images, count, transform=lambda pixels, generator: preprocess(pixels), device=CPU, **options)
+
+
+def objective_of(name, **args):
+    torch.manual_seed(0)
+    return losses.Objective(name, models.build("small_cnn", 10, in_channels=1, image_size=28, width=4), **{**SMALL.get(name, {}), **args})
+
+
+# ---- steps on real images ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twenty_steps_lower_the_loss(name, digits, outliers):
+    """small_cnn on digits (and letters, patches): the mean over the last four steps is below that of the first four."""
+    objective = objective_of(name)
+    stream = losses.MixedBatches(batches(digits), batches(outliers, 16, seed=1)) if losses.get(name).outliers != "ignored" else batches(digits)
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 0.01)
+    before = {key: tensor.clone() for key, tensor in objective.own.state_dict().items()}
+    objective.before_epoch(1, batches(digits, indices=range(64), shuffle=False))
+    objective.train()
+    seen = []
+    for _, batch in zip(range(20), stream.epoch(1)):
+        loss, parts = objective(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+        assert 0 <= parts["accuracy"] <= 1
+    assert np.mean(seen[-4:]) < np.mean(seen[:4]), seen
+    after = objective.own.state_dict()
+    fixed = {"cac", "deep_svdd", "deep_sad"}                # the centre of the latter two moves once, in before_epoch
+    assert name in fixed or not after or any(not torch.equal(after[key], before[key]) for key in after)
+    assert not any(key.startswith("network") or key.endswith("loss.fc.weight") and name != "t2fnorm" for key in after)
+    objective.before_epoch(2, batches(digits, indices=range(64), shuffle=False))
+    twin = objective_of(name)
+    twin.own.load_state_dict(after)
+    assert all(torch.equal(value, after[key]) for key, value in twin.own.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ("t2fnorm", "ii", "mchad"))
+def test_a_computed_head_decides_as_the_loss_does(name, digits):
+    objective = objective_of(name)
+    images, _ = next(iter(batches(digits).epoch(1)))
+    objective.train()
+    for _, batch in zip(range(3), batches(digits).epoch(1)):
+        objective(*batch)
+    if name != "ii":
+        torch.nn.init.normal_(next(objective.loss.parameters()))
+    objective.finish_head()
+    network = objective.network.eval()
+    with torch.no_grad():
+        features = network.features(images)
+        expected = objective.loss.fc(features / objective.loss.t) if name == "t2fnorm" else -objective.loss.distance(features)
+    assert torch.equal(network(images).argmax(1), expected.argmax(1))
+
+
+def test_probe_does_not_reach_the_features(digits):
+    """deep_svdd: the head learns the classes, the features only the hypersphere."""
+    objective = objective_of("deep_svdd")
+    batch = next(iter(batches(digits).epoch(1)))
+    loss, _ = objective(*batch)
+    loss.backward()
+    convolution = next(objective.network.parameters())
+    with_probe = convolution.grad.clone()
+    assert objective.network.fc.weight.grad.abs().sum() > 0
+    objective.zero_grad()
+    alone = objective_of("deep_svdd")
+    alone.loss(alone.network.features(batch[0]), batch[1]).backward()
+    torch.testing.assert_close(with_probe, next(alone.network.parameters()).grad)
+
+
+def test_center_of_deep_svdd_is_the_first_mean(digits):
+    objective, other = objective_of("deep_svdd"), objective_of("deep_svdd")
+    stream = batches(digits, indices=range(64), shuffle=False)
+    objective.before_epoch(1, stream)
+    features = torch.cat([other.network.eval().features(images) for images, _ in stream.epoch(1)]).mean(0)
+    centre = objective.loss.center.params[0]
+    near = features.abs() < 0.1
+    torch.testing.assert_close(centre[~near], features[~near])
+    assert (centre[near].abs() == 0.1).all() or torch.allclose(centre[near].abs(), torch.tensor(0.1))
+    objective.before_epoch(2, stream)
+    assert torch.equal(centre, objective.loss.center.params[0])
+
+
+def test_energy_margin_moves_its_multipliers_between_epochs(digits):
+    objective = losses.Objective("energy_margin", models.build("small_cnn", 10, in_channels=1, image_size=28, width=4))
+    stream = batches(digits, indices=range(64), shuffle=False)
+    objective.before_epoch(1, stream)
+    assert 2 < objective.loss.full_train_loss < 2.7 and objective.loss.lam == 0        # an untrained network: about log 10
+    objective.before_epoch(2, stream)
+    assert objective.loss.lam != 0
+
+
+# ---- batches with outliers -----------------------------------------------------------------------------------------------------
+
+def grey(value, count, dtype=np.uint8):
+    return ArrayImages(np.full((count, 1, 4, 4), value, dtype), name=f"grey{value}")
+
+
+def test_joined_sets():
+    joined = losses.JoinedImages([grey(10, 3), grey(20, 2), grey(30, 4)], "greys")
+    assert len(joined) == 9 and (joined.labels == -1).all() and joined.shape == (1, 4, 4)
+    rows = [8, 0, 4, 3, 0]
+    assert [int(image[0, 0, 0]) for image in joined.read(rows)] == [30, 10, 20, 20, 10] and joined.read(rows).dtype == torch.uint8
+    assert torch.equal(joined.subset([7, 2]).read([0, 1])[:, 0, 0, 0], torch.tensor([30, 10], dtype=torch.uint8))
+    mixed = losses.JoinedImages([grey(255, 1), grey(0.5, 1, np.float32)], "floats").read([0, 1])
+    assert mixed[:, 0, 0, 0].tolist() == [1.0, 0.5]
+    assert joined.digest != losses.JoinedImages([grey(10, 3), grey(20, 2), grey(31, 4)], "greys").digest
+
+
+def test_outliers_follow_the_images_of_an_epoch(digits):
+    """20 ID images, 7 outliers, 3 per step: five steps, all outliers before any comes again; order from (seed, epoch) alone."""
+    marked = ArrayImages(np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 28, 28), np.uint8), name="marked")
+
+    def stream():
+        return losses.MixedBatches(batches(digits, 4, indices=range(20)), batches(marked, 3, seed=5))
+    steps = list(stream().epoch(1))
+    assert len(steps) == len(stream()) == 5
+    assert [y.tolist()[4:] for _, y in steps[:2]] == [[-1, -1, -1]] * 2 and all((y[:4] >= 0).all() for _, y in steps)
+    order = [round(float(image[0, 0, 0] * 0.5 + 0.5) * 255) for x, _ in steps for image in x[4:]]
+    assert sorted(order[:7]) == list(range(7)) and len(order) == 13 and order[7:] != order[:6]
+    again, other = list(stream().epoch(1)), list(stream().epoch(2))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(steps, again)) and not all(torch.equal(a, b) for (a, _), (b, _) in zip(steps, other))
+
+
+def test_limit_is_a_seeded_choice(outliers):
+    few = [losses.load_outliers("letters+patches", "datasets", size=28, channels=1, limit=50, seed=seed) for seed in (1, 1, 2)]
+    assert len(outliers) == 8000 and len(few[0]) == 50 and few[0].digest == few[1].digest != few[2].digest
+    with pytest.raises(InputError, match="did you mean 'letters'"):
+        losses.load_outliers("leters", "datasets", size=28, channels=1)
+
+
+# ---- classifier_pretraining.py -------------------------------------------------------------------------------------------------
+
+def weights(folder, name="last.pt"):
+    return runs.Run(folder).load(name)
+
+
+def test_outlier_exposure_as_users_call_it_and_resumed(tmp_path, call_script):
+    """A run of two epochs equals one that stopped after the first; the folder says what was learned from, eval_ood.py takes the weights."""
+    arguments = (*TINY, "-schedule", "constant", "-loss", "outlier_exposure")
+    done = call_script("classifier_pretraining.py", *arguments, "-checkpoints_dir", tmp_path / "runs", "-loss_args", "alpha=0.3", "-ood_batch_size", 8)
+    assert done.returncode == 0, done.stderr
+    folder, = (tmp_path / "runs").glob("mnist5k_small_cnn_4_outlier_exposure_20*")
+    config = runs.Run(folder).config
+    assert (config["kind"], config["loss"], config["loss_args"], config["ood_dataset"]) == ("classifier, outlier_exposure", "outlier_exposure", {"alpha": 0.3}, "letters+patches")
+    start = runs.Run(folder).records()[0]
+    assert start["ood_images"] == 96 and start["digests"]["ood"] and "96 outliers" in done.stdout
+    assert weights(folder)["objective"] == {"loss": "outlier_exposure", "state": {}}
+
+    half = (*arguments, "-loss_args", "alpha=0.3", "-ood_batch_size", 8, "-out_dir", tmp_path / "half")
+    assert call_script("classifier_pretraining.py", *half, "-epochs", 1).returncode == 0
+    resumed = call_script("classifier_pretraining.py", "-resume", "-epochs", 2, "-out_dir", tmp_path / "half")
+    assert resumed.returncode == 0 and "epoch 1/" not in resumed.stdout, resumed.stderr
+    first, second = weights(folder)["state_dict"], weights(tmp_path / "half")["state_dict"]
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+    with pytest.raises(InputError):                     # whoever looks for a plain classifier does not find this one
+        runs.find_newest(tmp_path / "runs", {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn"})
+    (tmp_path / "c.json").write_text(json.dumps({"id_dataset": "mnist5k", "arch": "small_cnn", "width": 4, "num_classes": 10, "benchmark": "demo",
+                                                 "detectors": ["msp", "energy"]}))
+    evaluated = call_script("eval_ood.py", "-config", tmp_path / "c.json", "-checkpoint", folder / "best.pt", "-limit", 20, "-device", "cpu", "-no_cache",
+                            "-datasets", "letters", "-out_dir", tmp_path / "out")
+    assert evaluated.returncode == 0 and (tmp_path / "out" / "metrics.csv").is_file(), evaluated.stderr
+
+
+@pytest.mark.parametrize("name, args", (("vos", ("sample_number=4", "sample_from=30")), ("mchad", ("weight_center=0.01",)), ("confidence", ()), ("ii", ()), ("openmix", ())))
+def test_what_a_loss_remembers_is_resumed(tmp_path, call_script, name, args):
+    """Queues, centres, multipliers, random draws: as if the run had never stopped; and the network in the file is a plain one."""
+    words = ("-loss", name, "-lr", 0.003, "-schedule", "constant", *(("-loss_args", *args) if args else ()))
+    assert call_script("classifier_pretraining.py", *TINY, *words, "-out_dir", tmp_path / "whole").returncode == 0
+    assert call_script("classifier_pretraining.py", *TINY, *words, "-epochs", 1, "-out_dir", tmp_path / "half").returncode == 0
+    done = call_script("classifier_pretraining.py", *TINY, *words, "-resume", "-out_dir", tmp_path / "half")
+    assert done.returncode == 0, done.stderr
+    first, second = weights(tmp_path / "whole"), weights(tmp_path / "half")
+    assert first["objective"]["state"].keys() and first["objective"]["loss"] == name
+    for part in (lambda w: w["state_dict"], lambda w: w["objective"]["state"]):
+        assert all(torch.equal(part(first)[key], part(second)[key]) for key in part(first))
+    network = models.build(**first["arch"])
+    models.checkpoints.load_into(network, tmp_path / "whole" / "best.pt")
+    assert network.fc.out_features == 10
+
+
+def test_init_continues_a_trained_network(tmp_path, call_script):
+    assert call_script("classifier_pretraining.py", *TINY, "-epochs", 1, "-out_dir", tmp_path / "plain").returncode == 0
+    init = tmp_path / "plain" / "best.pt"
+    done = call_script("classifier_pretraining.py", *TINY, "-epochs", 1, "-lr", 1e-12, "-momentum", 0, "-weight_decay", 0, "-loss", "energy_margin", "-init", init, "-out_dir", tmp_path / "on")
+    assert done.returncode == 0, done.stderr
+    before, after = weights(tmp_path / "plain", "best.pt")["state_dict"], weights(tmp_path / "on", "best.pt")
+    torch.testing.assert_close(after["state_dict"]["fc.weight"], before["fc.weight"])
+    assert after["objective"]["state"]["loss.full_train_loss"] > 0
+    wrong = call_script("classifier_pretraining.py", *TINY, "-width", 8, "-init", init, "-out_dir", tmp_path / "wrong")
+    assert wrong.returncode == 2 and "best.pt" in wrong.stderr and not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("words, message", (
+    (("-loss", "outlier_exposre"), "did you mean 'outlier_exposure'"),
+    (("-loss", "outlier_exposure", "-loss_args", "alhpa=1"), "did you mean 'alpha'"),
+    (("-loss", "outlier_exposure", "-loss_args", "alpha"), "-loss_args takes KEY=VALUE"),
+    (("-loss", "logitnorm", "-loss_args", "t=0"), "t is 0"),
+    (("-loss", "outlier_exposure", "-dataset", "cifar10"), "-ood_dataset, e.g."),
+    (("-loss", "outlier_exposure", "-ood_dataset", "leters"), "did you mean 'letters'"),
+    (("-ood_dataset", "letters"), "cross_entropy does not learn from outliers"),
+    (("-loss", "logitnorm", "-ood_batch_size", 3), "-ood_batch_size is 3"),
+    (("-loss", "outlier_exposure", "-ood_batch_size", 0), "-ood_batch_size is 0"),
+    (("-loss", "energy_margin"), "-init FILE"),
+    (("-init", "nowhere.pt"), "nowhere.pt"),
+))
+def test_bad_input_is_one_line(tmp_path, call_script, words, message):
+    result = call_script("classifier_pretraining.py", *TINY, "-out_dir", tmp_path / "run", *words)
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1 and message in result.stderr, result.stderr
+    assert not (tmp_path / "run").exists() and "epoch" not in result.stdout
+
+
+def test_config_gives_the_same_keys(tmp_path, call_script):
+    (tmp_path / "c.json").write_text(json.dumps({"id_dataset": "mnist5k", "width": 4, "epochs": 1, "limit": 64, "loss": "entropic_open_set", "ood_dataset": ["letters"]}))
+    done = call_script("classifier_pretraining.py", "-config", tmp_path / "c.json", "-device", "cpu", "-out_dir", tmp_path / "run")
+    assert done.returncode == 0 and runs.Run(tmp_path / "run").config["ood_dataset"] == ["letters"], done.stderr
