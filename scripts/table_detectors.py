@@ -74,12 +74,12 @@ def main() -> None:
 
     table = as_table(results, test, ood)
     accuracies = ", ".join(f"{100 * r.accuracies['classifier']:.2f} %" for r in results if "classifier" in r.accuracies)
-    text = [*flags.text, f"{len(table['rows'])} detectors at their defaults, sorted by average AUROC, on {len(results)} network{'s' * (len(results) > 1)} ({experiment.arch}, accuracy "
-                         f"{accuracies}). {EXPLAINED}"]
+    networks = f"{len(results)} network{'s' * (len(results) > 1)} ({experiment.arch}, accuracy {accuracies})"
+    text = [*flags.text, f"{len(table['rows'])} detectors at their defaults, sorted by average AUROC, on {networks}. {EXPLAINED}"]
     text += [f"Left out: {', '.join(left_out)} (the network has no dropout)."] if left_out else []
     text += [f"Left out: {', '.join(flags.skip)}."] if flags.skip else []
     text += [f"ID training features of network 1: {results[0].diagnosis.text()}."] + [f"Advice: {line}." for line in results[0].advice]
-    report.write_text(out_dir / "table.md", "\n\n".join(text) + "\n\n" + table["caption"] + "\n\n" + report._markdown_table(table["columns"], [[_cell(c) for c in row] for row in table["rows"]]) + "\n")
+    report.write_text(out_dir / "table.md", "\n\n".join([*text, table["caption"], report._markdown_table(table["columns"], table["rows"])]) + "\n")
     cli.log(f"table: {out_dir / 'table.md'}")
     if flags.record != "":
         name = flags.record or f"detectors_{Path(flags.config).stem}"
@@ -142,10 +142,6 @@ def command(flags) -> str:
     words += [f"-weights {' '.join(Path(w).name for w in flags.weights)}"] if flags.weights else [f"-seeds {' '.join(map(str, flags.seeds))}"]
     words += [f"-{name} {' '.join(getattr(flags, name))}" for name in ("detectors", "skip", "datasets") if getattr(flags, name)]
     return " ".join(words + ([f"-limit {flags.limit}"] if flags.limit else []))
-
-
-def _cell(value) -> str:
-    return report.MISSING if value is None else str(value)
 
 
 if __name__ == "__main__":
