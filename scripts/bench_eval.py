@@ -109,7 +109,7 @@ def fit_head(network, preprocess, train, batch_size: int, device) -> None:
         z = torch.cat([network.features(preprocess(b.to(device))) for b in train.batches(batch_size)]).double()
         z = torch.cat([z, z.new_ones(len(z), 1)], 1)
         target = torch.nn.functional.one_hot(torch.as_tensor(train.labels, device=device), len(network.fc.weight)).double() * 10
-        solution = torch.linalg.solve(z.T @ z + 1e-4 * len(z) * torch.eye(z.shape[1], dtype=z.dtype, device=device), z.T @ target).T
+        solution = torch.linalg.solve(z.T @ z + 1e-7 * len(z) * torch.eye(z.shape[1], dtype=z.dtype, device=device), z.T @ target).T
         network.fc.weight.copy_(solution[:, :-1])
         network.fc.bias.copy_(solution[:, -1])
 
