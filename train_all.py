@@ -168,6 +168,7 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
     on_cpu = sum(device.type == "cpu" for device in devices)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if on_cpu:
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # threads that spin while they wait would take the cores from each other
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_cpu)))
     running: set[subprocess.Popen] = set()
 

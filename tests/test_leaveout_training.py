@@ -20,7 +20,7 @@ from ood.methods.leaveout import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(id_dataset="mnist5k", arch="small_cnn", model_args={"width": 4}, epochs=2, batch_size=50, lr=0.05, schedule="steps", milestones=(1,),
-            augment="none", validation_dataset="letters", validation_split="train", validation_id="train", validation_images=60)
+            augment="none", validation_dataset="noise", validation_split="test", validation_id="train", validation_images=60)
 
 
 def settings(**changes):
@@ -107,7 +107,7 @@ def test_validation_images_from_the_training_set_are_not_trained_on():
     data = leaveout_training.fold_data(settings(), context("", limit=None))
     images = load("mnist5k", "train")
     taken = set(leaveout.held_out(4000, 60).tolist())
-    assert len(data.valid_id) == 60 and len(data.train) == 3940 and len(data.valid_ood) == 60 and data.valid_ood.name == "letters"
+    assert len(data.valid_id) == 60 and len(data.train) == 3940 and len(data.valid_ood) == 60 and data.valid_ood.name == "noise"
     assert np.array_equal(data.train.labels, images.labels[[row for row in range(4000) if row not in taken]])
 
 

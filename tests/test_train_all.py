@@ -14,7 +14,7 @@ from ood.config import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"method": "leaveout", "id_dataset": "mnist5k", "arch": "small_cnn", "model_args": {"width": 4}, "epochs": 1, "batch_size": 50, "lr": 0.05,
-          "schedule": "constant", "augment": "none", "validation_dataset": "letters", "validation_split": "train", "validation_id": "train",
+          "schedule": "constant", "augment": "none", "validation_dataset": "noise", "validation_split": "test", "validation_id": "train",
           "validation_images": 40, "benchmark": "demo", "detectors": []}
 
 
