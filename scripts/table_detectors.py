@@ -140,6 +140,7 @@ def command(flags) -> str:
     """What rebuilds the record, without this machine's paths."""
     words = ["python3 scripts/table_detectors.py", f"-config {flags.config}"]
     words += [f"-weights {' '.join(Path(w).name for w in flags.weights)}"] if flags.weights else [f"-seeds {' '.join(map(str, flags.seeds))}"]
+    words += [f"-benchmark {flags.benchmark}"] if flags.benchmark else []
     words += [f"-{name} {' '.join(getattr(flags, name))}" for name in ("detectors", "skip", "datasets") if getattr(flags, name)]
     return " ".join(words + ([f"-limit {flags.limit}"] if flags.limit else []))
 
