@@ -17,7 +17,7 @@ import torch
 from ood import distributed
 from ood.config import InputError, nearest
 
-OTHERS_WAIT = 2.0     # seconds before a process other than the first says what went wrong
+OTHERS_WAIT = 10.0    # seconds before a process other than the first says what went wrong
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3      # of glibc's malloc.h
 
 class Parser(argparse.ArgumentParser):

@@ -237,7 +237,7 @@ class Step:
         else:
             self.loss, parts = self.wrapped(batch), self.replica.parts
         if self.replica is not None:
-            count = torch.full((), float(items), device=self.device)
+            count = torch.full((), float(items), dtype=torch.float64, device=self.device)
             self.weight = count * world() / total(count)                      # DDP divides by the number of processes
         return self.loss.detach(), parts
 

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood import distributed
-from ood.batches import RESIDENT_BYTES, ImageBatches, mix, split  # noqa: F401  (what a training script needs, under one name)
+from ood.batches import RESIDENT_BYTES, ImageBatches, balanced_order, mix, split  # noqa: F401  (what a training script needs, under one name)
 from ood.cli import RunError, log, progress
 from ood.config import InputError, nearest
 from ood.runs import Run

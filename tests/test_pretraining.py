@@ -108,7 +108,7 @@ def test_seed_decides_everything(tmp_path, pretrain):
 
 @pytest.mark.parametrize("flags", (("-valid_augment",), ("-augment", "none"), ("-optimizer", "adam"), ("-momentum", 0), ("-weight_decay", 0.1),
                                    ("-lr", 0.01), ("-nesterov",), ("-clip_norm", 0.01), ("-valid_split", 0.3), ("-mean", 0.1),
-                                   ("-precision", "bf16"), ("-schedule", "constant"), ("-schedule", "steps", "-milestones", 1, "-gamma", 0.2)))
+                                   ("-precision", "bf16"), ("-ema", 0.9), ("-sampler", "balanced"), ("-schedule", "constant"), ("-schedule", "steps", "-milestones", 1, "-gamma", 0.2)))
 def test_every_flag_has_an_effect(tmp_path, pretrain, flags):
     code, _, err = pretrain(*TINY, "-limit", 100, *flags, "-out_dir", tmp_path / "changed")
     assert code == 0, err
@@ -173,12 +173,14 @@ def test_folder_without_parts_is_tested_on_its_validation_images(tmp_path, pretr
 
 # ---- resume ------------------------------------------------------------------------------------------------------------------
 
-def kill_after(arguments, line, delay):
-    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`."""
+def kill_after(arguments, line, delay=0.0, file=None):
+    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or as soon as there is `file` then."""
     process = subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     for text in process.stdout:
         if text.startswith(line):
             break
+    while file and not file.exists() and process.poll() is None:
+        pass
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.stdout.close()
@@ -186,19 +188,18 @@ def kill_after(arguments, line, delay):
 
 
 def test_killed_and_resumed_run_ends_in_the_same_weights(tmp_path):
-    """SIGKILL in the middle of epochs 2 and 3; a plateau schedule and dropout have state of their own."""
+    """SIGKILL in epoch 2, then while the checkpoint of an epoch is written; a plateau schedule, dropout and an average have state of their own."""
     arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-limit", 240, "-epochs", 3, "-batch_size", 16, "-schedule", "plateau",
-                 "-patience", 0, "-model_args", "dropout=0.3", "-resume", "-out_dir")
+                 "-patience", 0, "-model_args", "dropout=0.3", "-ema", 0.9, "-resume", "-out_dir")
     def run(folder):
         return subprocess.run([sys.executable, SCRIPT, *map(str, arguments), folder], env=ENVIRONMENT, capture_output=True, text=True)
     straight = run(tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
-    seconds = records(tmp_path / "straight", "epoch")[1]["seconds"]
-    for epoch in (1, 2):
-        assert kill_after((*arguments, tmp_path / "killed"), f"epoch {epoch}/3", 0.5 * seconds * random.random()) == -signal.SIGKILL
+    assert kill_after((*arguments, tmp_path / "killed"), "epoch 1/3", 0.2 * random.random()) == -signal.SIGKILL
+    assert kill_after((*arguments, tmp_path / "killed"), "216 training", file=tmp_path / "killed" / ".last.pt.tmp") == -signal.SIGKILL
     resumed = run(tmp_path / "killed")
     assert resumed.returncode == 0, resumed.stderr
-    assert [x for x in resumed.stdout.splitlines() if x.startswith("epoch")][0].startswith("epoch 3/3")
+    assert [x for x in resumed.stdout.splitlines() if x.startswith("epoch")][0].startswith(("epoch 2/3", "epoch 3/3"))
     for name in ("last.pt", "best.pt"):
         assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
     logs = [[{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in records(tmp_path / name, "epoch")]
@@ -249,6 +250,7 @@ def assert_refused(result, *words):
     (("-limit", 0), ("-limit is 0",)),
     (("-seed", -1), ("-seed is -1",)),
     (("-valid_split", 1), ("-valid_split is 1",)),
+    (("-ema", 1), ("-ema is 1",)),
     (("-valid_split", 0, "-schedule", "plateau"), ("plateau", "-valid_split is 0")),
     (("-schedule", "steps"), ("-milestones",)),
     (("-nesterov", "-momentum", 0), ("-nesterov",)),

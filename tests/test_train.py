@@ -262,6 +262,70 @@ def test_one_greppable_line_per_epoch(tmp_path):
     assert " valid_accuracy=" in lines[0] and " lr=" in lines[0]
 
 
+def test_ema_equals_an_explicit_average(tmp_path):
+    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)), of weights and running averages; it is what is saved."""
+    seen = []
+
+    class Watching(torch.optim.SGD):
+        def step(self):
+            super().step()
+            seen.append([t.clone() for t in network.state_dict().values()])
+    torch.manual_seed(0)
+    network = Toy()
+    seen.append([t.clone() for t in network.state_dict().values()])
+    optimizer = Watching(network.parameters(), 0.1)
+    batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
+    run = runs.create("toy", {}, out_dir=tmp_path)
+    train.fit(lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}), network, batches, epochs=3, optimizer=optimizer, ema=0.6, run=run,
+              schedule=train.Schedule(optimizer, "constant", 3), say=lambda line: None,
+              pack=lambda epoch, metrics: {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics})
+    average = seen[0]
+    for t, weights in enumerate(seen[1:], 1):
+        d = min(0.6, (1 + t) / (10 + t))
+        average = [d * a + (1 - d) * w if w.is_floating_point() else w for a, w in zip(average, weights)]
+    for stored in (network.state_dict(), run.load("last.pt")["state_dict"]):
+        for tensor, expected in zip(stored.values(), average):
+            torch.testing.assert_close(tensor, expected)
+    assert not torch.equal(average[0], seen[-1][0])
+
+
+def test_resume_with_ema_equals_the_undisturbed_run(tmp_path):
+    straight, history, _ = experiment(tmp_path / "a", 5, ema=0.9)
+    experiment(tmp_path / "b", 2, ema=0.9)
+    resumed, again, _ = experiment(tmp_path / "b", 5, ema=0.9, resume=True)
+    plain, *_ = experiment(tmp_path / "c", 5)
+    assert same(straight, resumed) and again.metrics == history.metrics and not same(straight, plain)
+    finished, *_ = experiment(tmp_path / "b", 5, ema=0.9, resume=True)                   # nothing left to train
+    assert same(finished, resumed)
+    with pytest.raises(InputError, match="does not fit this training"):
+        experiment(tmp_path / "c", 6, ema=0.9, resume=True)
+    with pytest.raises(InputError, match="ema is 1"):
+        train.Average(straight, 1.0)
+
+
+def test_tell_gets_every_record(tmp_path):
+    told = {}
+    _, _, run = experiment(tmp_path, 2, tell=told.__setitem__)
+    assert list(told) == [1, 2] and told[2] == run.records()[-1]
+
+
+def test_tensorboard_is_asked_for_in_words_when_it_is_missing(monkeypatch, tmp_path):
+    import sys
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        runs.require_tensorboard()
+    with runs.board(runs.Run(tmp_path), False) as tell:
+        assert tell is None
+
+
+def test_compile_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match="C\\+\\+ compiler"):
+        train.compiled(Toy(), torch.device("cpu"))
+
+
 # ---- batches -----------------------------------------------------------------------------------------------------------------
 
 def test_every_image_once_per_epoch_in_a_new_order():
@@ -290,6 +354,21 @@ def test_augmentation_depends_on_seed_and_epoch_only():
 def test_targets_replace_labels():
     batches = train.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"), shuffle=False, targets=np.arange(60))
     assert next(batches.epoch(1))[1].tolist() == list(range(60))
+
+
+def test_balanced_order_takes_classes_in_turn():
+    labels = torch.tensor([0] * 50 + [1] * 7 + [2] * 3)
+    order = train.balanced_order(labels, torch.Generator().manual_seed(0))
+    assert len(order) == 60 and torch.bincount(labels[order]).tolist() == [20, 20, 20]
+    assert all(sorted(labels[part].tolist()) == [0, 1, 2] for part in order.split(3))
+    assert len(set(order[labels[order] == 0].tolist())) == 20                            # no image twice before all came
+    rare = order[labels[order] == 2].tolist()
+    assert all(len(set(rare[n:n + 3])) == 3 for n in range(0, 18, 3))
+    assert order.tolist() != train.balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
+    images = Images()
+    images.labels = labels.numpy()
+    batches = train.ImageBatches(images, 6, transform=noisy, device=torch.device("cpu"), seed=2, balanced=True)
+    assert all(torch.bincount(labels, minlength=3).tolist() == [2, 2, 2] for _, labels in batches.epoch(1)) and len(batches) == 10
 
 
 def test_measure_equals_a_loop():
