@@ -35,6 +35,7 @@ class Loss(nn.Module):
         brings: what it learns or keeps beside the network: "centres", "extra class", "confidence head", ...
         head: how the network's linear head gets its weights. "trained": by this loss. "joint": by a cross-entropy added to this
             loss. "probe": by a cross-entropy that does not reach the features. "computed": from `classifier()`.
+        weight: of this loss beside the cross-entropy of a "joint" head, unless -loss_args weight=... says otherwise.
         space: what `distance` takes, "features" or "logits".
         pretrained: it continues a trained network.
         recipe: the values that -loss takes where the constructor's defaults (pytorch-ood's) are not the paper's.
@@ -46,6 +47,7 @@ class Loss(nn.Module):
     outliers: ClassVar[str] = "ignored"
     brings: ClassVar[tuple[str, ...]] = ()
     head: ClassVar[str] = "trained"
+    weight: ClassVar[float] = 1.0
     space: ClassVar[str] = "features"
     pretrained: ClassVar[bool] = False
     recipe: ClassVar[dict] = {}

@@ -85,7 +85,8 @@ def nearest_centre(centres: Tensor) -> tuple[Tensor, Tensor]:
 class CenterLoss(Loss):
     """Features near the centre of their class, up to a radius: L = mean over batch and classes of max(0, |z - mu_y|^2 - r).
 
-    The classes are told apart by a cross-entropy beside it: -loss center minimises CE + weight * L, centres learned with the rest.
+    The classes are told apart by a cross-entropy beside it: -loss center minimises CE + weight * L, centres learned with the rest;
+    weight: 0.02, which at ten classes is about the paper's lambda of 0.003.
     Args:
         n_classes, n_dim: C and D. radius: r, subtracted from the SQUARED distance, as in pytorch-ood.
         magnitude: factor on the first centres: unit vectors where C = D, else standard normal ones. pytorch-ood applies it only to
@@ -99,6 +100,7 @@ class CenterLoss(Loss):
     inputs = ("distances",)
     brings = ("centres",)
     head = "joint"
+    weight = 0.02
 
     def __init__(self, n_classes: int, n_dim: int, magnitude: float = 1.0, radius: float = 0.0, fixed: bool = False):
         super().__init__()
@@ -180,13 +182,14 @@ class IILoss(Loss):
     batch the second term is 0 (pytorch-ood: -1e24).
     Args: n_classes, n_embedding: C and D. alpha: 1, the paper's.
     Source: Hassen and Chan, "Learning a Neural-network-based Representation for Open Set Recognition", SDM 2020, arXiv 1802.04365, eq. 2-4. The
-        paper takes means over the whole training set after it; here they are running, as in pytorch-ood. It has no lower
-        bound: a small rate, or -clip_norm, is advised. The head: softmin of the distances to the running means.
+        paper takes means over the whole training set after it; here they are running, as in pytorch-ood. -loss ii minimises
+        CE + weight * L (weight 0.1), a combination that the paper also has: alone, at the rates of a classifier, features collapse to one point.
     """
 
     inputs = ("features",)
     brings = ("running centres",)
-    head = "computed"
+    head = "joint"
+    weight = 0.1
 
     def __init__(self, n_classes: int, n_embedding: int, alpha: float = 1.0):
         super().__init__()
@@ -204,9 +207,6 @@ class IILoss(Loss):
 
     def predict(self, z: Tensor) -> Tensor:
         return F.softmin(self.distance(z), 1)
-
-    def classifier(self) -> tuple[Tensor, Tensor]:
-        return nearest_centre(self.running_centers.centers)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         z, y = z[y >= 0], y[y >= 0]
@@ -244,7 +244,7 @@ class MCHADLoss(Loss):
     Args:
         n_classes, n_dim: C and D. radius, margin: r and m; 0 and 0 are pytorch-ood's, with which outliers change nothing; -loss takes
             a margin of 8, because centres begin about sqrt(2 D) apart.
-        weight_center, weight_nll, weight_oe: 1 each.
+        weight_center, weight_nll, weight_oe: 1 each; -loss takes 0.1, 1, 0.1 (found by trying on digits, not published).
     Source: Kirchheim et al., "Multi-Class Hypersphere Anomaly Detection", ICPR 2022 (no arXiv id), eq. 3-6. pytorch-ood 0.4.0, of the same
         authors, divides the first term by C, compares squared distances with r, and in the third squares distances twice, leaves r
         out and sums over the batch. The head: softmin of the distances.
@@ -254,7 +254,7 @@ class MCHADLoss(Loss):
     outliers = "used"
     brings = ("centres",)
     head = "computed"
-    recipe = {"margin": 8.0}
+    recipe = {"margin": 8.0, "weight_center": 0.1, "weight_oe": 0.1}
 
     def __init__(self, n_classes: int, n_dim: int, radius: float = 0.0, margin: float = 0.0, weight_center: float = 1.0,
                  weight_nll: float = 1.0, weight_oe: float = 1.0):

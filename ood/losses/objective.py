@@ -125,7 +125,7 @@ def build(name: str, fc: nn.Linear, args: dict) -> tuple[Loss, float]:
         if key in supplied or key == "center":
             raise InputError(f"loss '{name}': {key} follows from the network; leave it out")
     check_arguments(name, args, also=("weight",) if cls.head == "joint" else ())
-    weight = float(args.pop("weight", 1.0)) if cls.head == "joint" else 1.0
+    weight = float(args.pop("weight", cls.weight)) if cls.head == "joint" else 1.0
     return create(name, **{**{k: v() for k, v in supplied.items()}, **cls.recipe, **args}), weight
 
 

@@ -99,13 +99,14 @@ class ObjectosphereLoss(Loss):
         L = L_entropic + alpha * ( max(0, xi - |h|)^2  if y >= 0,   |h|^2  if y < 0 )
 
     forward(logits (B, C), features h (B, D), y).
-    Args: alpha: lambda; xi: least length. 1 and 1 are pytorch-ood's; the authors' code has 1e-4 and 50 for its LeNet++ with a
-        two-dimensional h. -loss takes pytorch-ood's: the mean features of a network are short.
+    Args: alpha: lambda; xi: least length. 1 and 1 are pytorch-ood's, with which a small network learns no classes here; 1e-4 and 50 are
+        those of the authors' code, and -loss's.
     Source: Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv 1811.04110, eq. 2.
     """
 
     inputs = ("logits", "features")
     outliers = "needed"
+    recipe = {"alpha": 1e-4, "xi": 50.0}
 
     def __init__(self, alpha: float = 1.0, xi: float = 1.0, reduction: str | None = "mean"):
         super().__init__()
