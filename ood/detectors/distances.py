@@ -23,7 +23,7 @@ LARGEST = 8 << 30      # bytes that class covariances may take
 class Mahalanobis(Detector):
     """Squared Mahalanobis distance to the nearest class: score = min_c (z - m_c)^T S^-1 (z - m_c), S the tied covariance.
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, eq. 2, on the penultimate layer without their input perturbation and
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer without their input perturbation and
     regression over layers (see `mds_odin`, `mds_ensemble`). S is divided by N; pytorch-ood leaves the sum (scores N times
     smaller, plus 1e-6 on its diagonal) and halves them.
     """
@@ -56,7 +56,7 @@ class Mahalanobis(Detector):
 class RelativeMahalanobis(Mahalanobis):
     """Mahalanobis distance relative to the background: score = min_c MD_c(z) - MD_0(z), MD_0 to one Gaussian over all classes.
 
-    Source: Ren et al., arXiv 2106.09022, eq. 2-3.
+    Source: Ren et al., arXiv 2106.09022.
     """
 
     def fit(self, train: Outputs) -> RelativeMahalanobis:
@@ -94,7 +94,7 @@ class MahalanobisEnsemble(Detector):
     Args:
         weights: a_l, one per stage, earliest first; None for ones (pytorch-ood).
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, section 2.2. They (and OpenOOD) fit a_l by logistic regression on OOD
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888. They (and OpenOOD) fit a_l by logistic regression on OOD
     data; without such data the plain sum is what remains.
     """
     weights: tuple[float, ...] | None = None
@@ -167,7 +167,7 @@ class SSD(Detector):
     Args:
         clusters: k-means clusters; 1 is the paper's choice for features without labels.
 
-    Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051, section 3. Their features come from contrastive training;
+    Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051. Their features come from contrastive training;
     here any network's. Clusters start at far-apart images (deterministic), ten rounds of Lloyd's algorithm.
     """
     clusters: int = 1

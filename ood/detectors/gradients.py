@@ -21,7 +21,7 @@ class GradNorm(Detector):
     Args:
         temperature: T, 1 in the paper.
 
-    Source: Huang, Geng & Li, NeurIPS 2021, arXiv 2110.00218, eq. 3 and section 4.2 (last layer). The gradient is an outer
+    Source: Huang, Geng & Li, NeurIPS 2021, arXiv 2110.00218 (last layer). The gradient is an outer
     product, so its norm factorises and no backward pass is made. The authors' loss sums over the classes (C times larger);
     pytorch-ood's default takes all layers.
     """
@@ -90,7 +90,7 @@ class NAC(Detector):
             map where our z is the mean: their alpha times the number of positions is ours.
         saturation: O, training images that fill a bin; 50.
 
-    Source: Liu et al., ICLR 2024, arXiv 2306.02879, eq. 4-6 and the authors' code. `nac_stages` covers all stages.
+    Source: Liu et al., ICLR 2024, arXiv 2306.02879 and the authors' code. `nac_stages` covers all stages.
     """
     bins: int = 50
     alpha: float = 100.0

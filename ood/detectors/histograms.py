@@ -29,7 +29,7 @@ class WeiPer(Detector):
         samples: training images that the mean histograms are taken of, drawn once; 1000.
         seed: of the noise and of the draw.
 
-    Source: Granz, Heurich & Landgraf, NeurIPS 2024, arXiv 2405.17164, section 3 and the authors' code (README's table of
+    Source: Granz, Heurich & Landgraf, NeurIPS 2024, arXiv 2405.17164 and the authors' code (README's table of
     hyper-parameters; 0.01 and 0.025 are added to the densities of z and of the perturbed logits).
     """
     repeats: int = 100

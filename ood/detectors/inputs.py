@@ -58,7 +58,7 @@ class MahalanobisODIN(ImageDetector):
         magnitude: eps, in pixel units of [0, 1]; 0.0014 in the authors' search, 0.002 in pytorch-ood.
         unit: see `odin`.
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, eq. 4, on the penultimate layer. A zero gradient counts as +1, as in their code.
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. A zero gradient counts as +1, as in their code.
     """
     magnitude: float = 0.0014
     unit: Literal["pixel", "normalised"] = "pixel"
@@ -88,7 +88,7 @@ class MonteCarloDropout(ImageDetector):
     """Softmax over several passes with dropout on: score = mean over classes of its variance, or -max of its mean.
 
     Args:
-        samples: passes; 30 in pytorch-ood, 10 and more in the paper.
+        samples: passes; 30 as in pytorch-ood.
         mode: 'var', variance over the passes, averaged over classes, or 'mean', maximum of the mean softmax.
         seed: of the dropout masks of every batch.
 

@@ -65,7 +65,7 @@ class WeightedEnergy(Detector):
     Args:
         weights: C numbers, the layer that VOS trains with its regulariser; None for ones, which is the energy itself.
 
-    Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197, eq. 7. Taken through logsumexp, so that large logits do not overflow.
+    Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197. Taken through logsumexp, so that large logits do not overflow.
     """
     weights: tuple[float, ...] | None = None
 
@@ -132,7 +132,7 @@ class GEN(Detector):
         gamma: in (0, 1]; 0.1 in the paper.
         top: M, how many of the largest probabilities; 100 in the paper (ImageNet); all where there are fewer classes.
 
-    Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), eq. 4, and
+    Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and
     the authors' code. The sum is the paper's; a mean over M (pytorch-ood) orders the images equally.
     """
     gamma: float = 0.1
@@ -149,7 +149,7 @@ class GEN(Detector):
 class KLMatching(Detector):
     """Kullback-Leibler distance to the nearest mean softmax: score = min_k KL(p || d_k), d_k the mean p of images predicted as k.
 
-    Source: Hendrycks et al., ICML 2022, arXiv 1911.11132, section 4.2. Fitted on the training set (they: validation). Classes
+    Source: Hendrycks et al., ICML 2022, arXiv 1911.11132. Fitted on the training set (they: validation). Classes
     that are never predicted have no d_k.
     """
     requires_fit = True
@@ -264,7 +264,7 @@ class MCM(Detector):
 
     t_c are the rows of the last layer: for a CLIP model whose head holds the text embeddings of the class names this is the
     paper's zero-shot detector, for any other classifier its cosine form.
-    Source: Ming et al., NeurIPS 2022, arXiv 2211.13445, eq. 2.
+    Source: Ming et al., NeurIPS 2022, arXiv 2211.13445.
     """
     temperature: float = 1.0
     needs = frozenset({"features"})

@@ -21,7 +21,7 @@ class RankFeat(Shaping, ImageDetector):
     Args:
         detector: see `Shaping`.
 
-    Source: Song, Sebe & Wang, NeurIPS 2022, arXiv 2209.08590, eq. 4. On the last stage, as pytorch-ood; the paper also averages
+    Source: Song, Sebe & Wang, NeurIPS 2022, arXiv 2209.08590. On the last stage, as pytorch-ood; the paper also averages
     the logits of the last but one, which needs the stages after it once more. v_1 comes from the smaller of the two Gram
     matrices.
     """
@@ -60,7 +60,7 @@ class Gram(ImageDetector):
     Args:
         powers: p; 1 to 5 as in OpenOOD, 1 to 10 in the paper.
 
-    Source: Sastry & Oore, ICML 2020, arXiv 1912.12510, algorithm 1, and the authors' code (row sums; E over a part of the test
+    Source: Sastry & Oore, ICML 2020, arXiv 1912.12510, and the authors' code (row sums; E over a part of the test
     set). Every tenth training image serves for E. Row sums are F^p (F^pT 1): no C x C matrix. The pass leaves one number
     per channel and power for each image: the sum of channels times the powers, 4 bytes each.
     """

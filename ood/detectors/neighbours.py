@@ -27,7 +27,7 @@ class KNN(Detector):
         fraction: share of the training set that is kept, drawn once; the paper's alpha, 1 in its main tables.
         seed: of the draw.
 
-    Source: Sun et al., ICML 2022, arXiv 2204.06507, eq. 2, and the authors' code (faiss; the squared distance orders equally).
+    Source: Sun et al., ICML 2022, arXiv 2204.06507, and the authors' code (faiss; the squared distance orders equally).
     """
     k: int = 50
     normalise: bool = True
@@ -85,7 +85,7 @@ class Relation(Detector):
         threshold: smaller relations count as no edge; 0.03 in the authors' code.
         fraction, seed: share of the training set that is kept, drawn once.
 
-    Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, section 3.3, and the authors' code. p = softmax.
+    Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, and the authors' code. p = softmax.
     """
     power: float = 1.0
     threshold: float = 0.03

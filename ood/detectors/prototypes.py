@@ -19,7 +19,7 @@ class SHE(Detector):
     Args:
         metric: 'inner' (the paper), 'cosine' or 'euclidean' (-distance), as OpenOOD offers.
 
-    Source: Zhang et al., ICLR 2023 (openreview KkazG4lgKL), eq. 6. A class without a correct prediction keeps the mean of its
+    Source: Zhang et al., ICLR 2023 (openreview KkazG4lgKL). A class without a correct prediction keeps the mean of its
     labelled images (pytorch-ood stops there).
     """
     metric: Literal["inner", "cosine", "euclidean"] = "inner"
@@ -44,9 +44,9 @@ class NCI(Detector):
     """Neural collapse inspired: score = -<w_y, z - m> / |z - m| - alpha |z|_1, y = argmax f, m the mean training feature.
 
     Args:
-        alpha: weight of the feature norm, per unit of L1 norm; 1e-4 is OpenOOD's default, 0.001-0.1 its search; 0 leaves it out.
+        alpha: weight of the feature norm, per unit of L1 norm; 1e-4 is OpenOOD's default, 1e-4 to 0.1 its search; 0 leaves it out.
 
-    Source: Liu & Qin, CVPR 2025, arXiv 2311.01479, eq. 5-6.
+    Source: Liu & Qin, CVPR 2025, arXiv 2311.01479.
     """
     alpha: float = 1e-4
     needs = frozenset({"features", "logits"})
@@ -71,7 +71,7 @@ class FDBD(Detector):
         normalise: what the distances are divided by: 'distance', |z - m| to the mean training feature (the paper), or 'norm', |z|
             (OpenOOD offers both).
 
-    Source: Liu & Qin, ICML 2024, arXiv 2312.11536, eq. 4. |w_y - w_c| comes from one C x C matrix of distances, not C x C x D.
+    Source: Liu & Qin, ICML 2024, arXiv 2312.11536. |w_y - w_c| comes from one C x C matrix of distances, not C x C x D.
     """
     normalise: Literal["distance", "norm"] = "distance"
     needs = frozenset({"features", "logits"})
@@ -126,7 +126,7 @@ class ORA(Detector):
 class CARef(Detector):
     """Class-aware relative feature error: score = |z - m_y|_1 / |z|_1, m_y the mean feature of training images predicted as y.
 
-    Source: Ling et al., CVPR 2025, arXiv 2503.00325, eq. 4, and the authors' code.
+    Source: Ling et al., CVPR 2025, arXiv 2503.00325, and the authors' code.
     """
     needs = frozenset({"features", "logits"})
     requires_fit = True

@@ -183,9 +183,9 @@ class ASH(Shaping):
     Args:
         detector: see `Shaping`.
         variant: 's', 'b' or 'p'; 's' is the paper's best, OpenOOD implements 'b'.
-        percentile: share that is pruned, 0-100; 90 for 's' on ImageNet (95 CIFAR-10, 90 CIFAR-100 with DenseNet), 65 for 'b'.
+        percentile: share that is pruned, 0-100; 90 is OpenOOD's default, 65-95 the usual search (pytorch-ood: 65).
 
-    Source: Djurisic et al., ICLR 2023, arXiv 2209.09858, algorithms 1-3, on the pooled penultimate features as in the authors'
+    Source: Djurisic et al., ICLR 2023, arXiv 2209.09858, on the pooled penultimate features as in the authors'
     code; pytorch-ood prunes the map before pooling. Assumes rectified features: sums of both signs are no scale.
     """
     variant: Literal["s", "b", "p"] = "s"
@@ -209,7 +209,7 @@ class SCALE(Shaping):
         detector: see `Shaping`.
         percentile: share left out of the denominator, 0-100; 85 in the paper and OpenOOD.
 
-    Source: Xu et al., ICLR 2024, arXiv 2310.00227, eq. 10. Assumes rectified features.
+    Source: Xu et al., ICLR 2024, arXiv 2310.00227. Assumes rectified features.
     """
     percentile: float = 85.0
 
@@ -225,7 +225,7 @@ class LTS(Shaping):
         detector: see `Shaping`.
         share: of the activations in the denominator, in (0, 1]; 0.05 in the paper.
 
-    Source: Djurisic et al., arXiv 2409.01175, algorithm 1.
+    Source: Djurisic et al., arXiv 2409.01175.
     """
     share: float = 0.05
 
@@ -244,7 +244,7 @@ class VRA(Shaping):
         below: 'zero' as in the paper; 'clip' lifts small activations to a, as OpenOOD and pytorch-ood do.
         per_feature: a and b of each feature by itself (pytorch-ood), not of all values together (the paper, OpenOOD).
 
-    Source: Xu et al., NeurIPS 2023, arXiv 2302.11716, eq. 8-9.
+    Source: Xu et al., NeurIPS 2023, arXiv 2302.11716.
     """
     lower: float = 60.0
     upper: float = 95.0
@@ -304,7 +304,7 @@ class OptFS(Shaping):
         bins: of equal width; 100 in the paper.
         tail: quantile (0-1) of the training features left out at either end; 0.001 in the paper.
 
-    Source: Zhao et al., ICLR 2024, arXiv 2402.00865, eq. 11-12.
+    Source: Zhao et al., ICLR 2024, arXiv 2402.00865.
     """
     bins: int = 100
     tail: float = 0.001

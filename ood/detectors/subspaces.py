@@ -21,7 +21,7 @@ class Residual(Detector):
         dim: dimension of the principal subspace; None for 1000 where there are 2,048 features or more, 512 from 768 on (the
             ViM authors' rule), else half of the features.
 
-    Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807, section 4.1; alone it is their "Residual" baseline.
+    Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807; alone it is their "Residual" baseline.
     """
     dim: int | None = None
     needs = frozenset({"features"})
@@ -43,7 +43,7 @@ class ViM(Residual):
     Args:
         dim: as in `residual`.
 
-    Source: Wang et al., CVPR 2022, arXiv 2203.10807, eq. 4-6: the softmax probability of a virtual logit alpha |...|, of which
+    Source: Wang et al., CVPR 2022, arXiv 2203.10807: the softmax probability of a virtual logit alpha |...|, of which
     this is a monotone function.
     """
     needs = frozenset({"features", "logits"})
