@@ -1,9 +1,12 @@
 """Objectives on real images: twenty steps of each, the batches with outliers, and classifier_pretraining.py -loss as users call it."""
+import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from loss_toys import NAMES
 
 import models
@@ -253,3 +256,17 @@ def test_config_gives_the_same_keys(tmp_path, call_script):
     (tmp_path / "c.json").write_text(json.dumps({"id_dataset": "mnist5k", "width": 4, "epochs": 1, "limit": 64, "loss": "entropic_open_set", "ood_dataset": ["letters"]}))
     done = call_script("classifier_pretraining.py", "-config", tmp_path / "c.json", "-device", "cpu", "-out_dir", tmp_path / "run")
     assert done.returncode == 0 and runs.Run(tmp_path / "run").config["ood_dataset"] == ["letters"], done.stderr
+
+
+@pytest.mark.parametrize("name", ("cifar10_wrn_outlier_exposure", "cifar10_wrn_energy_bounded", "mnist5k_outlier_exposure"))
+def test_published_configs_are_complete(name, monkeypatch):
+    """They resolve, and the loss is made with what they say; the data is not at hand here."""
+    spec = importlib.util.spec_from_file_location("classifier_pretraining", ROOT / "classifier_pretraining.py")
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, script)
+    spec.loader.exec_module(script)
+    settings = script.resolve(script.with_known_names(script.read_settings(ROOT / "configs" / f"{name}.json")))
+    assert losses.get(settings.loss).outliers == "needed" and settings.ood_dataset
+    if settings.id_dataset == "cifar10":
+        network = models.build(settings.arch, 10, depth=settings.depth, width=settings.width, **settings.model_args)
+        assert (settings.batch_size, settings.ood_batch_size, settings.nesterov) == (128, 256, True) and losses.Objective(settings.loss, network, **settings.loss_args)
