@@ -130,8 +130,8 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
 
 def scorers(arch: str, size: tuple, batch: int, steps: int, device):
     """(one after the other, together): functions that give the confidences (F, B)."""
-    made = [n.eval().requires_grad_(False) for n in networks(arch, size, device)]
     images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(1)).to(device)
+    made = [settled(n, images).eval().requires_grad_(False) for n in networks(arch, size, device)]
     options = dict(temperature=1000, magnitude=0.002, std=(0.5,) * size[0])
     joined = stacked(made)
 
@@ -142,6 +142,16 @@ def scorers(arch: str, size: tuple, batch: int, steps: int, device):
         return torch.stack([pass_over(joined, images.expand(FOLDS, *images.shape), **options)[0] for _ in range(steps)])
     agree(arch, one_after_the_other(), together(), 1e-6)
     return one_after_the_other, together
+
+
+def settled(network, images: torch.Tensor):
+    """With running averages of a batch: an untrained DenseNet has logits near 1e5 without them, and rounding would be all that differs."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        network.train()(images)
+    return network
 
 
 def agree(arch: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
