@@ -82,7 +82,7 @@ def report(flags, names: list[str], device, n_id: int, ood: list, found: dict, a
     counted = "; ".join(f"{name}: {', '.join(f'{d} {count[0]} of {len(flags.seeds)}' for d, count in counts.items())}" for name, counts in better.items())
     text = [f"ID: {n_id:,} MNIST test digits. One small_cnn per loss and seed, trained from scratch on 3,600 digits with the recipe of classifier_pretraining.py"
             f"{'' if flags.epochs is None else f' ({flags.epochs} epochs)'}; the weights with the best validation accuracy are tested. Auxiliary outliers: the training halves of "
-            "letters and patches (8,000 images), as many in each step as digits; tested on the other halves: other fonts, another photograph. The two sets of noise resemble nothing in training.",
+            "letters and patches (8,000 images), as many in each step as digits; tested on the other halves: other fonts, another photograph. Neither kind of noise is among the auxiliary outliers.",
             "Test accuracy in %: " + ", ".join(f"{name} {spread(values)}" for name, values in accuracies.items()) + ". Seeds in which the average AUROC over the sets is above "
             f"cross_entropy's: {counted}.",
             "Arguments: " + "; ".join(f"{name} {' '.join(SETTINGS[name][1:]) if name in SETTINGS else 'as by default'}" for name in names[1:]) +
