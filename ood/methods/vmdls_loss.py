@@ -92,5 +92,5 @@ def kl_loss(z: Tensor, mu: Tensor, std: Tensor, labels: Tensor, class_means: Ten
     posterior = (z - mu) / std
     per_sample = (0.5 * (prior.square() - posterior.square()) - std.log() + math.log(prior_std)).mean(1)     # (B,)
     sizes = torch.bincount(labels, minlength=len(class_means))
-    weights = 1.0 / (sizes[labels] * (sizes > 0).sum())
+    weights = 1.0 / (sizes[labels] * (sizes > 0).sum()).to(z.dtype)
     return (per_sample * weights).sum()
