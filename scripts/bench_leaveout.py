@@ -64,11 +64,11 @@ def main() -> None:
     record.write(
         "bench_leaveout", page="benchmarks", order=300, title="Leave-out classifiers: five folds together or one after the other",
         text=["`together` stacks the weights of the five networks and runs one vectorised pass (`torch.func.stack_module_state`, `torch.vmap`); an image "
-              "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of every step, the "
-              "scores and the perturbed images agree.",
+              "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of the "
+              "first step agree to 1e-4, the scores to 1e-6.",
               f"On this machine, by the median over the networks: training, {verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, "
               "and scoring does so unless the config says `\"together\": true` (`test.py -together`). Not run here: a GPU, where the many small kernels of "
-              "five separate networks may change the answer.",
+              "five separate networks may change the answer; and two processes side by side (`train_all.py -devices cpu cpu`), which says nothing on a busy machine.",
               f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other programs used at the same time (load average {load:.1f}); medians of {flags.rounds} alternating "
               "rounds."],
         tables=[{"caption": "Training: margin loss, two forward passes, backward pass, SGD step", "columns": columns, "rows": tables["train"]},
