@@ -138,8 +138,9 @@ def released_rows(rows: list[np.ndarray], batch_classes: int, sample_count: int,
 def jitter_steps(covariances: Tensor) -> int:
     """J = 2 + the smallest number of 1e-6 steps that gives every covariance a Cholesky factor.
 
-    The released code counts up one by one through the classes; doubling and bisection find the same number, wherever "a factor exists"
-    is monotone in the jitter (round-off can break that in the last few steps before the border).
+    The released code counts up one by one through the classes. Doubling and bisection find the same number wherever "a factor exists"
+    is monotone in the jitter; so it is in float64. In float32 round-off makes the border ragged (on rank-deficient features factors
+    come and go over a thousand steps), so there the steps below the bisection's are tried in turn, from where none can exist.
     """
     steps = 0
     for covariance in covariances:
@@ -163,6 +164,11 @@ def _smallest(covariance: Tensor, start: int) -> int:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if works(middle) else (middle, high)
+    if covariance.dtype == torch.float32:
+        eigenvalues = torch.linalg.eigvalsh(covariance.double())
+        slack = len(covariance) * torch.finfo(torch.float32).eps * eigenvalues.abs().max()        # backward error of the factorisation
+        first = int(((-eigenvalues[0] - slack) / STEP).clamp(min=0))
+        return next(j for j in range(max(start, first), high + 1) if j == high or works(j))
     return high
 
 

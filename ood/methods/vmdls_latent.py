@@ -33,7 +33,7 @@ class LatentNetwork(nn.Module):
     def __init__(self, encoder: nn.Module, latent_dim: int):
         super().__init__()
         width = encoder.fc.in_features
-        self.arch = {"arch": "vmdls", "encoder": encoder.arch, "latent_dim": latent_dim}
+        self.arch = {"arch": "vmdls", "encoder": encoder.arch, "num_classes": encoder.arch["num_classes"], "latent_dim": latent_dim}
         if encoder.arch["arch"] != "densenet":
             encoder.fc = nn.Identity()
         self.encoder, self.fc_mu, self.fc_var = encoder, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)

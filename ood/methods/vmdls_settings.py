@@ -40,6 +40,7 @@ class Settings:
     prior_std: float = PRIOR_STD
     normalise: bool = True                   # metric loss on z / |z|, as released; False: on plain z
     augment: str | None = None               # kind of ood.data.Augment; default: by image side
+    init: Literal["default", "he"] = "default"   # of the encoder; he: He's, with which the plain mnist_conv learns from the first epochs on
     finetune: bool = False                   # heads alone in epochs 0..21 at finetune_lr, then everything at lr
     weights: str | None = None               # of the encoder to finetune
     finetune_lr: float = 0.01
@@ -86,8 +87,8 @@ class Settings:
 
     def identity(self) -> dict:
         """The fields by which a trained run is found."""
-        return {"kind": "vmdls", **{name: getattr(self, name) for name in ("id_dataset", "arch", "num_classes", "latent_dim", "normalise",
-                                                                           "finetune")}, "model_args": self.model_args}
+        names = ("id_dataset", "arch", "num_classes", "latent_dim", "normalise", "model_args")
+        return {"kind": "vmdls", **{name: getattr(self, name) for name in names}}
 
 
 def require(condition: bool, message: str) -> None:
