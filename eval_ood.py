@@ -127,7 +127,7 @@ def main() -> None:
 def read_config(flags):
     """(Experiment, method class or None, its Settings or None) from the config file and the flags."""
     values = read_json(flags.config)
-    if "method" not in values and "ood_dataset" in values:      # the heatmap authors' own files
+    if "method" not in values and "ood_dataset" in values and "loss" not in values:      # the heatmap authors' own files
         values["method"] = "heatmap"
     method = methods.get(values["method"]) if "method" in values else None
     for_evaluation, for_method = split(values, method, flags.config)
