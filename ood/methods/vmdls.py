@@ -57,6 +57,7 @@ class VMDLS(Method):
         self._moments: Moments | None = None
         self._gaussians: Gaussians | None = None
         self._looked: dict[str, Looked] = {}
+        self._likelihoods: dict[str, Tensor] = {}
         random = settings.test_dropout == "released"         # nothing that is random may be kept
         self._digest = None if context.cache is None or random else network_digest(self.network)
 
@@ -145,17 +146,20 @@ class VMDLS(Method):
         """One pass over a set (or none, when it is known), then its log-likelihoods."""
         if images.digest not in self._looked:
             arrays = self._pass(images, errors=self.autoencoder is not None)
-            likelihoods = self.gaussians.log_likelihood(arrays["ensemble"])
-            self._looked[images.digest] = Looked(arrays["ensemble"], likelihoods, arrays.get("errors"))
+            if images.digest not in self._likelihoods:
+                self._likelihoods[images.digest] = self.gaussians.log_likelihood(arrays["ensemble"])
+            self._looked[images.digest] = Looked(arrays["ensemble"], self._likelihoods[images.digest], arrays.get("errors"))
         return self._looked[images.digest]
 
     def vary(self, **changes) -> VMDLS:
         """The same network with other settings of the test (jitter, accumulate, statistics, shift, ...), passes shared where possible."""
         settings = dataclasses.replace(self.settings, **changes)
         other = VMDLS(self.network, self.preprocess, settings, self.context, self.known, self.autoencoder if settings.ae_features else None)
-        same = ("accumulate", "statistics", "test_batch_classes", "test_sample_count", "seed")
+        same = ("accumulate", "statistics", "test_batch_classes", "test_sample_count", "seed", "test_dropout")
         if all(getattr(settings, name) == getattr(self.settings, name) for name in same):
             other._moments = self.moments
+            if settings.jitter == self.settings.jitter:
+                other._gaussians, other._likelihoods = self.gaussians, self._likelihoods
         return other
 
     def jitter_report(self, id_images, ood_images, jitters: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)) -> list[dict]:
