@@ -1,0 +1,258 @@
+"""Images per second of our training loop against two plain ones: WideResNet-40-2 and ResNet-18 on CIFAR-10 stored as JPEG.
+
+    python3 scripts/bench_train.py -data_dir ./datasets                  # batches of 64, 5 rounds of 2 steps per loop
+    python3 scripts/bench_train.py -archs small_cnn -batch_size 32 -rounds 2 -no_record
+
+    plain       as the heatmap repository trains: one process loads the data, each image goes from PIL through crop, flip, ToTensor and
+                Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
+    reference   as torchvision's reference script: ImageFolder, a DataLoader with two workers that decode the JPEG files, crop, flip,
+                PILToTensor, float, Normalize
+    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last
+
+Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
+other load on the machine hits all of them. `+ allocator`: the same loop with the settings of ood.cli.keep_freed_memory, which our
+scripts make and a user's own loop would not. CPU seconds per image (all threads and workers) do not depend on other load.
+Writes docs/data/bench_train.json.
+"""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+LOOPS = {"plain": ("plain", False, "fp32"), "plain + allocator": ("plain", True, "fp32"), "reference": ("reference", False, "fp32"),
+         "reference + allocator": ("reference", True, "fp32"), "ours fp32": ("ours", True, "fp32"), "ours bf16": ("ours", True, "bf16")}
+NETWORKS = {"wideresnet": "WideResNet-40-2", "resnet18": "ResNet-18"}
+SGD = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
+WORKERS = 2
+
+
+def main() -> None:
+    import numpy as np
+
+    from ood import cli, record
+    parser = cli.Parser("Time our training loop against two plain ones.")
+    parser.flag("-archs", nargs="+", metavar="NAME", help="networks", default=["wideresnet", "resnet18"])
+    parser.flag("-loops", nargs="+", metavar="NAME", help=f"some of: {', '.join(LOOPS)}", default=list(LOOPS))
+    parser.flag("-batch_size", type=int, help="images per step", default=64)
+    parser.flag("-steps", type=int, help="steps per loop and round", default=2)
+    parser.flag("-rounds", type=int, help="rounds, after one that warms up", default=5)
+    parser.flag("-data_dir", help="root of the data sets", default="./datasets")
+    parser.flag("-no_record", action="store_true", help="print only, do not write docs/data", default=False)
+    flags = parser.parse_args()
+    tables = []
+    for arch in flags.archs:
+        loops = {name: Child(name, arch, flags) for name in flags.loops}
+        rows = {name: [] for name in loops}
+        for number in range(flags.rounds + 1):
+            for name in (list(loops) if number % 2 else list(loops)[::-1]):
+                measured = loops[name].go()
+                if number:
+                    rows[name].append(measured)
+        for loop in loops.values():
+            loop.end()
+        table = []
+        for name, found in rows.items():
+            median = {key: float(np.median([r[key] for r in found])) for key in found[0]}
+            table.append([name, median["images_per_s"], 1000 * median["cpu_s_per_image"], 100 * median["loading"], median["faults_per_image"], median["peak_gib"]])
+        for row in table:
+            row[2:2] = [row[1] / table[0][1]]
+            row[4:4] = [table[0][3] / row[3]]
+        tables.append({"caption": f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds of {flags.steps} steps of {flags.batch_size} images",
+                       "columns": ["loop", "images/s", "times plain", "CPU ms per image", "times plain (CPU)", "loading, % of a step", "page faults per image",
+                                   "peak memory, GiB"], "rows": table})
+        cli.log(tables[-1]["caption"])
+        for row in table:
+            cli.log(f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   {row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
+                    f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB")
+    if not flags.no_record:
+        text = [" ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split()) + ". " + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
+                "Read the ratios: other jobs used the machine. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
+                "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
+                "BatchNorm statistics and the loss stay float32. Not run here: a GPU (images/s and the share of the chip's peak)."]
+        options = f" -batch_size {flags.batch_size} -steps {flags.steps} -rounds {flags.rounds}"
+        record.write("bench_train", page="benchmarks", order=710, title="Training loop against plain loops", tables=tables, text=text, seeds=[0],
+                     device=f"cpu ({len(os.sched_getaffinity(0))} cores)", command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets")
+
+
+class Child:
+    """A loop in a process of its own that works when told."""
+
+    def __init__(self, name: str, arch: str, flags):
+        command = [sys.executable, __file__, "-child", name, arch, str(flags.batch_size), str(flags.steps), flags.data_dir]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def go(self) -> dict:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ---- in a child --------------------------------------------------------------------------------------------------------------
+
+def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str) -> None:
+    kind, allocator, precision = LOOPS[name]
+    if allocator:
+        from ood.cli import keep_freed_memory
+        keep_freed_memory()
+    import torch
+
+    import models
+    torch.manual_seed(0)
+    network = models.build(arch, 10, in_channels=3, image_size=32).train()
+    optimizer = torch.optim.SGD(network.parameters(), **SGD)
+    run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](network, optimizer, batch_size, steps, Path(data_dir), precision)
+    for _ in sys.stdin:
+        cpu, faults, began = cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        waited, loss = run.go()
+        took, images = time.perf_counter() - began, steps * batch_size
+        if not 0 < loss < 20:
+            raise RuntimeError(f"{name}: the loss is {loss}")
+        print(json.dumps({"images_per_s": images / took, "cpu_s_per_image": (cpu_seconds() - cpu) / images, "loading": waited / took,
+                          "faults_per_image": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / images,
+                          "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}), flush=True)
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its workers."""
+    total, ticks = sum(os.times()[:2]), os.sysconf("SC_CLK_TCK")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(words[1]) == os.getpid():
+            total += (int(words[11]) + int(words[12])) / ticks
+    return total
+
+
+class Waiting:
+    """An iterator that sums up how long its user waits for it."""
+
+    def __init__(self, batches):
+        self.batches, self.seconds = iter(batches), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        began = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+
+class Loop:
+    """The usual loop over a DataLoader that never ends."""
+
+    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision):
+        self.network, self.optimizer, self.steps = network, optimizer, steps
+        self.batches = Waiting(self.endless(self.loader(batch_size, data_dir)))
+
+    def endless(self, loader):
+        while True:
+            yield from loader
+
+    def go(self) -> tuple[float, float]:
+        import torch.nn.functional as F
+        before = self.batches.seconds
+        for _ in range(self.steps):
+            images, labels = next(self.batches)
+            loss = F.cross_entropy(self.network(images), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            value = loss.item()
+        return self.batches.seconds - before, value
+
+
+class Plain(Loop):
+    def loader(self, batch_size, data_dir):
+        import torch
+        from PIL import Image
+        from torchvision import transforms as T
+
+        from ood.data import load
+        images = load("cifar10", "train", data_dir)
+        array, labels = images.images.transpose(0, 2, 3, 1), images.labels.tolist()
+        transform = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)])
+
+        class Decoded(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(labels)
+
+            def __getitem__(self, row):
+                return transform(Image.fromarray(array[row].copy())), labels[row]
+        return torch.utils.data.DataLoader(Decoded(), batch_size, shuffle=True, drop_last=True)
+
+
+class Reference(Loop):
+    def loader(self, batch_size, data_dir):
+        import torch
+        from torchvision import datasets
+        from torchvision.transforms import v2 as T
+        transform = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.PILToTensor(), T.ToDtype(torch.float32, scale=True),
+                               T.Normalize((0.5,) * 3, (0.5,) * 3)])
+        return torch.utils.data.DataLoader(datasets.ImageFolder(data_dir / "cifar10" / "train", transform), batch_size, shuffle=True, drop_last=True,
+                                           num_workers=WORKERS, persistent_workers=True)
+
+
+class Ours:
+    """The training loop itself (ood.train._train_epoch), on epochs of a few steps."""
+
+    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision):
+        import torch
+        import torch.nn.functional as F
+
+        from ood import train
+        from ood.data import Augment, Preprocess, load
+        device, preprocess, augment = torch.device("cpu"), Preprocess((0.5,) * 3, (0.5,) * 3), Augment("crop_flip")
+        network.to(memory_format=torch.channels_last)
+        batches = train.ImageBatches(load("cifar10", "train", data_dir), batch_size, device=device, seed=0,
+                                     transform=lambda p, g: preprocess(augment(p, g)).contiguous(memory_format=torch.channels_last))
+        waiting, schedule, ours = Waiting(self.endless(batches)), train.Schedule(optimizer, "constant", 1), self
+
+        class Few:
+            def __len__(self):
+                return steps
+
+            def epoch(self, number):
+                return (next(waiting) for _ in range(steps))
+
+        def objective(batch):
+            logits = network(batch[0])
+            return F.cross_entropy(logits, batch[1]), {"accuracy": (logits.argmax(1) == batch[1]).float().mean()}
+        self.waiting, self.number = waiting, 0
+        self.epoch = lambda: train._train_epoch(objective, network, Few(), ours.number, 1, optimizer, schedule, device, precision, None, None)
+
+    def endless(self, batches):
+        number = 0
+        while True:
+            number += 1
+            yield from batches.epoch(number)
+
+    def go(self) -> tuple[float, float]:
+        before, self.number = self.waiting.seconds, self.number + 1
+        means, _ = self.epoch()
+        return self.waiting.seconds - before, means["loss"]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["-child"]:
+        name, arch, size, steps, folder = sys.argv[2:]
+        child(name, arch, int(size), int(steps), folder)
+    else:
+        from ood import cli
+        cli.run(main)
