@@ -152,7 +152,7 @@ def _reason(path: Path, error: Exception) -> str:
     if start.startswith(b"PK"):
         return f"damaged, truncated or another kind of archive ({path.stat().st_size} bytes); copy or download it again"
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return f"a pickle that is damaged, truncated or holds more than tensors and plain values; nothing in it was run: re-save its state_dict"
+        return "a pickle that is damaged, truncated or holds more than tensors and plain values; nothing in it was run: re-save its state_dict"
     return f"not a PyTorch weight file (it starts with {start!r})"
 
 

@@ -1,6 +1,7 @@
 """pytorch-ood's detectors of logits and of pooled features."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ood import detectors
