@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 import models
-from ood import benchmark, cli, distributed, methods, plots, report, uncertainty, workbench
+from ood import benchmark, classifier, cli, distributed, losses, methods, plots, report, uncertainty, workbench
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import Preprocess, info, load_benchmark
 from ood.experiment import Experiment, make_detectors, split
@@ -29,7 +29,7 @@ parser.flag("-dataset", aliases=("-id_dataset",), help="ID set, instead of the c
 parser.flag("-num_classes", type=int, help="classes of the network; default: the config's, else the data set's")
 parser.flag("-checkpoint", help="weight file of any known format; default: the newest run of this very configuration")
 parser.flag("-checkpoint_name", help="run folder inside -checkpoints_dir, instead of -checkpoint")
-parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp energy dice:percentile=70, or all; default: the config's")
+parser.flag("-detectors", nargs="+", metavar="NAME", help="detectors, e.g. msp energy dice:percentile=70, or all; default: the config's, and the score of the loss that the network was trained with, where it has one")
 parser.flag("-datasets", nargs="+", metavar="NAME", help="only these OOD sets of the benchmark; default: all")
 parser.flag("-benchmark", help="benchmark: a name in configs/benchmarks or a JSON file; default: the config's")
 parser.flag("-protocol", choices=("paper", "full"), help="'paper' keeps the paper's limits on images per OOD set, 'full' ignores them; default: the config's, else paper")
@@ -81,8 +81,11 @@ def main() -> None:
     else:
         trained, weights = None, workbench.weight_file(models, experiment, flags.checkpoints_dir)
         cli.log(f"weights: {weights or 'of the architecture'}")
-        network, stored = workbench.load_network(models, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
+        network, stored, objective = workbench.load_network(models, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
         preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
+        own = None if flags.detectors else losses.own_score(network, objective)
+        if own:
+            detectors[own.name] = own
 
     if experiment.detectors == ("all",) and not any(getattr(m, "dropout", 0) or isinstance(m, nn.Dropout) and m.p for m in network.modules()):
         detectors.pop("dropout")
@@ -130,7 +133,7 @@ def read_config(flags):
     if "method" not in values and "ood_dataset" in values and "loss" not in values:      # the heatmap authors' own files
         values["method"] = "heatmap"
     method = methods.get(values["method"]) if "method" in values else None
-    for_evaluation, for_method = split(values, method, flags.config)
+    for_evaluation, for_method = split(values, method.Settings if method else classifier.Settings, flags.config)
     names = ("num_classes", "checkpoint", "checkpoint_name", "detectors", "datasets", "benchmark", "protocol", "batch_size", "precision", "limit", "seed")
     overrides = {"id_dataset": flags.dataset, **{name: getattr(flags, name) for name in names}}
     experiment = build(Experiment, merge(for_evaluation, overrides), flags.config)

@@ -1,8 +1,9 @@
-"""Train the OOD detection method that a config names: heatmap decoder, one fold of leave-out classifiers, VMDLS encoder.
+"""Train what a config names: heatmap decoder, one fold of leave-out classifiers, VMDLS encoder, or a classifier with its `loss`.
 
     python3 ood_training.py -config ./configs/cifar10_resnet18_ood.json -device cuda:0
     python3 ood_training.py -config ./configs/cifar10_densenet_leaveout.json -fold 1
     python3 ood_training.py -config ./configs/mnist5k_small_ood.json -num_ood 500 -epochs 5
+    python3 ood_training.py -config ./configs/mnist5k_outlier_exposure.json         # as classifier_pretraining.py, which has more flags
 
 Writes a run folder (config.json, log.jsonl, last.pt, best.pt); -resume continues one that was interrupted. eval_ood.py evaluates it.
 """
@@ -12,16 +13,16 @@ import dataclasses
 from pathlib import Path
 
 import models
-from ood import cli, methods
+from ood import classifier, cli, methods
 from ood.config import InputError, build, merge, read_json
-from ood.experiment import method_settings
+from ood.experiment import split
 from ood.outputs import Cache
 
 SETTINGS = ("num_ood", "fw_layers", "fold", "epochs", "batch_size", "lr", "seed", "precision", "ood_dataset", "steps", "weights",
             "tensorboard", "pairing", "scaling", "classifier")
 
-parser = cli.Parser("Train the OOD detection method that a config names.", "Exit code: 0 trained, 2 bad input, 1 the run failed.")
-parser.flag("-config", help="JSON config of a method", default="./configs/cifar10_resnet18_ood.json")
+parser = cli.Parser("Train the OOD detection method, or the classifier with a loss, that a config names.", "Exit code: 0 trained, 2 bad input, 1 the run failed.")
+parser.flag("-config", help="JSON config of a method, or of a classifier with a loss", default="./configs/cifar10_resnet18_ood.json")
 parser.flag("-num_ood", type=int, help="heatmap: auxiliary OOD images drawn from the pool; default: the config's")
 parser.flag("-fw_layers", type=int, choices=(1, 2, 3, 4), help="heatmap: encoder levels that the decoder sees; default: the config's, else 1")
 parser.flag("-fold", type=int, help="leave-out: which fold of classes is left out, 1-based; default: the config's, else 1")
@@ -30,8 +31,8 @@ parser.flag("-pairing", choices=("correct", "released"), help="heatmap: which ID
 parser.flag("-scaling", choices=("none", "minmax", "released"), help="heatmap: of features; default: the config's, else none for fw_layers 1, minmax for 2-4")
 parser.flag("-classifier", help="heatmap: weight file or run folder of the classifier; default: the newest run of its data set and architecture")
 parser.flag("-steps", type=int, help="vmdls, autoencoder: batches per epoch; default: the config's, else the paper's rule")
-parser.flag("-weights", help="vmdls with finetune: weight file of the encoder; default: the config's")
-parser.flag("-tensorboard", action="store_true", help="vmdls: also write events for TensorBoard")
+parser.flag("-weights", help="vmdls with finetune: weight file of the encoder; losses: of the network to begin from; default: the config's")
+parser.flag("-tensorboard", action="store_true", help="vmdls, losses: also write events for TensorBoard")
 parser.flag("-epochs", type=int, help="passes over the training set; default: the config's")
 parser.flag("-batch_size", type=int, help="images per step; default: the config's")
 parser.flag("-lr", type=float, help="learning rate; default: the config's")
@@ -49,14 +50,20 @@ parser.flag("-download", action="store_true", help="fetch missing sets first (se
 def main() -> None:
     flags = parser.parse_args()
     values = read_json(flags.config)
-    method = methods.get(values.get("method", "heatmap"))
+    method = None if "loss" in values else methods.get(values.get("method", "heatmap"))
+    kind, name = (method.Settings, f"method {method.name}") if method else (classifier.Settings, f"loss {values['loss']}")
     overrides = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
-    known = {f.name for f in dataclasses.fields(method.Settings)}
-    for name in overrides.keys() - known:
-        raise InputError(f"-{name} means nothing to method '{method.name}' of {flags.config}; leave it out")
-    settings = build(method.Settings, merge(method_settings(values, method, flags.config), overrides), flags.config)
+    if method is None and flags.weights:
+        overrides["init"] = overrides.pop("weights")
+    for key in overrides.keys() - {f.name for f in dataclasses.fields(kind)}:
+        raise InputError(f"-{key} means nothing to {name} of {flags.config}; leave it out")
+    if method is None:
+        given = merge(classifier.read_settings(flags.config), {**overrides, **{key: getattr(flags, key) for key in ("device", "data_dir", "limit", "download")}})
+        classifier.train_classifier(models, given, root=flags.checkpoints_dir, out_dir=flags.out_dir, resume=flags.resume)
+        return
+    settings = build(kind, merge(split(values, kind, flags.config)[1], overrides), flags.config)
     device = cli.choose_device(flags.device)
-    cli.log(f"device {cli.describe_device(device)} | method {method.name} | {flags.config}")
+    cli.log(f"device {cli.describe_device(device)} | {name} | {flags.config}")
     context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, flags.out_dir, flags.resume, flags.download, flags.limit,
                               Cache(Path(flags.checkpoints_dir) / ".outputs"), cli.progress, cli.log)
     run = method.train(settings, context)

@@ -23,7 +23,7 @@ from ood import cli, metrics, metrics_legacy, methods, report
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import info, load, load_benchmark
 from ood.data.registry import is_folder_path
-from ood.experiment import method_settings
+from ood.experiment import split
 from ood.methods import leaveout
 from ood.outputs import Cache
 
@@ -131,7 +131,7 @@ def read_config(flags) -> tuple[str, dict, leaveout.Settings]:
     if values.get("method") != "leaveout":
         raise InputError(f"{config} is no config of leave-out classifiers (method is {values.get('method')!r}, not 'leaveout')")
     overrides = {name: getattr(flags, name) for name in ("magnitude", "temperature", "gradient", "holdout", "together", "batch_size")}
-    settings = build(leaveout.Settings, merge(method_settings(values, methods.get("leaveout"), config), overrides), config)
+    settings = build(leaveout.Settings, merge(split(values, leaveout.Settings, config)[1], overrides), config)
     leaveout.check(settings)
     if flags.limit is not None and flags.limit < 1:
         raise InputError(f"-limit is {flags.limit}; it must be at least 1")

@@ -28,7 +28,7 @@ import torch
 import models
 from ood import cli, methods, runs
 from ood.config import InputError, build, merge, read_json
-from ood.experiment import method_settings
+from ood.experiment import split
 from ood.methods import leaveout, leaveout_training
 
 ROOT = Path(__file__).resolve().parent
@@ -115,7 +115,7 @@ def list_jobs(flags) -> list[Job]:
         if values.get("method") != "leaveout":
             raise InputError(f"{config} is no config of leave-out classifiers (method is {values.get('method')!r}, not 'leaveout')")
         overrides = {name: getattr(flags, name) for name in OVERRIDES}
-        settings = build(leaveout.Settings, merge(method_settings(values, methods.get("leaveout"), config), overrides), config)
+        settings = build(leaveout.Settings, merge(split(values, leaveout.Settings, config)[1], overrides), config)
         for fold in flags.folds or range(1, settings.folds + 1):
             one = dataclasses.replace(settings, fold=fold)
             leaveout.check(one)

@@ -9,6 +9,7 @@ from ood import detectors
 from ood.config import InputError, nearest
 from ood.detectors import Detector
 
+CROSS_ENTROPY = "cross_entropy"
 DETECTORS = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 
 
@@ -18,6 +19,7 @@ class Experiment:
     id_dataset: str                                  # a registered set or an image folder
     method: str | None = None                        # a trainable method to evaluate beside the detectors: heatmap, leaveout, vmdls
     arch: str = ""                                   # a name of models.names()
+    loss: str = CROSS_ENTROPY                        # that the network was trained with: a name of ood.losses.names()
     num_classes: int | None = None                   # checked against the data set; needed when there is none at hand
     depth: int | None = None
     width: int | None = None
@@ -55,19 +57,14 @@ def make_detectors(experiment: Experiment) -> dict[str, Detector]:
     return made
 
 
-def split(values: dict, method, where: str) -> tuple[dict, dict]:
-    """A config's keys for `Experiment` and for the method's Settings; a key that both know goes to both.
+def split(values: dict, settings: type | None, where: str) -> tuple[dict, dict]:
+    """A config's keys for `Experiment`, and those for the settings of a training (a method's, or ood.classifier's); a key that both know goes to both.
 
     Raises: InputError for a key that neither knows.
     """
     ours = {f.name for f in dataclasses.fields(Experiment)}
-    theirs = {f.name for f in dataclasses.fields(method.Settings)} if method else set()
+    theirs = {f.name for f in dataclasses.fields(settings)} if settings else set()
     for key in values:
         if key not in ours | theirs:
             raise InputError(f"{where}: unknown key '{key}'{nearest(key, ours | theirs)}; known keys: {', '.join(sorted(ours | theirs))}")
     return {k: v for k, v in values.items() if k in ours}, {k: v for k, v in values.items() if k in theirs}
-
-
-def method_settings(values: dict, method, where: str) -> dict:
-    """The keys of a config that belong to the method."""
-    return split(values, method, where)[1]

@@ -16,13 +16,13 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from ood import methods, runs
+from ood import classifier, methods, runs
 from ood.benchmark import TestSet
 from ood.config import InputError, build, merge, nearest, read_json
 from ood.data import Preprocess, info, load_benchmark
 from ood.data.benchmark import Benchmark
 from ood.data.images import ImageSet
-from ood.experiment import Experiment, split
+from ood.experiment import CROSS_ENTROPY, Experiment, split
 from ood.outputs import Cache, Outputs, extract, network_digest
 
 
@@ -86,7 +86,7 @@ def read_experiment(path: str | Path, **overrides) -> Experiment:
     """The part of a config that concerns a classifier and its detectors; overrides that are None are none."""
     values = read_json(path)
     method = methods.get(values["method"]) if "method" in values else None
-    return build(Experiment, merge(split(values, method, str(path))[0], overrides), str(path))
+    return build(Experiment, merge(split(values, method.Settings if method else classifier.Settings, str(path))[0], overrides), str(path))
 
 
 def prepare(networks: ModuleType, experiment: Experiment, *, device: torch.device | str = "cpu", data_dir: str | Path = "./datasets",
@@ -101,7 +101,7 @@ def prepare(networks: ModuleType, experiment: Experiment, *, device: torch.devic
     if num_classes is None:
         raise InputError(f"num_classes is needed for the image folder '{experiment.id_dataset}'")
     weights = weight_file(networks, experiment, checkpoints_dir)
-    network, stored = load_network(networks, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
+    network, stored, _ = load_network(networks, experiment, num_classes, suite.channels or facts.channels, suite.size or facts.size, weights)
     log(f"weights: {weights or 'of the architecture'}")
     preprocess = Preprocess(experiment.mean or stored.get("mean") or suite.mean or facts.mean, experiment.std or stored.get("std") or suite.std or facts.std)
     sources = dict(data_dir=data_dir, limit=experiment.limit, seed=experiment.seed, download=download)
@@ -133,20 +133,21 @@ def newest(networks: ModuleType, experiment: Experiment, checkpoints_dir: str | 
     """The newest run with exactly this data set and architecture; None where torchvision's own weights are asked for."""
     if experiment.model_args.get("weights"):
         return None
-    match = {"kind": "classifier", "id_dataset": experiment.id_dataset, "arch": experiment.arch}
+    match = {"kind": classifier.kind(experiment.loss), "id_dataset": experiment.id_dataset, "arch": experiment.arch}
     defaults = {} if experiment.arch.startswith("torchvision_") else networks.options(experiment.arch)
     shape = {name: getattr(experiment, name) or defaults.get(name) for name in ("depth", "width")}
     match |= {name: value for name, value in shape.items() if value is not None}
     command = "python3 classifier_pretraining.py -dataset " + " ".join(
-        [experiment.id_dataset] + [f"-{name} {value}" for name, value in match.items() if name not in ("kind", "id_dataset")])
+        [experiment.id_dataset] + [f"-{name} {value}" for name, value in match.items() if name not in ("kind", "id_dataset")]
+        + ([f"-loss {experiment.loss}"] if experiment.loss != CROSS_ENTROPY else []))
     return runs.find_newest(checkpoints_dir, match, command=command).folder
 
 
 def load_network(networks: ModuleType, experiment: Experiment, num_classes: int, channels: int, size: int, weights: Path | None):
-    """The classifier with its weights, and the normalisation that its file records ({} when it records none)."""
+    """The classifier with its weights, and what the file records of its normalisation and of its loss ({} when it records none)."""
     options = {name: getattr(experiment, name) for name in ("depth", "width") if getattr(experiment, name) is not None}
     network = networks.build(experiment.arch, num_classes, in_channels=channels, image_size=size, **options, **experiment.model_args)
     if weights is None:
-        return network.eval(), {}
+        return network.eval(), {}, {}
     meta = networks.checkpoints.load_into(network, weights)
-    return network.eval(), meta.get("preprocess") or {}
+    return network.eval(), meta.get("preprocess") or {}, meta.get("objective") or {}

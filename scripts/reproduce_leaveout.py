@@ -23,7 +23,7 @@ import models  # noqa: E402
 from ood import cli, detectors, methods, metrics, record  # noqa: E402
 from ood.config import build, merge, read_json  # noqa: E402
 from ood.data import Preprocess, load_benchmark  # noqa: E402
-from ood.experiment import method_settings  # noqa: E402
+from ood.experiment import split  # noqa: E402
 from ood.methods import leaveout, leaveout_training  # noqa: E402
 from ood.outputs import Cache, extract  # noqa: E402
 
@@ -44,7 +44,7 @@ def main() -> None:
     flags = parser.parse_args()
     device = cli.choose_device(flags.device)
     values = read_json(CONFIG)
-    settings = build(leaveout.Settings, merge(method_settings(values, methods.get("leaveout"), str(CONFIG)), {"epochs": flags.epochs}))
+    settings = build(leaveout.Settings, merge(split(values, leaveout.Settings, str(CONFIG))[1], {"epochs": flags.epochs}))
     suite = load_benchmark(values["benchmark"])
     test = suite.load_id(limit=flags.limit)
     sets = {entry.label: suite.load_ood(entry, len(test), seed=1, limit=flags.limit) for entry in suite.entries}

@@ -42,7 +42,7 @@ def main() -> None:
     runs = Path(flags.checkpoints_dir)
     VMDLS = methods.get("vmdls")
     config = ROOT / "configs" / ("vmdls_mnist_short.json" if flags.length == "short" else "vmdls_mnist.json")
-    settings = build(VMDLS.Settings, {**split(read_json(config), VMDLS, str(config))[1], "autoencoder": str(runs / f"mnist_autoencoder_{flags.length}")}, str(config))
+    settings = build(VMDLS.Settings, {**split(read_json(config), VMDLS.Settings, str(config))[1], "autoencoder": str(runs / f"mnist_autoencoder_{flags.length}")}, str(config))
     context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, limit=flags.limit, cache=Cache(runs / ".outputs"),
                               progress=cli.progress, log=cli.log)
     began = time.perf_counter()

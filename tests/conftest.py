@@ -15,7 +15,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch starts its threads: waiting ones must not take a core from others
+
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("OOD_REFERENCE_DIR", ROOT.parent / "shared"))

@@ -7,7 +7,8 @@ from typing import Literal
 import pytest
 
 from ood.config import InputError, build, merge, nearest, read_json
-from ood.experiment import Experiment, make_detectors
+from ood.experiment import make_detectors
+from ood.workbench import read_experiment
 
 from conftest import ROOT
 
@@ -69,7 +70,7 @@ def test_every_evaluation_config_is_valid():
     for file in sorted((ROOT / "configs").glob("*.json")):
         values = read_json(file)
         if "benchmark" in values and "method" not in values:
-            experiment = build(Experiment, values, str(file))
+            experiment = read_experiment(file)
             assert make_detectors(experiment)
             assert load_benchmark(experiment.benchmark).id_dataset == experiment.id_dataset
             found += 1

@@ -249,7 +249,7 @@ def test_a_missing_or_foreign_fold_is_named(trained, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*leaveout*.json")), ids=lambda p: p.stem)
 def test_configs_are_complete(path):
     values = read_json(path)
-    for_evaluation, for_method = split(values, leaveout.LeaveOut, str(path))
+    for_evaluation, for_method = split(values, leaveout.LeaveOut.Settings, str(path))
     experiment, s = build(Experiment, for_evaluation), build(Settings, for_method)
     leaveout.check(s)
     assert experiment.method == "leaveout" and (ROOT / "configs" / "benchmarks" / f"{experiment.benchmark}.json").is_file()

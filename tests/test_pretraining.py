@@ -1,5 +1,4 @@
 """classifier_pretraining.py at tiny size: what it writes, kill and resume, and every kind of bad input."""
-import importlib.util
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from PIL import Image
 
 import models
 from ood import runs
+from ood.classifier import resolve
 from ood.data import Preprocess, load
 
 SCRIPT = ROOT / "classifier_pretraining.py"
@@ -131,10 +131,6 @@ def test_json_gives_the_same_keys_and_flags_win(tmp_path, pretrain):
 
 def test_recipe_of_the_heatmap_paper():
     """What the paper's code does for CIFAR and Tiny ImageNet, as resolved without flags."""
-    spec = importlib.util.spec_from_file_location("classifier_pretraining", SCRIPT)
-    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    resolve = script.resolve
     cifar = resolve({"id_dataset": "cifar10"})
     assert (cifar.arch, cifar.epochs, cifar.batch_size, cifar.lr, cifar.momentum, cifar.weight_decay) == ("resnet18", 100, 200, 0.1, 0.9, 5e-4)
     assert (cifar.schedule, cifar.patience, cifar.gamma, cifar.valid_split, cifar.augment, cifar.mean) == ("plateau", 10, 0.1, 0.01, "crop_flip", (0.5,))

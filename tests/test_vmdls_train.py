@@ -238,7 +238,7 @@ def test_the_six_published_trainings():
               "vmdls_cifar100_densenet": ("densenet", 64, "sgd", 1e-3, 40, 20, 20, 124), "vmdls_cifar10_wresnet": ("vmdls_wrn", 32, "sgd", 1e-3, 40, 10, 20, 249)}
     for name, values in wanted.items():
         path = ROOT / "configs" / f"{name}.json"
-        s = build(VMDLS.Settings, split(read_json(path), VMDLS, str(path))[1], str(path))
+        s = build(VMDLS.Settings, split(read_json(path), VMDLS.Settings, str(path))[1], str(path))
         count = 60_000 if s.id_dataset == "mnist" else 50_000
         assert (s.arch, s.latent_dim, s.optimizer, s.lr, s.margins_epoch, s.batch_classes, s.sample_count,
                 batches_per_epoch(count, s.batch_classes * s.sample_count)) == values

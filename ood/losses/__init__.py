@@ -15,10 +15,11 @@ from ood.losses.mixing import OpenMixLoss, RotationLoss
 from ood.losses.objective import Objective, check
 from ood.losses.outliers import BackgroundClassLoss, EnergyRegularizedLoss, EntropicOpenSetLoss, ObjectosphereLoss, OutlierExposureLoss
 from ood.losses.prototypes import CIDERLoss
+from ood.losses.scores import OwnScore, own_score
 from ood.losses.virtual import VirtualOutlierSynthesizingRegLoss, VOSRegLoss
 
 __all__ = ["BackgroundClassLoss", "CACLoss", "CIDERLoss", "CenterLoss", "CenterRegularizationLoss", "ClassCenters", "ConfidenceLoss", "CrossEntropyLoss",
            "DeepSADLoss", "DeepSVDDLoss", "EnergyMarginLoss", "EnergyRegularizedLoss", "EntropicOpenSetLoss", "IILoss", "ISHLoss", "JoinedImages", "LogitNorm",
-           "Loss", "MCHADLoss", "MixedBatches", "Objective", "ObjectosphereLoss", "OpenMixLoss", "OutlierExposureLoss", "RotationLoss", "RunningCenters",
+           "Loss", "MCHADLoss", "MixedBatches", "Objective", "ObjectosphereLoss", "OpenMixLoss", "OutlierExposureLoss", "OwnScore", "RotationLoss", "RunningCenters",
            "T2FNormLoss", "VOSRegLoss", "VirtualOutlierSynthesizingRegLoss", "check", "create", "cross_entropy", "get", "load_outliers", "logit_norm_loss",
-           "names", "register"]
+           "names", "own_score", "register"]

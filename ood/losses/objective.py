@@ -28,7 +28,7 @@ class Objective(nn.Module):
 
     def __init__(self, name: str, network: nn.Module, **args):
         super().__init__()
-        self.network = network
+        self.network, self.args = network, args
         num_classes, dim = network.fc.out_features, network.fc.in_features
         self.loss, self.weight = build(name, network.fc, args)
         heads = {"confidence": lambda: nn.Linear(dim, 1), "rotations": lambda: nn.Linear(dim, 4),
@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
     def describe(self) -> dict:
         """What a weight file holds under "objective"."""
-        return {"loss": self.loss.name, "state": self.own.state_dict()}
+        return {"loss": self.loss.name, "args": self.args, "state": self.own.state_dict()}
 
     def _input(self, part: str, features: Tensor | None, logits: Tensor | None) -> Tensor:
         if part == "logits":
