@@ -13,13 +13,13 @@ import dataclasses
 from pathlib import Path
 
 import models
-from ood import classifier, cli, methods
+from ood import classifier, cli, methods, runs
 from ood.config import InputError, build, merge, read_json
 from ood.experiment import split
 from ood.outputs import Cache
 
 SETTINGS = ("num_ood", "fw_layers", "fold", "epochs", "batch_size", "lr", "seed", "precision", "ood_dataset", "steps", "weights",
-            "tensorboard", "pairing", "scaling", "classifier")
+            "pairing", "scaling", "classifier")
 
 parser = cli.Parser("Train the OOD detection method, or the classifier with a loss, that a config names.", "Exit code: 0 trained, 2 bad input, 1 the run failed.")
 parser.flag("-config", help="JSON config of a method, or of a classifier with a loss", default="./configs/cifar10_resnet18_ood.json")
@@ -32,7 +32,8 @@ parser.flag("-scaling", choices=("none", "minmax", "released"), help="heatmap: o
 parser.flag("-classifier", help="heatmap: weight file or run folder of the classifier; default: the newest run of its data set and architecture")
 parser.flag("-steps", type=int, help="vmdls, autoencoder: batches per epoch; default: the config's, else the paper's rule")
 parser.flag("-weights", help="vmdls with finetune: weight file of the encoder; losses: of the network to begin from; default: the config's")
-parser.flag("-tensorboard", action="store_true", help="vmdls, losses: also write events for TensorBoard")
+parser.flag("-tensorboard", action="store_true", help="also write events for TensorBoard into the run folder", default=False)
+parser.flag("-deterministic", action="store_true", help="deterministic kernels on a GPU too, slower", default=False)
 parser.flag("-epochs", type=int, help="passes over the training set; default: the config's")
 parser.flag("-batch_size", type=int, help="images per step; default: the config's")
 parser.flag("-lr", type=float, help="learning rate; default: the config's")
@@ -58,14 +59,16 @@ def main() -> None:
     for key in overrides.keys() - {f.name for f in dataclasses.fields(kind)}:
         raise InputError(f"-{key} means nothing to {name} of {flags.config}; leave it out")
     if method is None:
-        given = merge(classifier.read_settings(flags.config), {**overrides, **{key: getattr(flags, key) for key in ("device", "data_dir", "limit", "download")}})
+        given = merge(classifier.read_settings(flags.config), {**overrides, **{key: getattr(flags, key) for key in ("device", "data_dir", "limit", "download", "tensorboard", "deterministic")}})
         classifier.train_classifier(models, given, root=flags.checkpoints_dir, out_dir=flags.out_dir, resume=flags.resume)
         return
     settings = build(kind, merge(split(values, kind, flags.config)[1], overrides), flags.config)
+    if flags.tensorboard:
+        runs.require_tensorboard()
     device = cli.choose_device(flags.device)
     cli.log(f"device {cli.describe_device(device)} | {name} | {flags.config}")
     context = methods.Context(models, device, flags.data_dir, flags.checkpoints_dir, flags.out_dir, flags.resume, flags.download, flags.limit,
-                              Cache(Path(flags.checkpoints_dir) / ".outputs"), cli.progress, cli.log)
+                              Cache(Path(flags.checkpoints_dir) / ".outputs"), cli.progress, cli.log, flags.deterministic, flags.tensorboard)
     run = method.train(settings, context)
     cli.log(f"run: {run.folder}")
 

@@ -64,6 +64,7 @@ class Settings:
     ood_dataset: str | tuple[str, ...] | None = None    # auxiliary outliers: registered sets, folders, .npy arrays; "letters+patches"
     ood_batch_size: int | None = None            # outliers per step; None: as many as batch_size
     init: str | None = None                      # weight file to begin from
+    needs_init: bool = False                     # a recipe that continues a trained network says so: random weights are then refused
     epochs: int = 100
     batch_size: int = 200
     optimizer: Literal[train.OPTIMIZERS] = "sgd"
@@ -130,6 +131,7 @@ def train_classifier(networks: ModuleType, given: dict, *, root: str | Path = ".
     layout = torch.channels_last if nhwc else torch.contiguous_format
     if settings.init and not resumed:
         networks.checkpoints.load_into(network, settings.init)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not settings.deterministic      # all batches have one shape
     objective = losses.Objective(settings.loss, network, **settings.loss_args).to(device)
     network.to(device, memory_format=layout)
     if settings.sync_batchnorm:
@@ -272,6 +274,8 @@ def with_outliers(settings: Settings) -> Settings:
     if settings.ood_dataset is not None and loss.outliers == "ignored":
         raise InputError(f"-loss {settings.loss} does not learn from outliers; leave -ood_dataset out, or choose one of "
                          f"{', '.join(name for name in losses.names() if losses.get(name).outliers != 'ignored')}")
+    if settings.needs_init and settings.init is None:
+        raise InputError(f"this recipe of {settings.loss} continues a trained network (needs_init): give its weights with -init FILE (ood_training.py: -weights FILE)")
     if loss.pretrained and settings.init is None and "full_train_loss" not in settings.loss_args:
         raise InputError(f"-loss {settings.loss} continues a trained network: give its weights with -init FILE, or the cross-entropy that it is to keep "
                          "within reach of with -loss_args full_train_loss=0.05")

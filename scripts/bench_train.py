@@ -2,6 +2,7 @@
 
     python3 scripts/bench_train.py -data_dir ./datasets                  # batches of 64, 5 rounds of 2 steps per loop
     python3 scripts/bench_train.py -archs small_cnn -batch_size 32 -rounds 2 -no_record
+    python3 scripts/bench_train.py -device cuda:0 -batch_size 256 -steps 20 -peak 989    # share of the chip's peak (dense bf16 TFLOP/s)
 
     plain       as the heatmap repository trains: one process loads the data, each image goes from PIL through crop, flip, ToTensor and
                 Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
@@ -11,7 +12,8 @@
 
 Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
 other load on the machine hits all of them. `+ allocator`: the same loop with the settings of ood.cli.keep_freed_memory, which our
-scripts make and a user's own loop would not. CPU seconds per image (all threads and workers) do not depend on other load.
+scripts make and a user's own loop would not. CPU seconds per image (all threads and workers) do not depend on other load. The
+arithmetic of a step, forward and backward, is counted by torch.utils.flop_counter.
 Writes docs/data/bench_train.json.
 """
 from __future__ import annotations
@@ -38,16 +40,24 @@ def main() -> None:
     import numpy as np
 
     from ood import cli, record
+    from ood.config import InputError
+    from ood.data import load
     parser = cli.Parser("Time our training loop against two plain ones.")
     parser.flag("-archs", nargs="+", metavar="NAME", help="networks", default=["wideresnet", "resnet18"])
     parser.flag("-loops", nargs="+", metavar="NAME", help=f"some of: {', '.join(LOOPS)}", default=list(LOOPS))
     parser.flag("-batch_size", type=int, help="images per step", default=64)
     parser.flag("-steps", type=int, help="steps per loop and round", default=2)
     parser.flag("-rounds", type=int, help="rounds, after one that warms up", default=5)
+    parser.flag("-device", help="cpu, cuda:0, ...", default="cpu")
+    parser.flag("-peak", type=float, metavar="TFLOPS", help="of the chip, dense bf16: adds the share of it that a loop reaches; default: not shown")
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-no_record", action="store_true", help="print only, do not write docs/data", default=False)
     flags = parser.parse_args()
-    tables = []
+    for name in flags.loops:
+        if name not in LOOPS:
+            raise InputError(f"-loops {name} is unknown; allowed: {', '.join(LOOPS)}")
+    device, tables = cli.choose_device(flags.device), []
+    load("cifar10", "train", flags.data_dir)                     # there, and decoded, before any loop begins
     for arch in flags.archs:
         loops = {name: Child(name, arch, flags) for name in flags.loops}
         rows = {name: [] for name in loops}
@@ -61,38 +71,48 @@ def main() -> None:
         table = []
         for name, found in rows.items():
             median = {key: float(np.median([r[key] for r in found])) for key in found[0]}
-            table.append([name, median["images_per_s"], 1000 * median["cpu_s_per_image"], 100 * median["loading"], median["faults_per_image"], median["peak_gib"]])
+            table.append([name, median["images_per_s"], 1000 * median["cpu_s_per_image"], 100 * median["loading"], median["faults_per_image"], median["peak_gib"],
+                          median["gflop_per_image"] * median["images_per_s"] / 1e3])
+            if flags.peak:
+                table[-1].append(100 * table[-1][-1] / flags.peak)
         for row in table:
             row[2:2] = [row[1] / table[0][1]]
             row[4:4] = [table[0][3] / row[3]]
         tables.append({"caption": f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds of {flags.steps} steps of {flags.batch_size} images",
                        "columns": ["loop", "images/s", "times plain", "CPU ms per image", "times plain (CPU)", "loading, % of a step", "page faults per image",
-                                   "peak memory, GiB"], "rows": table})
+                                   "peak memory, GiB", "TFLOP/s"] + ["% of the peak"] * bool(flags.peak), "rows": table})
         cli.log(tables[-1]["caption"])
         for row in table:
             cli.log(f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   {row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
-                    f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB")
+                    f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s" + (f" ({row[9]:.1f} % of the peak)" if flags.peak else ""))
     if not flags.no_record:
         text = [" ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split()) + ". " + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
                 "Read the ratios: other jobs used the machine. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
                 "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
-                "BatchNorm statistics and the loss stay float32. Not run here: a GPU (images/s and the share of the chip's peak)."]
+                "BatchNorm statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of a step"
+                + ("; on a GPU 10 times. Not run here: a GPU." if device.type == "cpu" else "; on a GPU 10 times.")]
         options = f" -batch_size {flags.batch_size} -steps {flags.steps} -rounds {flags.rounds}"
-        record.write("bench_train", page="benchmarks", order=710, title="Training loop against plain loops", tables=tables, text=text, seeds=[0],
-                     device=f"cpu ({len(os.sched_getaffinity(0))} cores)", command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets")
+        options += "" if device.type == "cpu" else f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
+        record.write("bench_train" + ("" if device.type == "cpu" else "_gpu"), page="benchmarks", order=710 + (device.type != "cpu"), tables=tables, text=text, seeds=[0],
+                     title="Training loop against plain loops" + ("" if device.type == "cpu" else ", on a GPU"),
+                     device=f"{cli.describe_device(device)}, {len(os.sched_getaffinity(0))} cores", command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets")
 
 
 class Child:
     """A loop in a process of its own that works when told."""
 
     def __init__(self, name: str, arch: str, flags):
-        command = [sys.executable, __file__, "-child", name, arch, str(flags.batch_size), str(flags.steps), flags.data_dir]
+        command = [sys.executable, __file__, "-child", name, arch, str(flags.batch_size), str(flags.steps), flags.data_dir, flags.device]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def go(self) -> dict:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            from ood.cli import RunError
+            raise RunError("a loop ended before it answered; its message is above")
+        return json.loads(answer)
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -101,7 +121,7 @@ class Child:
 
 # ---- in a child --------------------------------------------------------------------------------------------------------------
 
-def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str) -> None:
+def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, device: str) -> None:
     kind, allocator, precision = LOOPS[name]
     if allocator:
         from ood.cli import keep_freed_memory
@@ -110,18 +130,32 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str) -> N
 
     import models
     torch.manual_seed(0)
-    network = models.build(arch, 10, in_channels=3, image_size=32).train()
+    network = models.build(arch, 10, in_channels=3, image_size=32).to(device).train()
+    flop = 1e-9 * flop_per_image(network, batch_size, device)
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
-    run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](network, optimizer, batch_size, steps, Path(data_dir), precision)
+    run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device))
     for _ in sys.stdin:
         cpu, faults, began = cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
         waited, loss = run.go()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
         took, images = time.perf_counter() - began, steps * batch_size
         if not 0 < loss < 20:
             raise RuntimeError(f"{name}: the loss is {loss}")
         print(json.dumps({"images_per_s": images / took, "cpu_s_per_image": (cpu_seconds() - cpu) / images, "loading": waited / took,
                           "faults_per_image": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / images,
-                          "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}), flush=True)
+                          "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "gflop_per_image": flop}), flush=True)
+
+
+def flop_per_image(network, batch_size: int, device: str) -> float:
+    """Floating-point operations of forward and backward, per image; gradients and running statistics are left as they were."""
+    import copy
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network)(torch.zeros(batch_size, 3, 32, 32, device=device)).sum().backward()
+    return counter.get_total_flops() / batch_size
 
 
 def cpu_seconds() -> float:
@@ -157,8 +191,8 @@ class Waiting:
 class Loop:
     """The usual loop over a DataLoader that never ends."""
 
-    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision):
-        self.network, self.optimizer, self.steps = network, optimizer, steps
+    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision, device):
+        self.network, self.optimizer, self.steps, self.device = network, optimizer, steps, device
         self.batches = Waiting(self.endless(self.loader(batch_size, data_dir)))
 
     def endless(self, loader):
@@ -169,7 +203,7 @@ class Loop:
         import torch.nn.functional as F
         before = self.batches.seconds
         for _ in range(self.steps):
-            images, labels = next(self.batches)
+            images, labels = (part.to(self.device) for part in next(self.batches))
             loss = F.cross_entropy(self.network(images), labels)
             self.optimizer.zero_grad()
             loss.backward()
@@ -212,13 +246,14 @@ class Reference(Loop):
 class Ours:
     """The training loop itself (ood.train._train_epoch), on epochs of a few steps."""
 
-    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision):
+    def __init__(self, network, optimizer, batch_size, steps, data_dir, precision, device):
         import torch
         import torch.nn.functional as F
 
         from ood import train
         from ood.data import Augment, Preprocess, load
-        device, preprocess, augment = torch.device("cpu"), Preprocess((0.5,) * 3, (0.5,) * 3), Augment("crop_flip")
+        torch.backends.cudnn.benchmark = device.type == "cuda"            # as train_classifier does
+        preprocess, augment = Preprocess((0.5,) * 3, (0.5,) * 3), Augment("crop_flip")
         network.to(memory_format=torch.channels_last)
         batches = train.ImageBatches(load("cifar10", "train", data_dir), batch_size, device=device, seed=0,
                                      transform=lambda p, g: preprocess(augment(p, g)).contiguous(memory_format=torch.channels_last))
@@ -251,8 +286,8 @@ class Ours:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["-child"]:
-        name, arch, size, steps, folder = sys.argv[2:]
-        child(name, arch, int(size), int(steps), folder)
+        name, arch, size, steps, folder, device = sys.argv[2:]
+        child(name, arch, int(size), int(steps), folder, device)
     else:
         from ood import cli
         cli.run(main)

@@ -169,8 +169,11 @@ def test_folder_without_parts_is_tested_on_its_validation_images(tmp_path, pretr
 
 # ---- resume ------------------------------------------------------------------------------------------------------------------
 
-def kill_after(arguments, line, delay=0.0, file=None):
-    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or as soon as there is `file` then."""
+KILLS = 10
+
+
+def kill_at(arguments, line, delay=0.0, file=None):
+    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or as soon as there is `file` after that."""
     process = subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     for text in process.stdout:
         if text.startswith(line):
@@ -183,25 +186,31 @@ def kill_after(arguments, line, delay=0.0, file=None):
     return process.wait()
 
 
-def test_killed_and_resumed_run_ends_in_the_same_weights(tmp_path):
-    """SIGKILL in epoch 2, then while the checkpoint of an epoch is written; a plateau schedule, dropout and an average have state of their own."""
-    arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-limit", 240, "-epochs", 3, "-batch_size", 16, "-schedule", "plateau",
-                 "-patience", 0, "-model_args", "dropout=0.3", "-ema", 0.9, "-resume", "-out_dir")
+def test_run_killed_at_ten_random_moments_ends_in_the_same_weights(tmp_path):
+    """Within an epoch, between two, while a checkpoint is written; a plateau schedule, dropout and an average have state of their own."""
+    arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-limit", 240, "-epochs", 3 * KILLS, "-batch_size", 32, "-schedule", "plateau",
+                 "-patience", 1, "-model_args", "dropout=0.3", "-width", 8, "-ema", 0.9, "-resume", "-out_dir")
     def run(folder):
         return subprocess.run([sys.executable, SCRIPT, *map(str, arguments), folder], env=ENVIRONMENT, capture_output=True, text=True)
     straight = run(tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
-    assert kill_after((*arguments, tmp_path / "killed"), "epoch 1/3", 0.2 * random.random()) == -signal.SIGKILL
-    assert kill_after((*arguments, tmp_path / "killed"), "216 training", file=tmp_path / "killed" / ".last.pt.tmp") == -signal.SIGKILL
-    resumed = run(tmp_path / "killed")
+    seconds = np.median([r["seconds"] for r in records(tmp_path / "straight", "epoch")])
+    killed, seed = tmp_path / "killed", random.randrange(2**32)
+    chance = random.Random(seed)
+    for number in range(KILLS):
+        writing = killed / (".last.pt.tmp" if number % 2 else ".best.pt.tmp") if number in (2, 3, 7) else None
+        assert kill_at((*arguments, killed), "216 training", 0 if writing else chance.uniform(0, 2.5 * seconds), writing) == -signal.SIGKILL, f"seed {seed}"
+    done = len(records(killed, "epoch"))
+    assert 0 < done < 3 * KILLS, f"seed {seed}"
+    resumed = run(killed)
     assert resumed.returncode == 0, resumed.stderr
-    assert [x for x in resumed.stdout.splitlines() if x.startswith("epoch")][0].startswith(("epoch 2/3", "epoch 3/3"))
+    assert next(x for x in resumed.stdout.splitlines() if x.startswith("epoch")).startswith((f"epoch {done}/", f"epoch {done + 1}/"))
     for name in ("last.pt", "best.pt"):
-        assert same(weights(tmp_path / "straight", name), weights(tmp_path / "killed", name))
+        assert same(weights(tmp_path / "straight", name), weights(killed, name)), f"seed {seed}"
     logs = [[{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in records(tmp_path / name, "epoch")]
             for name in ("straight", "killed")]
-    assert logs[0] == logs[1] and len(logs[0]) == 3
-    assert records(tmp_path / "straight", "end") == records(tmp_path / "killed", "end")
+    assert logs[0] == logs[1] and len(logs[0]) == 3 * KILLS
+    assert records(tmp_path / "straight", "end") == records(killed, "end")
 
 
 def test_resume_of_a_finished_run_repeats_its_result(tmp_path, pretrain):

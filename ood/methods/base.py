@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ood.config import InputError, nearest
+from ood import report
+from ood.config import InputError, nearest, to_dict
 from ood.outputs import Cache
 from ood.runs import Run
 
@@ -34,6 +36,13 @@ class Context:
     cache: Cache | None = None                   # of forward passes
     progress: Callable[..., Iterable] | None = None
     log: Callable[[str], None] = lambda line: None
+    deterministic: bool = False                  # deterministic kernels on a GPU too, slower
+    tensorboard: bool = False                    # also write events for TensorBoard into the run folder
+
+    def begin(self, run: Run, settings, digests: dict[str, str], resumed: bool = False, **sizes: int) -> None:
+        """Write into the run's log what is needed to repeat it: command, settings, versions, machine, digests and numbers of images."""
+        run.log({"event": "resume" if resumed else "start", **sizes,
+                 **report.provenance(sys.argv, to_dict(settings), settings.seed, self.device, digests, {})})
 
 
 class Method(ABC):

@@ -178,8 +178,9 @@ class Heatmap(Method):
         if run:
             stored = _settings_of(run.config)
             runs.agree(_config(stored), _config(settings), FREE + ("classifier", "precision"), run.folder)
-            settings = dataclasses.replace(stored, n_epochs=settings.n_epochs, precision=settings.precision)
-        cli.set_seed(settings.seed)
+            settings = dataclasses.replace(stored, n_epochs=settings.n_epochs, precision=settings.precision, classifier=run.config["classifier"])
+        resumed = bool(run)
+        cli.set_seed(settings.seed, context.deterministic)
         classifier, preprocess, source = load_classifier(settings, context, run.folder if run else None)
         decoder = context.networks.decoder_for(classifier, settings.fw_layers, **settings.decoder)
         method = cls(classifier, decoder, preprocess, settings, context)
@@ -193,9 +194,13 @@ class Heatmap(Method):
             run = runs.create(_stem(settings), {"kind": "heatmap", **_config(settings), "limit": context.limit, "classifier": str(source),
                                                 "classifier_digest": method.digest, "finished": False},
                               root=context.checkpoints_dir, out_dir=context.out_dir)
+        if run.config["classifier_digest"] != method.digest:
+            raise InputError(f"the run in '{run.folder}' began with another classifier than '{source}'; keep its classifier.pt, or start a new run")
+        if not (run.folder / "classifier.pt").is_file():
             run.save("classifier.pt", {"format": "ood-1", "arch": classifier.arch, "state_dict": classifier.state_dict(), "epoch": 0, "metrics": {},
                                        "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std), "size": known.shape[1]}})
         run.update(n_epochs=settings.n_epochs, finished=False)
+        context.begin(run, settings, {"classifier": method.digest, "train": known.digest, "ood": outliers.digest}, resumed, train_images=len(known), ood_images=len(outliers))
         context.log(f"classifier {source} | {len(known)} ID, {len(outliers)} auxiliary images | pairing {settings.pairing} | run folder {run.folder}")
         facts = {"min": method.scale.low, "max": method.scale.high, "fw_layers": settings.fw_layers, "classifier_digest": method.digest}
 
@@ -204,8 +209,9 @@ class Heatmap(Method):
 
         optimizer = train.make_optimizer("adam", decoder.parameters(), settings.lr, betas=(settings.b1, settings.b2))
         schedule = train.Schedule(optimizer, "constant", settings.n_epochs)
-        train.fit(method.loss, decoder, batches, epochs=settings.n_epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
-                  resume=context.resume, precision=settings.precision, say=context.log)
+        with runs.board(run, context.tensorboard) as tell:
+            train.fit(method.loss, decoder, batches, epochs=settings.n_epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
+                      resume=context.resume, precision=settings.precision, say=context.log, tell=tell)
         run.update(finished=True)
         return run
 

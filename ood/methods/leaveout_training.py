@@ -69,7 +69,7 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
         settings = continued(resumed, settings)
     elif runs.holds_run(folder):
         raise InputError(f"'{folder}' holds a run already; add -resume to continue it, or give another -out_dir")
-    cli.set_seed(mix(settings.seed, settings.fold) % 2**32)
+    cli.set_seed(mix(settings.seed, settings.fold) % 2**32, context.deterministic)
     data = fold_data(settings, context)
     network = build_network(settings, context).to(context.device, memory_format=torch.channels_last)
     preprocess, augment, device = preprocess_of(settings), Augment(settings.augment), context.device
@@ -107,13 +107,14 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
     run.update(**{name: to_dict(settings)[name] for name in FREE})
     selecting = data.valid_ood is not None
     sizes = {"kept_images": len(data.inside), "left_out_images": len(data.outside), "valid_images": len(data.valid_id) if selecting else 0}
-    run.log({"event": "resume" if resumed else "start", **sizes, "train": data.train.digest})
+    context.begin(run, settings, {"train": data.train.digest}, bool(resumed), **sizes)
     context.log(f"fold {settings.fold} of {settings.folds} | {len(data.inside)} images of {len(kept_of(settings))} classes, {len(data.outside)} "
                 f"left out | run folder {folder}")
     began = time.perf_counter()
-    history = training.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
-                           validate=validate if selecting else None, select="valid_auroc" if selecting else None, resume=bool(resumed),
-                           precision=settings.precision, say=context.log)
+    with runs.board(run, context.tensorboard) as tell:
+        history = training.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
+                               validate=validate if selecting else None, select="valid_auroc" if selecting else None, resume=bool(resumed),
+                               precision=settings.precision, say=context.log, tell=tell)
     run.log({"event": "end", "epoch": history.epochs, "best_epoch": history.best_epoch, "valid_auroc": history.best,
              "seconds": round(time.perf_counter() - began, 3)})
     return run

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood import runs, train
+from ood import cli, runs, train
 from ood.data import Preprocess, info, load
 from ood.methods.base import Context, Method
 from ood.methods.vmdls_settings import require
@@ -53,7 +53,7 @@ class AutoEncoder(Method):
         images = load(settings.id_dataset, "train", context.data_dir, download=context.download, limit=context.limit, seed=settings.seed)
         kept, held_out = train.split(len(images), min(settings.valid_images / len(images), 0.5), settings.seed)
         preprocess = _preprocess(settings)
-        torch.manual_seed(settings.seed)
+        cli.set_seed(settings.seed, context.deterministic)
         network = build(settings, context).to(context.device, memory_format=torch.channels_last)
 
         def transform(pixels: Tensor, chance) -> Tensor:
@@ -83,9 +83,11 @@ class AutoEncoder(Method):
             return {"format": context.networks.checkpoints.OWN_FORMAT, "arch": network.arch, "state_dict": network.state_dict(), "epoch": epoch,
                     "metrics": metrics, "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std), "size": images.shape[-1]}}
 
-        train.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=train.Schedule(optimizer, "constant", settings.epochs),
-                  run=run, pack=pack, validate=validate, select="valid_mse", mode="min", resume=context.resume, precision=settings.precision,
-                  say=context.log)
+        context.begin(run, settings, {"train": images.digest}, run.last.exists(), train_images=len(kept), valid_images=len(held_out))
+        schedule = train.Schedule(optimizer, "constant", settings.epochs)
+        with runs.board(run, context.tensorboard) as tell:
+            train.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack, validate=validate,
+                      select="valid_mse", mode="min", resume=context.resume, precision=settings.precision, say=context.log, tell=tell)
         return run
 
     @classmethod

@@ -50,7 +50,6 @@ class Settings:
     valid_images: int = 2000                 # of the test set; looked at for the log, nothing is chosen by it
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
-    tensorboard: bool = False                # also write events for TensorBoard
     # test
     batch_size: int = 256
     accumulate: Literal["all", "released"] = "all"   # released: class sums are those of a class's last batch, counts are of all batches

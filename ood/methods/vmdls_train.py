@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ood import distributed, runs, train
+from ood import cli, distributed, runs, train
 from ood.config import InputError, to_dict
 from ood.data import Augment, Preprocess, info, load
 from ood.methods.vmdls_latent import UNFREEZE_AFTER, BalancedBatches, ClassStatistics, LatentNetwork, LatentSchedule
@@ -20,7 +19,7 @@ from ood.methods.vmdls_loss import FIRST_MARGIN, kl_loss, margin_at, metric_loss
 from ood.methods.vmdls_settings import AUGMENTATION, Settings
 from ood.report import replacing
 
-FREE = ("epochs", "tensorboard", "batch_size", "accumulate", "test_batch_classes", "test_sample_count", "statistics", "jitter", "ae_features",
+FREE = ("epochs", "batch_size", "accumulate", "test_batch_classes", "test_sample_count", "statistics", "jitter", "ae_features",
         "autoencoder", "autoencoder_arch", "ae_input", "shift", "test_dropout")     # what may differ when a run is continued
 
 
@@ -29,7 +28,7 @@ def train_latent(settings: Settings, context) -> runs.Run:
     distributed.require_one("method vmdls", "its loss compares the images of one batch with each other: start it with python3")
     known, test = known_images(settings, "train", context), known_images(settings, "test", context)
     preprocess = preprocess_of(settings)
-    torch.manual_seed(settings.seed)
+    cli.set_seed(settings.seed, context.deterministic)
     network = build_network(settings, context, known.shape, known.num_classes)
     if settings.init == "he":
         init_he(network.encoder)
@@ -68,16 +67,16 @@ def train_latent(settings: Settings, context) -> runs.Run:
         objective.classes.close_epoch()
         return metrics
 
-    with board(run, settings.tensorboard) as tell:
-        def pack(epoch: int, metrics: dict) -> dict:
-            tell(epoch, metrics)
-            return {"format": context.networks.checkpoints.OWN_FORMAT, "arch": network.arch, "state_dict": network.state_dict(), "epoch": epoch,
-                    "metrics": metrics, "class_means": objective.classes.means.cpu(),
-                    "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std), "size": known.shape[-1]}}
+    def pack(epoch: int, metrics: dict) -> dict:
+        return {"format": context.networks.checkpoints.OWN_FORMAT, "arch": network.arch, "state_dict": network.state_dict(), "epoch": epoch,
+                "metrics": metrics, "class_means": objective.classes.means.cpu(),
+                "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std), "size": known.shape[-1]}}
 
+    context.begin(run, settings, {"train": known.digest}, run.last.exists(), train_images=len(known))
+    with runs.board(run, context.tensorboard) as tell:
         train.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
                   validate=validate, resume=context.resume, precision=settings.precision, before_epoch=before_epoch,
-                  state={"classes": objective.classes}, say=context.log)
+                  state={"classes": objective.classes}, say=context.log, tell=tell)
     write_log(run)
     write_figures(run, network, objective.classes.means, test.limited(2000), preprocess, settings, context.device)
     return run
@@ -190,20 +189,6 @@ def look(network, images, classes: ClassStatistics, preprocess, settings: Settin
     scores = classes.log_likelihood(latent(network, images, preprocess, device, settings.batch_size, settings.precision))   # (N, K)
     right = scores.argmax(1) == torch.as_tensor(images.labels, device=device)
     return {"valid_accuracy": right.double().mean().item(), "valid_rejected": (scores < classes.bounds).all(1).double().mean().item()}
-
-
-@contextlib.contextmanager
-def board(run: runs.Run, wanted: bool):
-    """A function (epoch, metrics) that writes TensorBoard events, or nothing."""
-    if not wanted:
-        yield lambda epoch, metrics: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("-tensorboard needs the package tensorboard: pip install tensorboard") from None
-    with SummaryWriter(str(run.folder / "tensorboard")) as writer:
-        yield lambda epoch, metrics: [writer.add_scalar(name, value, epoch) for name, value in metrics.items()] and None
 
 
 def write_log(run: runs.Run) -> None:
