@@ -8,6 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ood import losses
+from ood.config import InputError
+from ood.detectors.shaping import SCALE
+from ood.losses.base import squared_distances
 
 peer = pytest.importorskip("pytorch_ood.loss", reason="the oracle pytorch-ood is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:Discarding samples")
@@ -159,6 +162,24 @@ def test_energy_margin_and_its_multipliers():
     assert ours.lam != 0 and ours.lam2 != 0 and ours.in_constraint_weight > 1.3
 
 
+def test_energy_margin_refuses_a_batch_before_it_knows_the_first_loss():
+    """Unknown L_0 would be a finite value with NaN gradients; known: given, measured, or loaded."""
+    loss, phi = losses.EnergyMarginLoss(), nn.Linear(1, 1)
+    with pytest.raises(InputError, match="full_train_loss"):
+        loss(LOGITS, Y, phi)
+    loaded = losses.EnergyMarginLoss()
+    loaded.load_state_dict(losses.EnergyMarginLoss(full_train_loss=0.4).state_dict())
+    loss.epoch_begins(1, lambda: [(FEATURES, LOGITS, Y)], phi)
+    for known in (loss, loaded):
+        x = LOGITS.clone().requires_grad_()
+        known(x, Y, phi).backward()
+        assert x.grad.isfinite().all()
+    equal(loss.full_train_loss, F.cross_entropy(LOGITS[Y >= 0], Y[Y >= 0]))
+    loaded.load_state_dict(losses.EnergyMarginLoss().state_dict())
+    with pytest.raises(InputError, match="full_train_loss"):
+        loaded(LOGITS, Y, phi)
+
+
 # ---- not there, or different from the paper there -----------------------------------------------------------------------------
 
 def test_outlier_exposure_averages_each_part_over_its_own():
@@ -234,6 +255,16 @@ def test_ish_changes_the_gradient_of_the_head_only(prune):
     loss.backward()
     equal(loss, plain), equal(h.grad, expected_h), equal(fc.bias.grad, expected_b)
     equal(fc.weight.grad, error.detach().T @ torch.stack(shaped))
+
+
+@pytest.mark.parametrize("dim, percentile, kept", ((100, 90, 10), (512, 85, 77), (10, 70, 3), (4, 99, 1)))
+def test_ish_keeps_as_many_as_scale(dim, percentile, kept):
+    """n - round(n p / 100); int(100 * (1 - 90 / 100)) would be 9."""
+    h = torch.rand(3, dim)
+    loss = losses.ISHLoss(nn.Linear(dim, CLASSES), percentile=percentile, prune=True)
+    assert (loss.shaped(h) > 0).sum(1).tolist() == [kept] * 3
+    loss = losses.ISHLoss(nn.Linear(dim, CLASSES), percentile=percentile)
+    equal(loss.shaped(h), SCALE(percentile=percentile).shape(h))
 
 
 def test_confidence_hints_and_budget():
@@ -313,3 +344,16 @@ def test_fit_radius_of_the_soft_boundary():
     x = torch.randn(500, SIDE)
     loss.fit_radius(x, nu=0.2)
     assert (x.norm(dim=1) > loss.radius).float().mean().item() == pytest.approx(0.2, abs=0.01)
+
+
+def test_squared_distances_of_near_points_far_from_zero():
+    """Features of size 1000 that are 0.08 apart, in float32: |x|^2 + |c|^2 - 2 x.c in float32 gives 0."""
+    centres = 1000 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    x = (centres[[0, 3]] + 0.01).requires_grad_()
+    d = squared_distances(x, centres)
+    expected = ((x[:, None].double() - centres.double()) ** 2).sum(2)
+    assert d.dtype == torch.float32
+    torch.testing.assert_close(d.double(), expected, rtol=1e-5, atol=1e-6)
+    d.gather(1, torch.tensor([[0], [3]])).sum().backward()
+    torch.testing.assert_close(x.grad, 2 * (x.detach() - centres[[0, 3]]), rtol=1e-5, atol=1e-6)
+    assert squared_distances(centres, centres).diagonal().abs().max() < 1e-6

@@ -38,6 +38,7 @@ class Loss(nn.Module):
         weight: of this loss beside the cross-entropy of a "joint" head, unless -loss_args weight=... says otherwise.
         space: what `distance` takes, "features" or "logits".
         pretrained: it continues a trained network.
+        views: how often a batch has each image, augmented differently (ImageBatches(views=...)).
         recipe: the values that -loss takes where the constructor's defaults (pytorch-ood's) are not the paper's.
     """
 
@@ -50,6 +51,7 @@ class Loss(nn.Module):
     weight: ClassVar[float] = 1.0
     space: ClassVar[str] = "features"
     pretrained: ClassVar[bool] = False
+    views: ClassVar[int] = 1
     recipe: ClassVar[dict] = {}
 
     def stage(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple]:
@@ -166,8 +168,14 @@ def reduced(values: Tensor, reduction: str | None) -> Tensor:
 
 
 def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
-    """|x - c|^2 of every row with every centre: (N, D), (K, D) -> (N, K)."""
-    return (x.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * x @ centres.T).clamp_min(0)
+    """|x - c|^2 of every row with every centre: (N, D), (K, D) -> (N, K).
+
+    One matrix product, in float64 where the device has it: in float32 the sum below is 0 for features of length 1000 that are 0.1
+    apart. On a CPU twice the time of float32, a tenth of the explicit differences.
+    """
+    kind, wide = x.dtype, torch.float64 if x.device.type != "mps" else x.dtype
+    x, centres = x.to(wide), centres.to(wide)
+    return (x.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * x @ centres.T).clamp_min(0).to(kind)
 
 
 def unit(x: Tensor, eps: float = 0.0) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood.detectors.shaping import largest
 from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, register, require, unit
 
 
@@ -90,7 +91,8 @@ class ISHLoss(Loss):
     The value, and the gradient on h and b, are those of the cross-entropy.
     Args:
         fc: the network's head, (D -> C).
-        percentile: of the entries left out of the denominator, 0-100; 85 is the paper's.
+        percentile: of the entries left out of the denominator, 0-100; 85 is the paper's. Kept are n - round(n percentile / 100) of n,
+            as in detector scale.
         prune: also set those entries of h e^r to 0 ("minksample_expscale" of the authors' code; else "expscale").
     Source: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement" (SCALE and ISH), ICLR 2024, arXiv
         2310.00227. Not in pytorch-ood. The authors' optimiser gives the head a weight decay of its own; ours has one.
@@ -110,8 +112,7 @@ class ISHLoss(Loss):
 
     def shaped(self, h: Tensor) -> Tensor:
         """h e^r, (B, D)."""
-        kept = max(1, int(h.shape[1] * (1 - self.percentile / 100)))
-        top, where = h.abs().topk(kept, 1)
+        top, where = largest(h.abs(), self.percentile)
         total = h.sum(1, keepdim=True)
         ratio = torch.where(top.sum(1, keepdim=True) > 0, total / top.sum(1, keepdim=True).clamp_min(1e-12), 1.0)
         base = torch.zeros_like(h).scatter(1, where, top) if self.prune else h

@@ -22,7 +22,8 @@ class EnergyMarginLoss(Loss):
     forward(logits (B, C), y, phi), phi: (N, 1) -> (N, 1). Where a batch has no ID (or no outlier) rows their terms are those of 0
     (pytorch-ood refuses such a batch). Multipliers move by `update_hyperparameters`, or by themselves between epochs in training.
     Args (defaults of the authors' code, as in pytorch-ood):
-        full_train_loss: L_0, the cross-entropy of the trained network that is continued; None: measured before the first epoch.
+        full_train_loss: L_0, the cross-entropy of the trained network that is continued; None: measured by `epoch_begins` before the
+            first epoch; without that forward raises InputError.
         eta: 1, SCONE's margin; 0 is WOODS. false_alarm_cutoff: alpha, 0.05. ce_tol: tau, 2. out_constraint_weight: w.
         in_constraint_weight, ce_constraint_weight: first beta, beta2; penalty_mult: their factor while a constraint is violated by
             more than constraint_tol. lr_lam: step of the multipliers.
@@ -48,8 +49,11 @@ class EnergyMarginLoss(Loss):
                      in_constraint_weight=in_constraint_weight, ce_constraint_weight=ce_constraint_weight)
         for name, value in first.items():
             self.register_buffer(name, torch.tensor(float(value)))
+        self._known = full_train_loss is not None          # beside the buffer: forward must not wait for the device
 
     def forward(self, logits: Tensor, y: Tensor, logistic_regression: Callable[[Tensor], Tensor]) -> Tensor:
+        require(self._known, "energy_margin: the cross-entropy of the trained network is not known yet; give it as full_train_loss, "
+                             "or let epoch_begins measure it before the first epoch")
         score, known = -energy(logits), y >= 0
         alarms = mean_where(torch.sigmoid(_apply(logistic_regression, score)), known)
         missed = mean_where(torch.sigmoid(-_apply(logistic_regression, score - self.eta)), ~known)
@@ -60,13 +64,18 @@ class EnergyMarginLoss(Loss):
 
     def epoch_begins(self, epoch: int, outputs: Callable, *modules: nn.Module) -> None:
         """Epoch 1: measure L_0 if it was not given. Later: move the multipliers by what the last epoch led to."""
-        if epoch == 1 and not self.full_train_loss.isnan():
+        if epoch == 1 and self._known:
             return
         alarms, losses = _averages(((logits, y) for _, logits, y in outputs()), modules[0])
         if epoch == 1:
             self.full_train_loss.fill_(losses)
+            self._known = True
         else:
             self._move(alarms, losses)
+
+    def _load_from_state_dict(self, *args) -> None:
+        super()._load_from_state_dict(*args)
+        self._known = not self.full_train_loss.isnan().item()
 
     @torch.no_grad()
     def update_hyperparameters(self, model: nn.Module, train_loader_in: Iterable, logistic_regression: nn.Module) -> None:
