@@ -27,12 +27,13 @@ class ImageBatches:
         targets: labels by image number, when they are not the set's own (a fold's positions).
         shuffle: for training; without it the images come in their order, and a process may get none of a small set.
         balanced: every class equally often, see `balanced_order`.
+        views: how often a batch has each image, every time augmented anew: (views * B, C, H, W), all first views, then all second ones.
     """
 
     def __init__(self, images, batch_size: int, *, transform: Callable, device: torch.device, seed: int = 0, indices=None,
-                 targets=None, shuffle: bool = True, balanced: bool = False):
+                 targets=None, shuffle: bool = True, balanced: bool = False, views: int = 1):
         self.images, self.batch_size, self.transform, self.device = images, batch_size, transform, device
-        self.seed, self.shuffle, self.balanced = seed, shuffle, balanced
+        self.seed, self.shuffle, self.balanced, self.views = seed, shuffle, balanced, views
         self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
         self.targets = torch.as_tensor(np.asarray(images.labels if targets is None else targets))
         self.resident = on_device(images, device)
@@ -41,7 +42,7 @@ class ImageBatches:
         return distributed.steps(len(self.indices), self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, H, W), labels (B,)) on the device."""
+        """(images (B, C, H, W), labels (B,)) on the device; `views` times as many rows."""
         spans = distributed.spans(len(self.indices), self.batch_size, train=self.shuffle)
         spans = [span for span in spans if span.stop > span.start]
         chance = PartGenerator(self.device).seed_parts(mix(self.seed, number, 1), distributed.rank(), distributed.world())
@@ -51,7 +52,10 @@ class ImageBatches:
         parts = zip(spans, self._pixels(mine, sizes), self.targets[mine].to(self.device).split(sizes))
         for span, pixels, labels in parts:
             chance.part = (span.start - span.first, span.last - span.first)
-            yield self.transform(pixels, chance), labels
+            if self.views == 1:
+                yield self.transform(pixels, chance), labels
+            else:
+                yield torch.cat([self.transform(pixels, chance) for _ in range(self.views)]), labels.repeat(self.views)
 
     def _order(self, number: int) -> Tensor:
         """The image numbers of an epoch, of all processes."""

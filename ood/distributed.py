@@ -110,20 +110,31 @@ def gathered(value: Any) -> list:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """What `work` gives in rank 0, in every process; an error there is raised everywhere. It begins when all processes are here."""
+    """What `work` gives in rank 0, in every process; an error there is raised everywhere. It begins when all processes are here.
+
+    Tensors (in dicts, lists and tuples) arrive on the CPU: a CUDA tensor would be made on the GPU of rank 0 by every process.
+    """
     if world() == 1:
         return work()
     barrier()
     made: list = [None, None]
     if rank() == 0:
         try:
-            made[0] = work()
+            made[0] = _on_cpu(work())
         except Exception as error:      # the others wait for an answer
             made[1] = error
     dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
     if made[1] is not None:
         raise made[1]
     return made[0]
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(entry) for key, entry in value.items()}
+    return type(value)(map(_on_cpu, value)) if type(value) in (list, tuple) else value
 
 
 def in_turn(work: Callable[[], Any]) -> Any:

@@ -6,7 +6,9 @@
 
     objective(batch) -> (loss, {name: number or 0-d tensor})    a function, or a method's `loss`
     batches          -> len(batches) and batches.epoch(number), number = 1, 2, ...; the order may depend on nothing but the seed, the
-                        number and what its own state_dict() holds: then a resumed run sees the batches that it would have seen
+                        number and what its own state_dict() holds: then a resumed run sees the batches that it would have seen.
+                        batches.counted, where there is one: how many of the last batch's items the epoch's means count (outliers
+                        that come with the images do not)
     validate(epoch)  -> {name: number}, or None for a method that has nothing to select by
     pack(epoch, metrics) -> the weight file's content; `fit` puts the state of the training beside it in last.pt
 
@@ -61,24 +63,27 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         network: what is trained (frozen parts stay outside); its state must be `pack(...)["state_dict"]`.
         select, mode: the metric by which best.pt is chosen (strictly better, "max" or "min") and on which the plateau schedule
             looks. None: the newest epoch counts as the best.
-        resume: continue from run's last.pt where there is one.
+        resume: continue from run's last.pt where there is one; rank 0 looks.
         precision: "bf16" computes the objective under autocast; weights stay float32.
         clip_norm: clip the gradient's Euclidean norm to this.
-        ema: decay of an `Average` of the weights. It is what is validated, what the weight files hold and what the network ends with.
+        ema: decay of an `Average` of the weights, those that the optimiser has beside the network's (a loss's centres) included. It
+            is what is validated, what the weight files hold and what the network ends with.
         before_epoch: called with the epoch's number (a margin to raise, a layer to unfreeze), after a resume too.
         state: name -> object with state_dict() and load_state_dict(), saved and restored with the rest (a method's class means).
             Several processes go on with that of rank 0 after every epoch.
         tell: called with the number and the record of each epoch (TensorBoard).
+    Returns: what the last epoch led to. In its records `loss` and the parts are means over the items counted (`batches`), of all
+        processes, and images_per_s is their number by the seconds of training: ID images (each view of one); outliers come on top.
     Raises: RunError for a loss, weight or selection metric that is not finite, with epoch and batch; last.pt then still holds the
-        epoch before.
+        epoch before. RunError when processes restore different epochs.
     """
     stateful = {"optimizer": optimizer, "schedule": schedule, **(state or {})}
     if hasattr(batches, "state_dict"):
         stateful["batches"] = batches
-    average = None if ema is None else Average(network, ema)
+    average = None if ema is None else Average(network, ema, _parameters(optimizer))
     if average:
         stateful["average"] = average
-    history = _restore(run, network, stateful) if resume and run.last.exists() else _begin()
+    history = _resume(run, network, stateful) if resume else _begin()
     run.rewind(history.epochs)
     device = next(network.parameters()).device
     for epoch in range(history.epochs + 1, epochs + 1):
@@ -121,16 +126,16 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
 
 
 def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm, average) -> tuple[dict, int]:
-    """One pass over the batches. Returns (mean loss and parts over all items, number of items), of all processes."""
+    """One pass over the batches. Returns (mean loss and parts over the items counted, their number), of all processes."""
     means = Means(epoch, check_every=1 if device.type == "cpu" else CHECK_EVERY)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = _parameters(optimizer)
     steps, step = len(batches), distributed.Step(objective, network, optimizer)
     for number, batch in enumerate(progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)):
         schedule.start(epoch - 1 + number / steps)
         items = _items(batch)
         with autocast(device, precision):
             loss, parts = step(batch, items)
-        means.add(loss, parts, items)
+        means.add(loss, parts, getattr(batches, "counted", items))
         optimizer.zero_grad(set_to_none=True)
         step.backward()
         if clip_norm is not None:
@@ -139,14 +144,18 @@ def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule
         if average:
             average.update()
     result = means.result()
-    floats = [t for t in network.state_dict().values() if t.is_floating_point()]
+    floats = [t for t in (*network.state_dict().values(), *parameters) if t.is_floating_point()]
     if not torch.stack([t.isfinite().all() for t in floats]).all():
         raise RunError(f"the weights are not finite after epoch {epoch}; lower the learning rate (-lr) and continue with -resume")
     return result, means.items
 
 
 class Means:
-    """Means over the items of an epoch, kept on the device; a loss that is not finite stops the run at the next look."""
+    """Means over the items of an epoch, kept on the device; a loss that is not finite stops the run at the next look.
+
+    A batch weighs as much as it has items. With outliers these are its ID images: the accuracy is then that of all ID images, and the
+    loss the mean over them of their batch's loss.
+    """
 
     def __init__(self, epoch: int, check_every: int = 1):
         self.epoch, self.check_every = epoch, check_every
@@ -185,19 +194,22 @@ class Means:
 
 
 class Average:
-    """Exponential moving average of a network's weights and running averages, updated after every step t = 1, 2, ...
+    """Exponential moving average of a network's weights and running averages, and of further parameters, after every step t = 1, 2, ...
 
         a <- d a + (1 - d) w,   d = min(decay, (1 + t) / (10 + t))         so that the first, random weights are soon forgotten
 
     `swap` exchanges the two: the network holds a where it is validated and saved, and w where it is trained. What it does not hold
     is the state here.
+
+    Args: further: parameters that are trained beside the network's; those that are its own are counted once.
     """
 
-    def __init__(self, network: nn.Module, decay: float):
+    def __init__(self, network: nn.Module, decay: float, further: Iterable[Tensor] = ()):
         if not 0 <= decay < 1:
             raise InputError(f"ema is {decay}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999")
         self.decay, self.steps = decay, 0
-        self.held = [t.detach() for t in network.state_dict().values() if t.is_floating_point()]
+        tensors = {id(t): t.detach() for t in (*network.state_dict(keep_vars=True).values(), *further) if t.is_floating_point()}
+        self.held = list(tensors.values())
         self.other = [t.clone() for t in self.held]
 
     @torch.no_grad()
@@ -324,6 +336,20 @@ def _begin() -> History:
     return History()
 
 
+def _resume(run: Run, network: nn.Module, stateful: dict) -> History:
+    """Go on from last.pt in every process, or begin in every one: as rank 0 finds it. Raises RunError when they would differ."""
+    if not distributed.from_first(run.last.exists):
+        return _begin()
+    blind = [rank for rank, there in enumerate(distributed.gathered(run.last.exists())) if not there]
+    if blind:
+        raise RunError(f"process {blind[0]} does not see '{run.last}', which process 0 does; the run folder must lie on a disk that all machines share")
+    history = _restore(run, network, stateful)
+    epochs = distributed.gathered(history.epochs)
+    if len(set(epochs)) > 1:
+        raise RunError(f"the processes find different epochs in '{run.last}' ({', '.join(map(str, epochs))}); the run folder must be the same one for all")
+    return history
+
+
 def _trainer_state(history: History, stateful: dict, device: torch.device) -> dict:
     own, *others = distributed.gathered(random_state(device))
     return {"epochs": history.epochs, "best": history.best, "best_epoch": history.best_epoch, "metrics": history.metrics,
@@ -364,6 +390,10 @@ def set_random_state(state: dict, device: torch.device) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _require_finite(value: float, name: str, epoch: int) -> None:

@@ -9,7 +9,7 @@ from conftest import ROOT
 from loss_toys import NAMES
 
 import models
-from ood import classifier, losses, runs
+from ood import classifier, losses, runs, train
 from ood.batches import ImageBatches
 from ood.config import InputError
 from ood.data import ArrayImages, Preprocess, load
@@ -132,6 +132,53 @@ def test_energy_margin_moves_its_multipliers_between_epochs(digits):
     assert objective.loss.lam != 0
 
 
+@pytest.mark.parametrize("name", ("t2fnorm", "mchad", "center"))
+def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
+    """a <- d a + (1 - d) w for the loss's head or centres; a computed head is written from the averages; a resumed run is the run."""
+    def training(folder, epochs, resume=False):
+        objective, seen = objective_of(name), []
+        learned = objective.loss.fc.weight if name == "t2fnorm" else objective.loss.centers.params
+
+        class Watching(torch.optim.SGD):
+            def step(self):
+                super().step()
+                seen.append(learned.detach().clone())
+        seen.append(learned.detach().clone())
+        optimizer = Watching([p for p in objective.parameters() if p.requires_grad], 0.01)
+
+        def pack(epoch, metrics):
+            objective.finish_head()
+            return {"state_dict": objective.network.state_dict(), "objective": objective.describe()}
+        run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
+        train.fit(lambda batch: objective(*batch), objective.network, batches(digits, indices=range(96)), epochs=epochs, optimizer=optimizer, run=run,
+                  schedule=train.Schedule(optimizer, "constant", 2), pack=pack, ema=0.6, resume=resume, state={"objective": objective.own}, say=lambda line: None)
+        average = seen[0]
+        for t, weights in enumerate(seen[1:], 1):
+            d = min(0.6, (1 + t) / (10 + t))
+            average = d * average + (1 - d) * weights
+        return run.load("last.pt"), average, objective
+    file, average, objective = training(tmp_path / "straight", 2)
+    state = file["objective"]["state"]
+    torch.testing.assert_close(state["loss.fc.weight" if name == "t2fnorm" else "loss._centers._params"], average)
+    if name != "center":
+        torch.testing.assert_close(file["state_dict"]["fc.weight"], average / objective.loss.t if name == "t2fnorm" else 2 * average)
+    training(tmp_path / "half", 1)
+    resumed, _, _ = training(tmp_path / "half", 2, resume=True)
+    for part in ("state_dict", "objective"):
+        first, second = (weights[part] if part == "state_dict" else weights[part]["state"] for weights in (file, resumed))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("name", ("ish", "vos", "deep_svdd"))
+def test_moving_average_counts_a_shared_head_once_and_leaves_fixed_centres(name, digits):
+    """ISH and VOS have the network's head as a module of their own; the centre of deep_svdd is set before the first epoch, not trained."""
+    objective = objective_of(name)
+    average = train.Average(objective.network, 0.5, [p for p in objective.parameters() if p.requires_grad])
+    assert len({t.data_ptr() for t in average.held}) == len(average.held)
+    centre = getattr(objective.loss, "center", None)
+    assert centre is None or centre.params.data_ptr() not in {t.data_ptr() for t in average.held}
+
+
 # ---- batches with outliers -----------------------------------------------------------------------------------------------------
 
 def grey(value, count, dtype=np.uint8):
@@ -162,6 +209,42 @@ def test_outliers_follow_the_images_of_an_epoch(digits):
     assert sorted(order[:7]) == list(range(7)) and len(order) == 13 and order[7:] != order[:6]
     again, other = list(stream().epoch(1)), list(stream().epoch(2))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(steps, again)) and not all(torch.equal(a, b) for (a, _), (b, _) in zip(steps, other))
+
+
+def test_means_of_an_epoch_are_those_of_the_id_images(digits, outliers, tmp_path):
+    """20 ID images in batches of 8 with outliers in batches of 3, the fourth of which has one: accuracy and images_per_s count ID images."""
+    network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=4)
+    few, rows, seen = outliers.subset(range(10)), range(20), []
+    stream = losses.MixedBatches(batches(digits, 8, indices=rows), batches(few, 3, seed=5))
+
+    def objective(batch):
+        images, labels = batch
+        known = labels >= 0
+        right = (network(images).argmax(1) == labels) & known
+        seen.append((int(right.sum()), int(known.sum()), len(labels)))
+        return network(images).sum() * 0 + len(seen), {"accuracy": right.sum() / known.sum()}
+    optimizer = torch.optim.SGD(network.parameters(), 0.01)
+    history = train.fit(objective, network, stream, epochs=2, optimizer=optimizer, schedule=train.Schedule(optimizer, "constant", 2), say=lambda line: None,
+                        run=runs.create("toy", {}, out_dir=tmp_path), pack=lambda epoch, metrics: {"state_dict": network.state_dict()})
+    second = seen[3:]
+    assert [known for _, known, _ in second] == [8, 8, 4]
+    assert history.metrics["accuracy"] == pytest.approx(sum(right for right, _, _ in second) / 20)
+    assert history.metrics["loss"] == pytest.approx((8 * 4 + 8 * 5 + 4 * 6) / 20)
+
+
+def test_two_views_of_each_image():
+    """CIDER: each image twice in a batch, augmented differently, from (seed, epoch) alone."""
+    pixels = np.arange(5, dtype=np.float32).reshape(-1, 1, 1, 1)
+
+    def stream(views):
+        return ImageBatches(ArrayImages(pixels, np.arange(5)), 3, transform=lambda p, g: p + 0.5 * torch.rand(p.shape, generator=g), device=CPU, seed=1, views=views)
+    steps = list(stream(losses.get("cider").views).epoch(1))
+    assert [len(x) for x, _ in steps] == [6, 4] and losses.get("cider").views == 2 and losses.get("center").views == 1
+    for images, labels in steps:
+        first, second = images.flatten().chunk(2)
+        assert torch.equal(first.long(), second.long()) and torch.equal(torch.cat((first, second)).long(), labels) and not torch.equal(first, second)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(steps, stream(2).epoch(1)))
+    assert [len(x) for x, _ in stream(1).epoch(1)] == [3, 2]
 
 
 def test_limit_is_a_seeded_choice(outliers):

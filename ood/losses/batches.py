@@ -53,7 +53,11 @@ class MixedBatches:
 
     An epoch is one of the ID images; outliers begin anew in another order when they are used up. Which ones come, and how they are
     augmented, follows from (seed, epoch), like the ID images: there is no state to save.
+
+    Attributes: counted: ID images of the batch given last, by which an epoch's means weigh it.
     """
+
+    counted = 0
 
     def __init__(self, known: ImageBatches, outliers: ImageBatches):
         self.known, self.outliers = known, outliers
@@ -64,4 +68,5 @@ class MixedBatches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         recycled = itertools.chain.from_iterable(self.outliers.epoch(mix(number, turn)) for turn in itertools.count())
         for (images, labels), (others, negative) in zip(self.known.epoch(number), recycled):
+            self.counted = len(labels)
             yield torch.cat((images, others)), torch.cat((labels, negative))

@@ -22,13 +22,15 @@ class CIDERLoss(Loss):
         n_classes: C. n_dim: of the projection, 128. t: 0.1. weight: lambda_c, 2. momentum: 0.95 (the authors' for CIFAR-10; 0.5 for
             CIFAR-100).
     Source: Ming et al., "How to Exploit Hyperspherical Embeddings for Out-of-Distribution Detection?" (CIDER), ICLR 2023, arXiv 2203.04450, eq.
-        5-8. Not in pytorch-ood. The authors begin with class means and give each image twice, augmented differently; here once. In
-        training the network's head is a probe, and a detector sees the features before the projection, as the authors' do (knn).
+        5-8. Not in pytorch-ood. Each image comes twice, augmented differently, as the authors have it (`views`: a step then holds
+        2 * batch_size rows; their 512 is batch_size 512). The authors begin with class means. In training the network's head is a
+        probe, and a detector sees the features before the projection, as the authors' do (knn).
     """
 
     inputs = ("projections",)
     brings = ("projection head", "prototypes")
     head = "probe"
+    views = 2
 
     def __init__(self, n_classes: int, n_dim: int = 128, t: float = 0.1, weight: float = 2.0, momentum: float = 0.95):
         super().__init__()

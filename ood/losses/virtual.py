@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood import distributed
 from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, register, require
 
 
@@ -59,7 +60,7 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
             for CIFAR; the authors begin at epoch 40 of 100.
     Source: as VOSRegLoss, eq. 3-4. The least likely draws of one Gaussian are those of the longest white noise, so no density is
         computed. Differs from pytorch-ood's: full queues go on while others fill, and are part of the state dict (a resumed run is
-        the run).
+        the run). Under torchrun the queues are one process's (every step gathers the features), the draws each process's own.
     """
 
     inputs = ("logits", "features")
@@ -87,11 +88,12 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
         return loss + self.alpha * self.separation(self.energy(logits), self.energy(self.fc(self.draw())))
 
     def store(self, features: Tensor, y: Tensor) -> None:
-        """Newest over oldest, per class."""
+        """Newest over oldest, per class; under torchrun the features of all processes, so that every one has the same queues."""
+        features, y = distributed.gather_rows(features).to(self.queue), distributed.gather_rows(y).to(self.seen)
         ones = F.one_hot(y, len(self.seen))                                              # (B, C)
         rank = (ones.cumsum(0) - 1).gather(1, y[:, None])[:, 0]
         newest = rank >= ones.sum(0)[y] - self.sample_number
-        self.queue[y[newest], ((self.seen[y] + rank) % self.sample_number)[newest]] = features[newest].to(self.queue)
+        self.queue[y[newest], ((self.seen[y] + rank) % self.sample_number)[newest]] = features[newest]
         self.seen += ones.sum(0)
 
     @torch.no_grad()
