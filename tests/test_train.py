@@ -1,6 +1,7 @@
 """The training loop and run folders on toy networks: resume to the bit, schedules against torch's, what stops a run."""
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import models
 from ood import runs, train
 from ood.cli import RunError
 from ood.config import InputError
@@ -223,6 +225,19 @@ def test_weights_that_burst_in_the_last_batch_are_not_saved(tmp_path):
     assert not (tmp_path / "last.pt").exists() and not (tmp_path / "best.pt").exists()
 
 
+def test_what_is_learned_beside_the_network_must_be_finite_too(tmp_path):
+    """A loss's centre that bursts in the last step of an epoch, where no later loss shows it."""
+    network, centre = Toy(), nn.Parameter(torch.ones(3))
+    batches = train.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"))
+    optimizer = torch.optim.SGD([*network.parameters(), centre], 1.0)
+    centre.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(RunError, match="weights are not finite after epoch 1"):
+        train.fit(lambda batch: (F.cross_entropy(network(batch[0]), batch[1]) + centre.square().sum(), {}), network, batches, epochs=1, optimizer=optimizer,
+                  schedule=train.Schedule(optimizer, "constant", 1), run=runs.create("toy", {}, out_dir=tmp_path), say=lambda line: None,
+                  pack=lambda epoch, metrics: {"state_dict": network.state_dict()})
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_non_finite_selection_metric_stops(tmp_path):
     with pytest.raises(RunError, match="score is nan after epoch 1"):
         experiment(tmp_path, 1, validate=lambda e: {"score": math.nan}, select="score")
@@ -310,13 +325,69 @@ def test_tell_gets_every_record(tmp_path):
 
 
 def test_tensorboard_is_asked_for_in_words_when_it_is_missing(monkeypatch, tmp_path):
-    import sys
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(InputError, match="pip install tensorboard"):
         runs.require_tensorboard()
     with runs.board(runs.Run(tmp_path), False) as tell:
         assert tell is None
+
+
+def test_tensorboard_gets_every_epoch_once(tmp_path):
+    """Two epochs, a third that was told but whose last.pt was lost, resumed: the steps 1, 2, 3, once each, with the values of the log."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    with runs.board(runs.Run(tmp_path), True) as tell:
+        experiment(tmp_path, 2, tell=tell)
+    kept = (tmp_path / "last.pt").read_bytes()
+    with runs.board(runs.reopen(tmp_path), True) as tell:
+        experiment(tmp_path, 3, resume=True, tell=tell)
+    (tmp_path / "last.pt").write_bytes(kept)
+    runs.Run(tmp_path).rewind(2)
+    with runs.board(runs.reopen(tmp_path), True) as tell:
+        _, _, run = experiment(tmp_path, 3, resume=True, tell=tell)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("loss", "accuracy", "valid_accuracy", "lr", "images_per_s", "seconds"):
+        found = events.Scalars(name)
+        assert [e.step for e in found] == [1, 2, 3] and [e.value for e in found] == pytest.approx([r[name] for r in run.records()], rel=1e-5)
+    assert "best" not in events.Tags()["scalars"] and "epoch" not in events.Tags()["scalars"]
+
+
+@pytest.fixture
+def identity_compiler(monkeypatch):
+    """torch.compile and Module.compile count and change nothing; a list of what was compiled."""
+    seen = []
+    monkeypatch.setenv("CXX", sys.executable)                  # "a compiler is there"
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *args, **options: seen.append(type(self).__name__))
+    monkeypatch.setattr(torch, "compile", lambda function, *args, **options: seen.append(function.__name__) or (lambda *given: function(*given)))
+    return seen
+
+
+def test_compiled_network_keeps_its_names(identity_compiler):
+    network = models.build("small_cnn", 3, in_channels=1, image_size=28, width=4)
+    keys, images = list(network.state_dict()), torch.rand(2, 1, 28, 28)
+    expected = network.eval().features(images)
+    assert train.compiled(network, torch.device("cpu")) is network and identity_compiler == ["SmallCNN", "features"]
+    assert list(network.state_dict()) == keys and torch.equal(network.features(images), expected)
+    plain = Toy()
+    assert train.compiled(plain, torch.device("cpu")) is plain and identity_compiler[2:] == ["Toy"]
+
+
+def test_compile_and_deterministic_as_users_call_them(tmp_path, call_script, identity_compiler, monkeypatch):
+    """With a moving average and a resume: the files of a run without -compile, weight for weight; -deterministic is switched on."""
+    words = ("classifier_pretraining.py", "-device", "cpu", "-limit", 48, "-batch_size", 16, "-width", 4, "-schedule", "constant", "-ema", 0.9, "-deterministic")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # which -deterministic would leave behind
+    try:
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert call_script(*words, "-epochs", 2, "-out_dir", tmp_path / "plain").returncode == 0
+        assert torch.are_deterministic_algorithms_enabled() and not identity_compiler
+        assert call_script(*words, "-compile", "-epochs", 1, "-out_dir", tmp_path / "compiled").returncode == 0
+        done = call_script(*words, "-compile", "-epochs", 2, "-resume", "-out_dir", tmp_path / "compiled")
+        assert done.returncode == 0 and len(identity_compiler) == 4, done.stderr
+    finally:
+        torch.use_deterministic_algorithms(False)
+    first, second = (runs.Run(tmp_path / name).load("last.pt")["state_dict"] for name in ("plain", "compiled"))
+    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):
