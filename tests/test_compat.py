@@ -71,12 +71,12 @@ def test_every_name_is_there_with_its_arguments(network):
     assert set(peer.__all__) <= set(compat.__all__) and set(both(network)) == set(NAMES)
     for name in peer.__all__:
         theirs, ours = (inspect.signature(getattr(m, name)).parameters for m in (peer, compat))
-        missing = set(theirs) - set(ours) - {"device", "feature_reduce"}
+        missing = set(theirs) - set(ours)
         assert not missing, f"{name} lacks {missing}"
         if name == "odin_preprocessing":
             continue
         space = getattr(getattr(peer, name), "hyperparameter_space", {})
-        assert getattr(compat, name).space == space, name
+        assert getattr(compat, name).hyperparameter_space == space, name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -196,3 +196,122 @@ def test_a_script_runs_after_changing_its_import(network, sets):
             assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-3), f"{name} {key}"
         for key in ("AUPR-IN", "AUPR-OUT"):
             assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-2), "average precision against a trapezoid"
+
+
+def test_gen_of_all_classes():
+    f = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
+    for options, classes in (({}, 200), ({"gamma": 0.5}, 200), ({"M": None}, 200), ({"M": 30}, 30)):
+        torch.testing.assert_close(compat.GEN.score(f, **options).float() / classes, peer.GEN.score(f, **options), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(compat.GEN(None, **options).predict_logits(f), compat.GEN.score(f, **options))
+
+
+def test_segmentation_heads_give_a_score_per_pixel():
+    maps, head = torch.rand(4, 8, 5, 6, generator=torch.Generator().manual_seed(0)), nn.Conv2d(8, 7, 1)
+    y = torch.zeros(4, dtype=torch.long)
+    detectors = {
+        "ReAct": lambda d, s: d.ReAct(None, head, detector=s), "ASH": lambda d, s: d.ASH(None, head, detector=s),
+        "SCALE": lambda d, s: d.SCALE(None, head, detector=s), "VRA": lambda d, s: d.VRA(None, head, detector=s),
+        "RankFeat": lambda d, s: d.RankFeat(None, head, detector=s),
+    }
+    for name, make in detectors.items():
+        for score in (None, peer.Entropy.score, lambda f: f.amax(1).mean((1, 2))):
+            ours, theirs = (make(d, score).fit_feature_maps(maps, y).predict_feature_maps(maps) for d in (compat, peer))
+            assert ours.shape == theirs.shape, name
+            torch.testing.assert_close(ours.float(), theirs.detach(), rtol=1e-3, atol=1e-3)
+    assert compat.ReAct(None, head, detector="msp").fit_feature_maps(maps, y).predict_feature_maps(maps).shape == (4, 5, 6)
+
+
+def test_nacue_of_any_layers(network, sets):
+    loader, x, labels = sets
+    net = nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 6)).eval()
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(15):
+        for images, y in loader:
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(images), y).backward()
+            optimiser.step()
+    layers = [net[1], net[3], net[4]]
+    options = dict(m_bins=[10, 20, 20], alpha=[1.0, 10.0, 10.0], o_star=[5, 10, 20])
+    make = {"same": dict(), "lists": options, "reduced": dict(options, feature_reduce=lambda z: z.flatten(2).amax(2) if z.dim() > 2 else z), "device": dict(device="cpu")}
+    scores = {}
+    for name, chosen in make.items():
+        scores[name] = compat.NACUE(net, layers, **chosen).fit(loader)(x)
+        theirs = peer.NACUE(net, layers, **chosen).fit(loader).predict(x)
+        assert scores[name].shape == theirs.shape == (120,) and -3 <= scores[name].min() and scores[name].max() <= 0
+    assert torch.equal(scores["same"], scores["device"])
+    assert not torch.equal(scores["lists"], scores["same"]) and not torch.equal(scores["lists"], scores["reduced"])
+    assert torch.equal(scores["lists"], sum(compat.NACUE(net, [layer], m, a, o).fit(loader)(x) for layer, m, a, o in zip(layers, *options.values())))
+    assert torch.equal(compat.NACUE(net, layers).fit(images for images, _ in loader)(x), scores["same"]), "a loader without labels"
+    with pytest.raises(ValueError, match="2 values for 3 layers"):
+        compat.NACUE(net, layers, m_bins=[10, 20])
+
+
+def test_vim_with_more_dimensions_than_features(network, sets):
+    loader, x, _ = sets
+    w, b = network.fc.weight, network.fc.bias
+    ours, theirs = (d.ViM(network.features, 8, w, b).to("cpu").set_hyperparameters(d=512) for d in (compat, peer))
+    assert spearmanr(ours.fit(loader)(x), theirs.fit(loader).predict(x).detach())[0] > 0.999 and ours.d == theirs.d == 8
+    assert torch.isfinite(compat.ViM(network.features, 16, w, b).fit(loader)(x)).all(), "d = D"
+
+
+def test_dropout_like_pytorch_ood(network, sets):
+    x = sets[1]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(144, 6))
+    for net, options in ((network, {}), (network, {"mode": "mean"}), (network, {"batch_norm": False}), (plain, {}), (plain, {"mode": "mean"})):
+        found = []
+        for d in (compat, peer):
+            torch.manual_seed(3)
+            found.append(d.MCD(net, samples=5, **options).predict(x).float())
+            network.load_state_dict(before if d is peer else network.state_dict())
+            assert d is peer or all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
+    assert not network.training and not any(m.training for m in network.modules())
+    torch.manual_seed(3)
+    mean, variance = compat.MCD.run(network, x, 5)
+    torch.manual_seed(3)
+    torch.testing.assert_close(compat.MCD.run_mean(network, x, 5).amax(1), mean)
+    assert variance.shape == (120,) and compat.MCD.run_mean(nn.Conv2d(1, 4, 1), x, 2).shape == (120, 4, 12, 12)
+
+
+def test_parameters_and_groups_of_gradients(network, sets, monkeypatch):
+    x, seen = sets[1], []
+    whole = compat.GradNorm(network, lambda n: "fc" in n)(x)
+    real = compat.layers.squared_gradients
+    monkeypatch.setattr(compat.layers, "squared_gradients", lambda net, images, *rest: seen.append(len(images)) or real(net, images, *rest))
+    torch.testing.assert_close(compat.GradNorm(network, lambda n: "fc" in n, micro_batch_size=7)(x), whole)
+    assert max(seen) == 7 and sum(seen) == 120
+    for name in ("GradNorm", "GradUncertainty"):
+        with pytest.raises(ValueError, match="param_filter"):
+            getattr(compat, name)(network, lambda n: False)(x)
+
+
+def test_fit_on_arrays_needs_labels_only_where_they_matter():
+    z = torch.randn(60, 6)
+    for name, arguments in {"Mahalanobis": (), "RMD": (), "GMM": (), "SHE": (nn.Linear(6, 3),)}.items():
+        with pytest.raises(TypeError, match="labels"):
+            getattr(compat, name)(None, *arguments).fit_features(z)
+    for name in ("TemperatureScaling", "OpenMax"):
+        with pytest.raises(TypeError, match="labels"):
+            getattr(compat, name)(None).fit_logits(z)
+    assert torch.equal(compat.KLMatching(None).fit_logits(z).predict_logits(z), compat.KLMatching(None).fit_logits(z, torch.zeros(60)).predict_logits(z))
+    assert spearmanr(compat.KLMatching(None).fit_logits(z).predict_logits(z), peer.KLMatching(None).fit_logits(z).predict_logits(z))[0] > 0.999
+
+
+def test_public_methods_accept_what_those_of_pytorch_ood_accept():
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for name in NAMES:
+        ours, theirs = getattr(compat, name), getattr(peer, name)
+        assert (ours.requires_fit, ours.hyperparameter_space) == (theirs.requires_fit, theirs.hyperparameter_space), name
+        for method, theirs_ in inspect.getmembers(theirs, inspect.isfunction):
+            if method.startswith("_") and method != "__init__" or method == "fit_structured" and name == "Gram":       # theirs takes anything and refuses it
+                continue
+            ours_ = getattr(ours, method)                           # it is there
+            wanted = [p for p in inspect.signature(theirs_).parameters.values() if p.kind in named and p.name != "self"]
+            also, signature = getattr(ours_, "also", {}), inspect.signature(inspect.unwrap(ours_))
+            first = (None,) if "self" in signature.parameters else ()
+            for some in (wanted, [p for p in wanted if p.default is p.empty]):
+                signature.bind(*first, **{also.get(p.name, p.name): None for p in some})     # TypeError: not accepted, or something more is required
+                signature.bind(*first, *some)
+            places = [p for p in signature.parameters if p != "self"]
+            assert method != "__init__" or [p.name for p in wanted] == places[:len(wanted)], f"{name}: {places}"

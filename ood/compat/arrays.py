@@ -1,41 +1,55 @@
 """pytorch-ood's detectors of logits and of pooled features."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from ood import detectors
-from ood.compat.base import FeaturesDetector, LogitsDetector, fraction, shaped, stateless
+from ood.compat.base import Detector, FeaturesDetector, LogitsDetector, also, fraction, labels_of, shaped
 from ood.config import InputError
-from ood.outputs import Head
+from ood.outputs import Head, Outputs
 
 
 # logits
 class MaxSoftmax(LogitsDetector):
-    score, fields = stateless("msp", {"t": "temperature"}), {"t": ("temperature", float)}
+    fields = {"t": ("temperature", float)}
+
+    @staticmethod
+    def score(logits: Tensor, t: float = 1.0) -> Tensor:
+        return MaxSoftmax(None, t).predict_logits(logits)
 
     def __init__(self, model, t: float = 1.0):
-        super().__init__(detectors.create("msp", temperature=float(t)), model)
+        super().__init__(detectors.create("msp"), model)
         self.t = t
 
 
 class EnergyBased(LogitsDetector):
-    score, fields = stateless("energy", {"t": "temperature"}), {"t": ("temperature", float)}
+    fields = {"t": ("temperature", float)}
+
+    @staticmethod
+    def score(logits: Tensor, t: float = 1.0) -> Tensor:
+        return EnergyBased(None, t).predict_logits(logits)
 
     def __init__(self, model, t: float = 1.0):
-        super().__init__(detectors.create("energy", temperature=float(t)), model)
+        super().__init__(detectors.create("energy"), model)
         self.t = t
 
 
 class MaxLogit(LogitsDetector):
-    score = stateless("maxlogit")
+    @staticmethod
+    def score(logits: Tensor) -> Tensor:
+        return MaxLogit(None).predict_logits(logits)
 
     def __init__(self, model):
         super().__init__(detectors.create("maxlogit"), model)
 
 
 class Entropy(LogitsDetector):
-    score = stateless("entropy")
+    @staticmethod
+    def score(logits: Tensor) -> Tensor:
+        return Entropy(None).predict_logits(logits)
 
     def __init__(self, model):
         super().__init__(detectors.create("entropy"), model)
@@ -52,31 +66,41 @@ class WeightedEBO(LogitsDetector):
 
 
 class GEN(LogitsDetector):
-    space = {"gamma": [0.01, 0.1, 0.5, 1, 2, 5, 10], "M": [10, 50, 100, 200, 500, 1000]}
+    """A sum over the classes, as in the paper; pytorch-ood takes their mean, with probabilities of at least 1e-7. M = None: all classes."""
+    hyperparameter_space = {"gamma": [0.01, 0.1, 0.5, 1, 2, 5, 10], "M": [10, 50, 100, 200, 500, 1000]}
     fields = {"gamma": ("gamma", float), "M": ("top", lambda m: int(m or 1 << 30))}
-    score = stateless("gen", {"gamma": "gamma", "M": "top"})
+
+    @staticmethod
+    def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:      # noqa: N803  (pytorch-ood's name)
+        return GEN(None, gamma, M).predict_logits(logits)
 
     def __init__(self, model, gamma: float = 0.1, M: int | None = None):
         super().__init__(detectors.create("gen"), model)
         self.gamma, self.M = gamma, M
 
 
-class TemperatureScaling(LogitsDetector):
+class TemperatureScaling(MaxSoftmax):
+    """The optimal temperature; pytorch-ood's LBFGS stops before it."""
+    requires_fit = needs_labels = True
+
     def __init__(self, model):
-        super().__init__(detectors.create("temp_scaling"), model)
+        LogitsDetector.__init__(self, detectors.create("temp_scaling"), model)
 
     @property
     def t(self) -> Tensor:
-        return torch.tensor(self.formula.temperature)
+        return torch.tensor(vars(self.formula).get("temperature", 1.0))
 
 
 class KLMatching(LogitsDetector):
+    requires_fit = True
+
     def __init__(self, model):
         super().__init__(detectors.create("klm"), model)
 
 
 class OpenMax(LogitsDetector):
-    space = {"tailsize": [10, 20, 30, 40, 50], "alpha": [1, 3, 5, 10, 15, 20], "euclid_weight": [0.0, 0.25, 0.5, 0.75, 1.0]}
+    requires_fit = needs_labels = True
+    hyperparameter_space = {"tailsize": [10, 20, 30, 40, 50], "alpha": [1, 3, 5, 10, 15, 20], "euclid_weight": [0.0, 0.25, 0.5, 0.75, 1.0]}
     fields = {"tailsize": ("tail", int), "alpha": ("alpha", int), "euclid_weight": ("euclid_weight", float)}
 
     def __init__(self, model, tailsize: int = 25, alpha: int = 10, euclid_weight: float = 1.0):
@@ -86,16 +110,23 @@ class OpenMax(LogitsDetector):
 
 # pooled features
 class Mahalanobis(FeaturesDetector):
+    requires_fit = needs_labels = True
+
     def __init__(self, encoder):
         super().__init__(detectors.create("mds"), encoder)
 
+    @property
+    def n_classes(self) -> int:
+        return len(self.formula.means)
 
-class RMD(FeaturesDetector):
+
+class RMD(Mahalanobis):
     def __init__(self, encoder):
-        super().__init__(detectors.create("rmds"), encoder)
+        FeaturesDetector.__init__(self, detectors.create("rmds"), encoder)
 
 
 class GMM(FeaturesDetector):
+    requires_fit = needs_labels = True
     fields = {"reg": ("reg", float)}
 
     def __init__(self, encoder, reg: float = 1e-6):
@@ -105,7 +136,8 @@ class GMM(FeaturesDetector):
 
 class KNN(FeaturesDetector):
     """Exact search in tiles; scikit-learn's speed options (algorithm, leaf_size, n_jobs) are accepted and have nothing to do."""
-    space, fields = {"k": [50, 100, 200, 500, 1000]}, {"k": ("k", int), "normalize": ("normalise", bool)}
+    requires_fit = True
+    hyperparameter_space, fields = {"k": [50, 100, 200, 500, 1000]}, {"k": ("k", int), "normalize": ("normalise", bool)}
 
     def __init__(self, encoder, k: int = 50, normalize: bool = True, **knn_kwargs):
         if set(knn_kwargs) - {"algorithm", "leaf_size", "n_jobs"}:
@@ -114,21 +146,41 @@ class KNN(FeaturesDetector):
         self.k, self.normalize = k, normalize
 
 
-class NNGuide(FeaturesDetector):
-    fields = {"k": ("k", int)}
+class _InBatches(FeaturesDetector):
+    """Its calls on arrays take pytorch-ood's `batch_size`, which has nothing to do: memory is bounded without it."""
+
+    @also(z="x", labels="y")
+    def fit_features(self, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Detector:
+        return super().fit_features(x, y)
+
+    @also(z="x")
+    def predict_features(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        return super().predict_features(x)
+
+
+class NNGuide(_InBatches):
+    requires_fit, fields = True, {"k": ("k", int)}
 
     def __init__(self, encoder, head, k: int = 10):
         super().__init__(detectors.create("nnguide"), encoder, head)
         self.k = k
 
+    def fit(self, data_loader: Iterable, device=None) -> Detector:
+        if device is not None:
+            self.to(device)
+        return super().fit(data_loader)
+
 
 class fDBD(FeaturesDetector):  # noqa: N801  (pytorch-ood's name)
+    requires_fit = True
+
     def __init__(self, encoder, head: nn.Linear):
         super().__init__(detectors.create("fdbd"), encoder, head)
 
 
 class NCI(FeaturesDetector):
-    space, fields = {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]}, {"alpha": ("alpha", float)}
+    requires_fit = True
+    hyperparameter_space, fields = {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]}, {"alpha": ("alpha", float)}
 
     def __init__(self, encoder, head: nn.Linear, alpha: float = 0.0):
         super().__init__(detectors.create("nci"), encoder, head)
@@ -136,20 +188,23 @@ class NCI(FeaturesDetector):
 
 
 class PNML(FeaturesDetector):
-    fields = {"eps": ("eps", float)}
+    requires_fit, fields = True, {"eps": ("eps", float)}
 
     def __init__(self, encoder, head, eps: float = 1e-12):
         super().__init__(detectors.create("pnml"), encoder, head)
         self.eps = eps
 
 
-class SHE(FeaturesDetector):
+class SHE(_InBatches):
+    requires_fit = needs_labels = True
+
     def __init__(self, encoder, head):
         super().__init__(detectors.create("she"), encoder, head)
 
 
 class DICE(FeaturesDetector):
-    space, fields = {"p": [0.1, 0.3, 0.5, 0.7, 0.9]}, {"p": ("percentile", lambda p: fraction("p", p))}
+    requires_fit = True
+    hyperparameter_space, fields = {"p": [0.1, 0.3, 0.5, 0.7, 0.9]}, {"p": ("percentile", lambda p: fraction("p", p))}
 
     def __init__(self, encoder, w: Tensor, b: Tensor, p: float, detector=None):
         super().__init__(shaped("dice", detector), encoder, Head(w.detach().float(), b.detach().float()))
@@ -157,15 +212,30 @@ class DICE(FeaturesDetector):
 
 
 class ViM(FeaturesDetector):
-    space, fields = {"d": [16, 32, 64, 128, 256, 512]}, {"d": ("dim", int)}
+    """A subspace of all D dimensions or more leaves nothing outside: fit takes D // 2 instead (pytorch-ood: beyond D only)."""
+    requires_fit = True
+    hyperparameter_space, fields = {"d": [16, 32, 64, 128, 256, 512]}, {"d": ("dim", int)}
 
     def __init__(self, encoder, d: int, w: Tensor, b: Tensor):
         super().__init__(detectors.create("vim"), encoder, Head(w.detach().float(), b.detach().float()))
-        self.d = d if d < w.shape[1] else w.shape[1] // 2
+        self.d = d
+
+    def _fit(self, z: Tensor, labels: Tensor | None) -> Detector:
+        if self.d >= z.shape[1]:
+            self.d = z.shape[1] // 2
+        return super()._fit(z, labels)
 
 
 class LTS(FeaturesDetector):
     fields = {"p": ("share", lambda p: fraction("p", p) / 100)}
+
+    @staticmethod
+    def scaling_factor(z: Tensor, p: float) -> Tensor:
+        """S (N,) of features (N, D): what the logits are multiplied with."""
+        if z.dim() != 2:
+            raise ValueError(f"features must have shape (N, D), got {tuple(z.shape)}")
+        one = Outputs(z, z.new_zeros(len(z), 0), labels_of(None, z), lambda features: torch.ones_like(features[:, :1]))
+        return detectors.create("lts", share=fraction("p", p) / 100).logits(one)[:, 0]
 
     def __init__(self, encoder, head, p: float = 0.05, detector=None):
         super().__init__(shaped("lts", detector), encoder, head)

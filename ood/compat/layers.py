@@ -1,17 +1,18 @@
 """pytorch-ood's detectors of feature maps, of several layers, of gradients and of repeated passes."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ood import detectors
-from ood.compat.base import Detector, FeatureMapsDetector, FeaturesDetector, ModelNotSetException, fraction, labels_of, shaped
+from ood.compat.base import (Detector, FeatureMapsDetector, FeaturesDetector, GradientDetector, ModelNotSetException, StructuredDetector, also, fraction, labels_of,
+                             network_as, shaped)
 from ood.config import InputError
 from ood.detectors.base import chunked_score
-from ood.detectors.gradients import squared_gradients
+from ood.detectors.gradients import NAC, squared_gradients
 from ood.detectors.inputs import perturb
 from ood.detectors.maps import gram_rows, remove_rank1
 from ood.outputs import Outputs, Pass
@@ -19,7 +20,7 @@ from ood.outputs import Outputs, Pass
 
 # feature maps
 class ASH(FeatureMapsDetector):
-    space = {"percentile": [0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]}
+    hyperparameter_space = {"percentile": [0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]}
     fields = {"percentile": ("percentile", lambda p: fraction("percentile", p))}
 
     def __init__(self, backbone, head, variant: str = "ash-s", percentile: float = 0.65, detector=None):
@@ -28,7 +29,7 @@ class ASH(FeatureMapsDetector):
 
 
 class SCALE(FeatureMapsDetector):
-    space, fields = ASH.space, ASH.fields
+    hyperparameter_space, fields = ASH.hyperparameter_space, ASH.fields
 
     def __init__(self, backbone, head, percentile: float = 0.65, detector=None):
         super().__init__(shaped("scale", detector), backbone, head)
@@ -36,17 +37,26 @@ class SCALE(FeatureMapsDetector):
 
 
 class ReAct(FeatureMapsDetector):
-    space = {"percentile": [0.85, 0.9, 0.95, 0.99]}
+    """With a threshold it scores at once; a fit puts the percentile of the training set in its place."""
+    requires_fit = True
+    hyperparameter_space = {"percentile": [0.85, 0.9, 0.95, 0.99]}
     fields = {**ASH.fields, "threshold": ("threshold", lambda t: t)}
 
     def __init__(self, backbone, head, threshold: float | None = None, percentile: float = 0.9, detector=None):
         super().__init__(shaped("react", detector), backbone, head)
         self.percentile, self.threshold = percentile, threshold
 
+    def _fit(self, z: Tensor, labels: Tensor | None) -> Detector:
+        self.threshold = None
+        super()._fit(z, labels)
+        self.threshold = float(self.formula.clip)
+        return self
+
 
 class VRA(FeatureMapsDetector):
     """Clips every position of the map to its own quantiles, as pytorch-ood does; the paper's form is our `vra`."""
-    space = {"upper_percentile": [0.85, 0.9, 0.95, 0.99], "lower_percentile": [0.01, 0.05, 0.1, 0.15]}
+    requires_fit = True
+    hyperparameter_space = {"upper_percentile": [0.85, 0.9, 0.95, 0.99], "lower_percentile": [0.01, 0.05, 0.1, 0.15]}
     fields = {f"{side}_percentile": (side, lambda p: fraction("percentile", p)) for side in ("lower", "upper")}
 
     def __init__(self, backbone, head, lower_percentile: float = 0.01, upper_percentile: float = 0.99, detector=None):
@@ -67,32 +77,46 @@ class RankFeat(FeatureMapsDetector):
 
 
 # several layers
-class MultiMahalanobis(Detector):
+class MultiMahalanobis(StructuredDetector):
     """`model`: modules that follow one another; each one's output, averaged over its map, is a stage."""
+    requires_fit = needs_labels = True
 
     def __init__(self, model: list[nn.Module], alpha: list[float] | None = None):
+        if not len(model):
+            raise ValueError("MultiMahalanobis: there are no modules")
         super().__init__(detectors.create("mds_ensemble", weights=alpha), list(model))
+        self.alpha = list(alpha or [1.0] * len(model))
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.formula.means[0])
 
     def fit_structured(self, zs: list[Tensor], y: Tensor) -> MultiMahalanobis:
-        return self._fit(zs, y)
+        return self._fit([_pooled(z) for z in zs], y)
 
     @torch.no_grad()
-    def predict_structured(self, zs: list[Tensor]) -> Tensor:
-        return self._score(zs)
+    def predict_structured(self, zs: list[Tensor], device=None) -> Tensor:
+        return self._score([_pooled(z if device is None else z.to(device)) for z in zs])
 
     def _represent(self, x: Tensor) -> list[Tensor]:
-        x, stages = x if self._device is None else x.to(self._device), []
+        x, stages = x if self.device is None else x.to(self.device), []
         for module in self.source:
             x = module(x)
-            stages.append(x.flatten(2).mean(2) if x.dim() > 2 else x)
+            stages.append(_pooled(x))
         return stages
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
         return Outputs(z[-1], z[-1].new_zeros(len(z[-1]), 0), labels_of(labels, z[-1]), None, taps=tuple(z))
 
 
-class Gram(Detector):
+def _pooled(z: Tensor) -> Tensor:
+    """(N, C, ...) -> (N, C)."""
+    return z.flatten(2).mean(2) if z.dim() > 2 else z
+
+
+class Gram(StructuredDetector):
     """`feature_layers` follow one another, `head` gives logits of the last one's output. Ranges are those of the predicted class."""
+    requires_fit = True
 
     def __init__(self, head, feature_layers: list[nn.Module], num_classes: int, num_poles_list: list[int] | None = None):
         powers = tuple(num_poles_list or range(1, len(feature_layers) + 1))
@@ -100,7 +124,7 @@ class Gram(Detector):
         self.num_classes = num_classes
 
     def _represent(self, x: Tensor) -> list[Tensor]:
-        x, maps = x if self._device is None else x.to(self._device), []
+        x, maps = x if self.device is None else x.to(self.device), []
         for module in self.source:
             x = module(x)
             maps.append(x)
@@ -108,8 +132,13 @@ class Gram(Detector):
 
     def _measure(self, logits: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """[logits, the maps' widths as empty arrays and their Gram rows]: what fit and score need."""
+        if logits.shape[1] != self.num_classes:
+            raise InputError(f"Gram: num_classes is {self.num_classes}, the logits have {logits.shape[1]}")
         rows = torch.cat([gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers], 1)
         return [logits, rows, *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
+
+    def fit_structured(self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None) -> Gram:
+        return self._fit(self._measure(logits, feature_list), y)
 
     @torch.no_grad()
     def predict_structured(self, logits: Tensor, feature_list: list[Tensor]) -> Tensor:
@@ -120,30 +149,70 @@ class Gram(Detector):
         return Outputs(rows, logits, labels_of(labels, logits), None, taps=tuple(widths), scores={self.formula.key: rows})
 
 
-class NACUE(Detector):
-    """`layers`: modules of `model` whose outputs are covered. One steepness, number of bins and saturation for all of them."""
+class _Coverage(NAC):
+    """NAC of one layer, whose states z dKL/dz stand where features do."""
+    needs = frozenset({"features"})
 
-    def __init__(self, model: nn.Module, layers: list[nn.Module], m_bins: int = 50, alpha: float = 100.0, o_star: int = 50):
-        super().__init__(detectors.create("nac_stages", bins=m_bins, alpha=float(alpha), saturation=float(o_star)), model)
-        self.layers = list(layers)
+    def states(self, batch: Outputs) -> Tensor:
+        return batch.features
+
+
+class NACUE(GradientDetector):
+    """`layers`: modules of `model` whose outputs are covered; the coverages of the layers are added up.
+
+    m_bins, alpha and o_star are one value or one per layer. A map (B, C, H, W) is averaged to z and then multiplied with dKL/dz, and bins are
+    narrow around 1/2, as in the authors' code (pytorch-ood: product first, bins narrow at the ends); `feature_reduce` turns the product of any
+    output with its gradient into (B, N), by default by flattening it.
+    """
+    requires_fit = True
+
+    def __init__(self, model: nn.Module, layers: list[nn.Module], m_bins: int | list[int] = 50, alpha: float | list[float] = 100.0,
+                 o_star: int | list[int] = 50, feature_reduce: Callable[[Tensor], Tensor] | None = None, device=None):
+        super().__init__(None, model)
+        self.layers, self.feature_reduce = list(layers), feature_reduce
+        self.m_bins, self.alpha, self.o_star = (self._per_layer(values) for values in (m_bins, alpha, o_star))
+        self.coverages = [_Coverage(int(m), float(a), float(o)) for m, a, o in zip(self.m_bins, self.alpha, self.o_star)]
+        if device is not None:
+            self.to(device)
+
+    def _per_layer(self, values) -> list:
+        values = list(values) if isinstance(values, (list, tuple)) else [values] * len(self.layers)
+        if len(values) != len(self.layers):
+            raise InputError(f"NACUE: {len(values)} values for {len(self.layers)} layers; give one, or one per layer")
+        return values
 
     def _represent(self, x: Tensor) -> list[Tensor]:
+        """z dKL/dz of every layer, (B, N_l)."""
         if self.source is None:
             raise ModelNotSetException("NACUE was made without a network")
-        maps: list[Tensor] = []
-        hooks = [layer.register_forward_hook(lambda module, inputs, output: maps.append(output)) for layer in self.layers]
+        outputs: dict[int, Tensor] = {}
+        hooks = [layer.register_forward_hook(lambda module, inputs, output, i=i: outputs.update({i: output})) for i, layer in enumerate(self.layers)]
         try:
             with torch.enable_grad():
-                logits = self.source((x if self.device is None else x.to(self.device)).detach().requires_grad_())
-                states = self.formula.score_images(Pass(self.source, x, logits, logits, (1.0,), tuple(maps)))
+                x = (x if self.device is None else x.to(self.device)).detach()
+                logits = self.source(x.requires_grad_() if x.is_floating_point() else x)
+                z = [outputs[i] for i in range(len(self.layers))]
+                gradients = torch.autograd.grad(-logits.log_softmax(1).mean(1).sum(), z)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [states, *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
+        return [self._reduce(a.detach(), g) for a, g in zip(z, gradients)]
 
-    def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
-        states, *widths = z
-        return Outputs(states, states.new_zeros(len(states), 0), labels_of(labels, states), None, taps=tuple(widths), scores={self.formula.key: states})
+    def _reduce(self, z: Tensor, gradient: Tensor) -> Tensor:
+        if self.feature_reduce is not None:
+            return self.feature_reduce(z * gradient)
+        return _pooled(z) * gradient.flatten(2).sum(2) if z.dim() == 4 else (z * gradient).flatten(1)
+
+    def _fit(self, z: list[Tensor], labels: Tensor | None) -> NACUE:
+        for coverage, states in zip(self.coverages, z):
+            coverage.fit(self._outputs(states, labels))
+        return self
+
+    def _score(self, z: list[Tensor]) -> Tensor:
+        return sum(chunked_score(coverage.to(states.device), self._outputs(states)) for coverage, states in zip(self.coverages, z))
+
+    def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
+        return Outputs(z, z.new_zeros(len(z), 0), labels_of(labels, z), None)
 
 
 # gradients and repeated passes
@@ -159,8 +228,11 @@ def odin_preprocessing(model, x: Tensor, y: Tensor | None = None, criterion: Cal
     return perturb(x, loss, eps, tuple(norm_std or (1.0,) * x.shape[1]))
 
 
-class _Direct(Detector):
+class _Direct(GradientDetector):
     """A detector that does its work on the images themselves: it has nothing to fit."""
+
+    def fit(self, data_loader=None, **kwargs) -> Detector:
+        return self
 
     def _images(self, x: Tensor) -> Tensor:
         if self.source is None:
@@ -169,7 +241,7 @@ class _Direct(Detector):
 
 
 class ODIN(_Direct):
-    space = {"temperature": [1, 10, 100, 1000], "eps": [0.0014, 0.0028]}
+    hyperparameter_space = {"temperature": [1, 10, 100, 1000], "eps": [0.0014, 0.0028]}
 
     def __init__(self, model, criterion: Callable | None = None, eps: float = 0.0014, temperature: float = 1000.0, norm_std: list[float] | None = None):
         super().__init__(detectors.create("msp"), model)
@@ -182,20 +254,28 @@ class ODIN(_Direct):
         return chunked_score(self.formula, Outputs(logits.new_zeros(len(logits), 0), logits, labels_of(None, logits), None))
 
 
-class MahalanobisODIN(FeaturesDetector):
+class MahalanobisODIN(GradientDetector):
+    requires_fit = needs_labels = True
+    encoder = network_as("images -> pooled features")
+
     def __init__(self, encoder, eps: float = 0.002, norm_std: list[float] | None = None):
         super().__init__(detectors.create("mds_odin", magnitude=eps), encoder)
         self.eps, self.norm_std = eps, norm_std
 
+    @also(labels="y")
+    def fit_features(self, z: Tensor, y: Tensor) -> Detector:
+        return self._fit(z.detach(), y)
+
     def predict(self, x: Tensor) -> Tensor:
+        if self.source is None:
+            raise ModelNotSetException("MahalanobisODIN needs a network")
         with torch.inference_mode(False), torch.enable_grad():
             x = (x if self.device is None else x.to(self.device)).detach().clone().requires_grad_()
             features = self.source(x)
             std = tuple(self.norm_std or (1.0,) * x.shape[1])
             return self.formula.score_images(Pass(_Encoder(self.source), x, features, features, std)).detach()
 
-    def _score(self, z: Tensor) -> Tensor:
-        raise InputError("MahalanobisODIN perturbs images: call predict")
+    _outputs = FeaturesDetector._outputs
 
 
 class _Encoder:
@@ -205,35 +285,95 @@ class _Encoder:
         self.features = encoder
 
 
-class GradNorm(_Direct):
+class _OverParameters(_Direct):
+    """What reads the gradients of the parameters that `param_filter` chooses."""
+
+    def __init__(self, formula, model: nn.Module, param_filter: Callable[[str], bool] | None):
+        super().__init__(formula, model)
+        self.param_filter = param_filter or (lambda name: True)
+
+    def _gradients(self, x: Tensor, loss: Callable[[Tensor], Tensor], power: int, group: int) -> Tensor:
+        """Sum of |gradient|^power over the chosen parameters, (B,), for at most `group` images at once."""
+        x = self._images(x)
+        if not any(self.param_filter(name) for name, _ in self.source.named_parameters()):
+            raise InputError(f"{type(self).__name__}: param_filter chooses none of the parameters, such as {', '.join(n for n, _ in list(self.source.named_parameters())[:3])}")
+        return torch.cat([squared_gradients(self.source, part, loss, power, self.param_filter) for part in x.split(group)])
+
+
+class GradNorm(_OverParameters):
     """Over all parameters that `param_filter` chooses (the paper: the last weight, our `gradnorm` in closed form)."""
 
     def __init__(self, model: nn.Module, param_filter: Callable[[str], bool] | None = None, micro_batch_size: int = 32, temperature: float = 1.0):
-        super().__init__(detectors.create("gradnorm", temperature=temperature), model)
-        self.param_filter, self.temperature = param_filter or (lambda name: True), temperature
+        super().__init__(detectors.create("gradnorm", temperature=temperature), model, param_filter)
+        self.micro_batch_size, self.temperature = micro_batch_size, temperature
 
     def predict(self, x: Tensor) -> Tensor:
-        loss = lambda logits: -(logits / self.temperature).log_softmax(1).mean()        # noqa: E731
-        return -squared_gradients(self.source, self._images(x), loss, 1, self.param_filter)
+        return -self._gradients(x, lambda logits: -(logits / self.temperature).log_softmax(1).mean(), 1, self.micro_batch_size)
 
 
-class GradUncertainty(_Direct):
+class GradUncertainty(_OverParameters):
     """The softmax form with pytorch-ood's sign; the paper's is our `gradunc`."""
 
     def __init__(self, model: nn.Module, param_filter: Callable[[str], bool] | None = None):
-        super().__init__(detectors.create("gradunc", output="softmax"), model)
-        self.param_filter = param_filter or (lambda name: True)
+        super().__init__(detectors.create("gradunc", output="softmax"), model, param_filter)
 
     def predict(self, x: Tensor) -> Tensor:
-        return -squared_gradients(self.source, self._images(x), self.formula.loss, 2, self.param_filter)
+        return -self._gradients(x, self.formula.loss, 2, max(1, len(x)))
 
 
-class MCD(_Direct):
+class MCD(Detector):
+    """Our `dropout`, with masks from torch's global generator, as in pytorch-ood.
+
+    With batch_norm=False batch norm sees the batch's own statistics in every pass; the network and its running statistics are afterwards what
+    they were (pytorch-ood leaves them changed). Without dropout all passes agree: the variance is 0 for every image.
+    """
+    model = network_as("images -> logits")
+
     def __init__(self, model: nn.Module, samples: int = 30, mode: str = "var", batch_norm: bool = True):
-        if not batch_norm:
-            raise InputError("MCD: batch_norm=False lets every pass change the network's statistics; here they stay fixed")
         super().__init__(detectors.create("dropout", samples=samples, mode=mode), model)
+        self.n_samples, self.mode, self.batch_norm = samples, mode, batch_norm
+
+    def fit(self, data_loader=None, **kwargs) -> MCD:
+        return self
 
     def predict(self, x: Tensor) -> Tensor:
-        x = self._images(x)
-        return self.formula.score_images(Pass(self.source, x, x, x, (1.0,)))
+        x = x if self.device is None else x.to(self.device)
+        if self.mode == "var":
+            return self.run(self.source, x, self.n_samples, self.batch_norm)[1]
+        return -self.run_mean(self.source, x, self.n_samples, self.batch_norm).amax(1)
+
+    @staticmethod
+    @torch.no_grad()
+    def run(model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True) -> tuple[Tensor, Tensor]:
+        """Maximum of the mean softmax, and its variance averaged over classes: (B,) each, or (B, H, W) for maps of logits."""
+        mean = spread = 0.0
+        for n, p in enumerate(_softmaxes(model, x, samples, batch_norm), 1):
+            change = p - mean
+            mean = mean + change / n
+            spread = spread + change * (p - mean)
+        return mean.amax(1), spread.mean(1) / max(1, samples - 1)
+
+    @staticmethod
+    @torch.no_grad()
+    def run_mean(model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True) -> Tensor:
+        """Mean softmax, (B, C) or (B, C, H, W)."""
+        return sum(_softmaxes(model, x, samples, batch_norm)) / samples
+
+
+def _softmaxes(model: nn.Module, x: Tensor, samples: int, batch_norm: bool) -> Iterator[Tensor]:
+    """Softmax of `samples` passes in training mode; modes and running statistics are put back."""
+    if model is None:
+        raise ModelNotSetException("MCD needs a network")
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    changed = [] if model.training else [m for m in model.modules() if not m.training and not (batch_norm and m in norms)]
+    kept = {tensor: tensor.clone() for m in norms for tensor in m.buffers()}
+    for module in changed:
+        module.training = True
+    try:
+        for _ in range(samples):
+            yield model(x).double().softmax(1)
+    finally:
+        for module in changed:
+            module.training = False
+        for tensor, before in kept.items():
+            tensor.copy_(before)
