@@ -137,6 +137,11 @@ def advice(found: Diagnosis, detectors: dict[str, Detector]) -> list[str]:
     for label in those("openmax"):
         if 0 < found.smallest_class < detectors[label].tail:
             say([label], f"the smallest class has {found.smallest_class} images, fewer than tail={detectors[label].tail}: its Weibull is fitted to all of them")
+    for label in those("cadref", "nnguide", "neco"):
+        share = getattr(detectors[label], "not_positive", 0.0)
+        if share > 0:
+            say([label], f"its formula takes a positive logit score for granted, but that of {100 * share:.2g} % of the training images is not (adding a constant to all "
+                         "logits changes that, and no softmax): there it ranks the other way round; caref, knn, or neco without max_logit do not assume it")
     if found.missing:
         say(those("she", "klm", "openmax", "caref", "cadref", "mds", "gmm"), f"{found.missing} of {found.classes} classes have no training image")
     if found.dead > DEAD:

@@ -1,18 +1,21 @@
 """Every registered detector: the contract and the properties that all must have. Formulas are in test_detectors_formulas.py."""
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from detector_toys import gratings, network, outputs, passed, train  # noqa: F401  (fixtures)
-from ood import detectors, statistics
+from detector_toys import Gratings, gratings, network, outputs, passed, train  # noqa: F401  (fixtures)
+from ood import benchmark, detectors, statistics
 from ood.config import InputError
+from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.detectors import ImageDetector
-from ood.detectors.base import NotFitted, aliases, chunked_score
-from ood.detectors.shaping import contribution_mask
-from ood.outputs import Head, Outputs
+from ood.detectors.base import NotFitted, aliases, chunked_score, possible
+from ood.detectors.shaping import Shaping, contribution_mask
+from ood.diagnosis import advice, diagnose
+from ood.outputs import Head, Outputs, Pass, extract
 
 IMAGE_DETECTORS = [n for n in detectors.names() if issubclass(type(detectors.create(n)), ImageDetector)]
 ARRAY_DETECTORS = [n for n in detectors.names() if n not in IMAGE_DETECTORS]
@@ -32,7 +35,7 @@ OTHER = {
     "msp": {"temperature": 3.0}, "nac": {"bins": 20, "alpha": 1.0, "saturation": 300.0}, "nac_stages": {"bins": 20, "alpha": 9.0, "saturation": 300.0},
     "nci": {"alpha": 0.5}, "neco": {"dim": 3, "standardise": False, "max_logit": True}, "nnguide": {"k": 40, **BANK},
     "odin": {"temperature": 1.0, "magnitude": 0.05, "unit": "normalised"}, "openmax": {"tail": 5, "alpha": 2, "euclid_weight": 0.5},
-    "optfs": {**SHAPED, "bins": 10, "tail": 0.1}, "pnml": {"logits": "network", "eps": 0.3}, "rankfeat": SHAPED, "ras": {**SHAPED, "order": ({"flat": True}, "magnitude")},
+    "optfs": {"detector": "energy", "bins": 10, "tail": 0.1}, "pnml": {"logits": "network", "eps": 0.3}, "rankfeat": SHAPED, "ras": {**SHAPED, "order": ({"flat": True}, "magnitude")},
     "react": {**SHAPED, "percentile": 60.0, "threshold": 0.5}, "relation": {"power": 4.0, "threshold": 0.9, **BANK}, "residual": {"dim": 3},
     "scale": {**SHAPED, "percentile": 50.0}, "she": {"metric": "cosine"}, "ssd": {"clusters": 3}, "vim": {"dim": 3},
     "vra": {**SHAPED, "lower": 20.0, "upper": 70.0, "gamma": 0.5, "below": "clip", "per_feature": True}, "webo": {"weights": (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)},
@@ -147,6 +150,97 @@ def test_nan_is_refused(name, train):
             made(name).fit(bad)
 
 
+@pytest.mark.parametrize("name", [n for n in IMAGE_DETECTORS if n != "dropout"])        # whose masks differ with the precision
+def test_image_detectors_in_double_precision_are_close(name, network, passed):
+    detector = made(name)
+    known = passed(detector, gratings(24, 5))
+    pixels = torch.cat(list(gratings(24, 5).batches(24)))
+
+    def measured(net, dtype):
+        images = Preprocess((0.5,), (0.25,))(pixels).to(dtype).requires_grad_()
+        maps = net.feature_maps(images)
+        z = net.embed(maps[-1])
+        return detector.score_images(Pass(net, images, z, net.fc(z), (0.25,), tuple(maps))).detach()
+    single, double = measured(network, torch.float32), measured(copy.deepcopy(network).double(), torch.float64)
+    torch.testing.assert_close(single.double(), double.double(), rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(single.double(), known.scores[detector.key].double(), rtol=2e-3, atol=1e-4)
+
+
+class Spoilt(Preprocess):
+    """Makes image 3 of every batch NaN."""
+
+    def __call__(self, pixels):
+        images = super().__call__(pixels)
+        images[3] = float("nan")
+        return images
+
+
+@pytest.mark.parametrize("name", IMAGE_DETECTORS)
+def test_nan_is_refused_by_image_detectors(name, network, passed):
+    detector = made(name)
+    passed(detector, gratings(6, 5))
+    with pytest.raises(InputError, match="NaN"):
+        chunked_score(detector, extract(network, gratings(6, 5), Spoilt((0.5,), (0.25,)), image_detectors=[detector], taps="taps" in detector.needs))
+
+
+@pytest.mark.parametrize("name", IMAGE_DETECTORS)
+@pytest.mark.parametrize("classes", [1, 2, 1000])
+def test_image_detectors_with_one_two_and_a_thousand_classes(name, classes):
+    detector, network, preprocess = made(name), Gratings(), Preprocess((0.5,), (0.25,))
+    network.fc = torch.nn.Linear(16, classes)
+    images = gratings(40, 5)
+    images = ArrayImages(images.images, labels=images.labels % classes, name="few")
+    options = dict(image_detectors=[detector], taps="taps" in detector.needs)
+    detector.fit(extract(network.eval(), images, preprocess, **{**options, "image_detectors": [detector] if detector.measures_train else []}))
+    if name == "dropout" and classes == 1:
+        with pytest.raises(InputError, match="all passes agree"):                       # the softmax of one class is 1 whatever is dropped
+            extract(network, images, preprocess, **options)
+        return
+    scores = chunked_score(detector, extract(network, images, preprocess, **options))
+    assert scores.shape == (40,) and torch.isfinite(scores).all()
+
+
+def test_what_cannot_work_with_a_network_is_said_before_the_pass():
+    """1,000 classes of 2,048 features would take 33.6 GB; no dropout; and `all` leaves out just these."""
+    network, passes = torch.nn.Module(), []
+    network.fc = torch.nn.Linear(2048, 1000)
+    network.features = lambda x: passes.append(1)
+    images = ArrayImages(np.zeros((4, 1, 2, 2), np.uint8), labels=np.arange(4), name="x")
+    for name, words in (("gmm", r"1000 x 2048 x 2048 .*33.6 GB.*use mds"), ("dropout", "no dropout")):
+        with pytest.raises(InputError, match=words):
+            benchmark.evaluate(network, images, images, [benchmark.TestSet("x", images)], {name: made(name)}, Preprocess((0.5,), (0.25,)))
+    kept, left_out = possible({name: made(name) for name in detectors.names()}, network)
+    assert set(left_out) == {"gmm", "dropout"} and list(kept) == [n for n in detectors.names() if n not in left_out] and not passes
+    assert not possible({name: made(name) for name in detectors.names()}, Gratings())[1]
+
+
+def test_dropout_is_recognised_wherever_its_rate_is_kept():
+    class Functional(torch.nn.Module):
+        def __init__(self, **rates):
+            super().__init__()
+            vars(self).update(rates)
+    for network, found in ((torch.nn.Dropout2d(0.2), True), (torch.nn.Dropout(0.0), False), (Functional(dropout=0.1), True), (Functional(drop_prob=0.1), True),
+                           (Functional(dropout=0.0), False), (Functional(p=3.0), False)):
+        assert bool(possible({"dropout": made("dropout")}, torch.nn.Sequential(network))[0]) == found
+
+
+@pytest.mark.parametrize("name, field", [("cadref", {}), ("cadref", {"detector": "maxlogit"}), ("nnguide", {}), ("neco", {"max_logit": True})])
+def test_images_whose_logit_score_is_not_positive_are_counted(name, field, train):
+    """The authors' formulas multiply with it or divide by it: lower all biases and they rank the other way round."""
+    shifts = {0.0: 0.0, -30.0: 1.0, -float(train.logits.amax(1).median()): 0.5}
+    for shift, share in shifts.items():
+        if share == 0.5 and field.get("detector") != "maxlogit" and name != "neco":
+            continue
+        low = dataclasses.replace(train, logits=train.logits + shift, memo={})
+        detector = made(name, **field).fit(low)
+        assert detector.not_positive == pytest.approx(share, abs=0.01)
+        said = [line for line in advice(diagnose(low), {"d": detector}) if "positive logit score" in line]
+        assert bool(said) == (share > 0) and all(f"that of {100 * detector.not_positive:.2g} %" in line for line in said)
+    positive = made(name, **({"detector": "msp"} if name == "cadref" else {}))
+    if name != "nnguide":
+        assert positive.fit(dataclasses.replace(train, logits=train.logits - 30, memo={})).not_positive == 0
+
+
 @pytest.mark.parametrize("name", ARRAY_DETECTORS)
 @pytest.mark.parametrize("classes", [1, 2, 1000])
 def test_one_two_and_a_thousand_classes(name, classes):
@@ -165,7 +259,7 @@ def test_rows_without_an_id_label_are_passed_over(name, train):
 
 
 def test_any_shaping_with_any_logit_score():
-    shapings = [n for n in detectors.names() if hasattr(made(n), "scorer") and n in ARRAY_DETECTORS]
+    shapings = [n for n in ARRAY_DETECTORS if isinstance(made(n), Shaping)]
     scorers = [n for n in detectors.names() if made(n).needs == {"logits"}]
     assert {"react", "dice", "ash", "scale", "lts", "vra", "ras", "optfs"} <= set(shapings) and len(scorers) >= 9
     known, train = outputs(20, seed=9), outputs(120, seed=1)
@@ -255,6 +349,10 @@ def test_dice_masks_of_the_authors_files(reference, percentile, c10, kept10, c10
     (lambda: detectors.create("knn", k=700).fit(outputs(600)), "k = 700"),
     (lambda: detectors.create("vim", dim=24).fit(outputs(60)), "1 to 23"),
     (lambda: detectors.create("mds").fit(dataclasses.replace(outputs(60), labels=-torch.ones(60, dtype=torch.long))), "no ID image"),
+    (lambda: detectors.create("cadref", detector="entropy"), "allowed: energy, maxlogit, msp, gen"),
+    (lambda: detectors.create("cadref", detector="klm"), "allowed: energy, maxlogit, msp, gen"),
+    (lambda: detectors.create("nac", bins=25), "bins is 25; it must be even"),
+    (lambda: detectors.create("nac_stages", bins=1), "must be even"),
     (lambda: detectors.create("webo", weights=[1.0]).score(outputs(3)), "1 weights for 6 classes"),
 ])
 def test_bad_input_is_said(make, words):

@@ -226,7 +226,7 @@ def test_cadref_one_image_at_a_time(confidence, arrays):
     def s(logits):
         p = logits.double().softmax(0)
         return {"energy": logits.double().logsumexp(0), "maxlogit": logits.double().max(), "msp": p.max(),
-                "gen": 1 / ((p * (1 - p)) ** 0.1).sum()}[confidence]
+                "gen": 1 / ((p * (1 - p)) ** 0.1).sum()}[confidence]                    # M = max(10, C // 10): all six
     average = torch.stack([s(f) for f in train.logits]).mean()
     relative, decoupled = [], []
     for z, f in zip(test.features.double(), test.logits):
@@ -237,6 +237,15 @@ def test_cadref_one_image_at_a_time(confidence, arrays):
         decoupled.append(along[along > 0].sum() / z.abs().sum() / s(f) - along[along < 0].sum() / z.abs().sum() / average)
     torch.testing.assert_close(score("caref", arrays), torch.stack(relative), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(score("cadref", arrays, detector=confidence), torch.stack(decoupled), rtol=1e-6, atol=1e-7)
+
+
+def test_cadref_with_gen_takes_the_largest_tenth_of_the_classes():
+    """M = max(10, C // 10), the authors' code."""
+    for classes, largest in ((30, 10), (300, 30)):
+        logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(0)).double()
+        p = logits.softmax(1).sort(1, descending=True).values[:, :largest]
+        confidence = detectors.create("cadref", detector="gen").confidence(dataclasses.replace(outputs(5), logits=logits))
+        torch.testing.assert_close(confidence, 1 / (p * (1 - p)).pow(0.1).sum(1))
 
 
 def test_neighbours_one_pair_at_a_time(arrays, monkeypatch):
@@ -275,7 +284,7 @@ def test_ras_and_optfs_one_image_at_a_time(arrays):
     profile = train.features.double().sort(1).values.mean(0)
     for i, found in enumerate(score("ras", arrays)):
         shifted = torch.zeros(24, dtype=torch.float64)
-        for rank, j in enumerate(test.features[i].argsort().tolist()):
+        for rank, j in enumerate(test.features[i].argsort(stable=True).tolist()):
             shifted[j] = profile[rank]
         assert found.item() == pytest.approx(-test.head(shifted.float()).logsumexp(0).item(), rel=1e-5)
     x = train.features.double().numpy()
@@ -286,8 +295,26 @@ def test_ras_and_optfs_one_image_at_a_time(arrays):
     theta = gain / np.linalg.norm(gain) * 1000
     z = test.features.double().numpy()
     shaped = sum(theta[i] * z * ((z >= left + i * width) & (z < left + (i + 1) * width)) for i in range(20))
-    expected = -(torch.from_numpy(shaped) @ test.head.weight.double().T + test.head.bias).logsumexp(1)
-    torch.testing.assert_close(score("optfs", arrays, bins=20, tail=0.01), expected, rtol=1e-5, atol=1e-3)
+    shaped, predicted = torch.from_numpy(shaped), test.logits.argmax(1)
+    expected = -(shaped @ test.head.weight.double().T + test.head.bias).logsumexp(1)
+    torch.testing.assert_close(score("optfs", arrays, detector="energy", bins=20, tail=0.01), expected, rtol=1e-5, atol=1e-3)
+    vanilla = -torch.stack([test.head.weight[y].double() @ row for y, row in zip(predicted, shaped)])
+    torch.testing.assert_close(score("optfs", arrays, bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3)
+    biased = dataclasses.replace(test, head=dataclasses.replace(test.head, bias=test.head.bias + 5))
+    torch.testing.assert_close(score("optfs", (train, biased), bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3)      # no bias, the class of the logits
+
+
+def test_ras_ranks_equal_activations_in_the_order_of_the_features(arrays):
+    """On rectified features the two orders differ in exact zeros alone."""
+    train, _ = arrays
+    z = torch.tensor([[0.0, 3.0, 0.0, 1.0, 1.0] + [0.0] * 19] * 2)
+    value, magnitude = (detectors.create("ras", order=order).fit(train) for order in ("value", "magnitude"))
+    profile = value.profile.float()
+    assert torch.equal(value.profile, magnitude.profile)
+    zeros, ones = [0, 2, *range(5, 24)], [3, 4]
+    for row, other in zip(value.shape(z), magnitude.shape(z)):
+        assert torch.equal(row[zeros], profile[:21]) and torch.equal(row[ones], profile[21:23]) and row[1] == profile[23]
+        assert torch.equal(other[[1, 3, 4]], row[[1, 3, 4]]) and not other[zeros].any()
 
 
 def test_weiper_one_image_at_a_time(arrays):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ood.config import InputError, build, nearest
 from ood.outputs import Outputs, Pass
@@ -84,6 +84,9 @@ class Detector(ABC):
     def requires_fit(self) -> bool:
         """Whether `fit` must see the training set's outputs before `score`."""
         return False
+
+    def check(self, network: nn.Module) -> None:
+        """Raise InputError where this detector cannot work with the network: said before the first pass, and left out of `all`."""
 
     def fit(self, train: Outputs) -> Detector:
         """Learn from ID training outputs (rows with a negative label are passed over); returns self."""
@@ -189,12 +192,25 @@ def chunked_score(detector: Detector, outputs: Outputs) -> Tensor:
 
 
 def _scored(detector: Detector, chunk: Outputs) -> Tensor:
-    """The scores of one chunk; NaN where an input that the detector needs is not finite."""
+    """The scores of one chunk; NaN where an input that the detector needs, or what it measured in the pass, is not finite."""
     scores = detector.score(chunk).double().reshape(-1)
-    for part, values in (("features", chunk.features), ("logits", chunk.logits)):
-        if part in detector.needs and not torch.isfinite(values.sum()):
-            scores = scores.masked_fill(~torch.isfinite(values).all(1), float("nan"))
+    inputs = [values for part, values in (("features", chunk.features), ("logits", chunk.logits)) if part in detector.needs]
+    inputs += [detector.measured(chunk)] if isinstance(detector, ImageDetector) else list(chunk.taps) if "taps" in detector.needs else []
+    for values in inputs:
+        if not torch.isfinite(values.sum()):
+            scores = scores.masked_fill(~torch.isfinite(values).reshape(len(scores), -1).all(1), float("nan"))
     return scores
+
+
+def possible(detectors: dict[str, Detector], network: nn.Module) -> tuple[dict[str, Detector], dict[str, str]]:
+    """Those that can work with the network, and why the others cannot, both by label."""
+    left_out = {}
+    for label, detector in detectors.items():
+        try:
+            detector.check(network)
+        except InputError as error:
+            left_out[label] = str(error)
+    return {label: detector for label, detector in detectors.items() if label not in left_out}, left_out
 
 
 def _flatten(name: str, held) -> Iterator[tuple[str, Tensor | float | int | str | None]]:

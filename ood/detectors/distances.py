@@ -9,7 +9,7 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ood import statistics
 from ood.config import InputError
@@ -133,11 +133,18 @@ class GaussianMixture(Detector):
     needs = frozenset({"features"})
     requires_fit = True
 
+    def check(self, network: nn.Module) -> None:
+        self._require_room(*network.fc.weight.shape)
+
+    def _require_room(self, classes: int, d: int) -> None:
+        if classes * d * d * 8 > LARGEST:
+            raise InputError(f"gmm needs a covariance per class, {classes} x {d} x {d} numbers of 8 bytes ({classes * d * d * 8 / 1e9:.1f} GB): use mds, "
+                             "whose covariance is shared")
+
     def fit(self, train: Outputs) -> GaussianMixture:
         counts, _ = statistics.class_sums(train)
         present, d = (counts > 0).nonzero().flatten(), train.features.shape[1]
-        if len(present) * d * d * 8 > LARGEST:
-            raise InputError(f"gmm needs a covariance per class, {len(present)} x {d} x {d} numbers of 8 bytes: use mds, whose covariance is shared")
+        self._require_room(len(present), d)
         means = statistics.class_means(train)                                                           # (K, D)
         scatter = torch.zeros(len(present), d, d, dtype=torch.float64, device=means.device)
         for chunk in statistics.known(train):

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
 from ood import statistics
+from ood.config import InputError
 from ood.detectors.base import Detector, ImageDetector, register
 from ood.outputs import Outputs, Pass
 
@@ -85,10 +86,10 @@ class NAC(Detector):
     narrow around 1/2, where a neuron has no influence.
 
     Args:
-        bins: M, 50 in the paper for CIFAR-10.
+        bins: M, even (two mirrored halves); 50 in the paper for CIFAR-10.
         alpha: steepness of the sigmoid; 100 in the paper for CIFAR-10 and in pytorch-ood. The authors sum z over the positions of the
             map where our z is the mean: their alpha times the number of positions is ours.
-        saturation: O, training images that fill a bin; 50.
+        saturation: O, training images that fill a bin; 50 as in pytorch-ood (the authors tune it per layer).
 
     Source: Liu et al., ICLR 2024, arXiv 2306.02879 and the authors' code. `nac_stages` covers all stages.
     """
@@ -97,6 +98,10 @@ class NAC(Detector):
     saturation: float = 50.0
     needs = frozenset({"features", "logits"})
     requires_fit = True
+
+    def __post_init__(self):
+        if self.bins < 2 or self.bins % 2:
+            raise InputError(f"{self.name}: bins is {self.bins}; it must be even, because the bins are mirrored at 1/2")
 
     def fit(self, train: Outputs) -> NAC:
         counts = torch.zeros(0)

@@ -15,6 +15,8 @@ from ood.detectors.distances import Mahalanobis
 from ood.detectors.shaping import Shaping, nonzero
 from ood.outputs import Outputs, Pass
 
+NO_DROPOUT = "dropout: this network has no dropout (build it with dropout > 0)"
+
 
 @register("odin")
 class ODIN(ImageDetector):
@@ -100,6 +102,10 @@ class MonteCarloDropout(ImageDetector):
     seed: int = 0
     needs_gradient: ClassVar[bool] = False
 
+    def check(self, network: nn.Module) -> None:
+        if not any(_drops(module) for module in network.modules()):
+            raise InputError(NO_DROPOUT)
+
     def score_images(self, batch: Pass) -> Tensor:
         devices = [batch.images.device] if batch.images.is_cuda else []
         quiet = [m for m in batch.network.modules() if not isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
@@ -116,10 +122,16 @@ class MonteCarloDropout(ImageDetector):
                 for module in quiet:
                     module.training = False
         if not bool(square.any()):
-            raise InputError("dropout: all passes agree, this network has no dropout (build it with dropout > 0)")
+            raise InputError(f"{NO_DROPOUT}: all passes agree")
         if self.mode == "mean":
             return -(first + total / self.samples).amax(1)
         return ((square - total.square() / self.samples) / max(self.samples - 1, 1)).mean(1)
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module has a rate above 0: nn.Dropout's p, an attribute like `dropout`, `drop_prob`, `attn_drop_rate`."""
+    dropping = "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth"
+    return any(isinstance(rate, float) and rate > 0 and ("drop" in name.lower() or name == "p" and dropping) for name, rate in vars(module).items())
 
 
 @dataclass(eq=False)

@@ -129,7 +129,7 @@ class GEN(Detector):
     """Generalised entropy: score = sum over the M largest p_c of p_c^gamma (1 - p_c)^gamma.
 
     Args:
-        gamma: in (0, 1]; 0.1 in the paper.
+        gamma: > 0; 0.1 in the paper, which keeps it in (0, 1); OpenOOD searches 0.01 to 10.
         top: M, how many of the largest probabilities; 100 in the paper (ImageNet); all where there are fewer classes.
 
     Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and
@@ -180,7 +180,8 @@ class OpenMax(Detector):
     Args:
         tail: how many of a class's largest distances the Weibull distribution is fitted to; 20 in the paper, 25 in pytorch-ood.
         alpha: how many top classes are recalibrated; 10 in the paper.
-        euclid_weight: 1 for Euclidean distances, 0 for cosine, between: their weighted sum (the paper's "eucos").
+        euclid_weight: 1 for Euclidean distances, 0 for cosine, between: their weighted sum (the paper's "eucos"); 1 as in
+            pytorch-ood, 0.5 in OpenOOD.
 
     Source: Bendale & Boult, CVPR 2016, arXiv 1511.06233, algorithms 1-2. As in the authors' libMR the distances are shifted by
     10,000 before the two-parameter fit, which we solve by Newton steps (libMR and scipy by simplex search). Class means are

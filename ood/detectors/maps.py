@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ood import statistics
+from ood.config import InputError
 from ood.detectors.base import ImageDetector, register
 from ood.detectors.shaping import Shaping
 from ood.outputs import Outputs, Pass
@@ -35,17 +36,20 @@ class RankFeat(Shaping, ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         """(B, C) logits without the dominant component."""
-        return batch.network.fc(batch.network.embed(remove_rank1(batch.maps[-1].detach().float())))
+        return batch.network.fc(batch.network.embed(remove_rank1(batch.maps[-1].detach().to(batch.features.dtype))))
 
     def logits(self, batch: Outputs) -> Tensor:
         return self.measured(batch)
 
 
 def remove_rank1(maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W) minus their largest singular component as (C, H W) matrices."""
+    """Maps (B, C, H, W) minus their largest singular component as (C, H W) matrices. Raises InputError for maps that are not finite."""
     matrix = maps.flatten(2)                                                                    # (B, C, P)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = (matrix @ matrix.mT if wide else matrix.mT @ matrix).double()
+    if not torch.isfinite(gram).all():
+        bad = int((~torch.isfinite(gram).flatten(1).all(1)).sum())
+        raise InputError(f"rankfeat: the last feature maps of {bad} of {len(maps)} images of a batch hold NaN or infinite values")
     top = torch.linalg.eigh(gram)[1][:, :, -1:].to(matrix.dtype)                                # (B, min(C, P), 1)
     return (matrix - (top @ (top.mT @ matrix) if wide else (matrix @ top) @ top.mT)).view_as(maps)
 

@@ -57,7 +57,8 @@ class NNGuide(Detector):
         fraction: share of the training set that is kept, drawn once.
         seed: of the draw.
 
-    Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code.
+    Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code. The product takes S > 0 for granted: where all
+    logits are low S is negative and the order reverses. `fit` counts such training images (`not_positive`), ood.diagnosis warns.
     """
     k: int = 10
     fraction: float = 1.0
@@ -67,7 +68,9 @@ class NNGuide(Detector):
 
     def fit(self, train: Outputs) -> NNGuide:
         parts, _ = draw(train, self.fraction, self.seed)
-        self.bank = torch.cat([statistics.vectors(c, "unit") * -energy(c.logits)[:, None] for c in parts])
+        confidences = [-energy(c.logits) for c in parts]
+        self.bank = torch.cat([statistics.vectors(c, "unit") * s[:, None] for c, s in zip(parts, confidences)])
+        self.not_positive = (torch.cat(confidences) <= 0).double().mean().item()
         require(self, len(self.bank))
         return self
 
@@ -114,7 +117,7 @@ class CombOOD(Mahalanobis):
     """Nearest neighbour and Mahalanobis together: score = D log d_k(z) + MD_0(z), d_k squared to the k-th unit neighbour.
 
     Args:
-        k: neighbour whose distance counts; 50 as in `knn`.
+        k: neighbour whose distance counts; ours: 50 as in `knn`.
         fraction, seed: share of the training set that is kept, drawn once.
 
     Source: Rajasekaran et al., SDM 2024, arXiv 2602.07042: the log-density of a k-NN estimate plus that of one Gaussian. Their

@@ -145,22 +145,27 @@ class CADRef(CARef):
     """Decoupled class-aware error: score = e+ / S(f) + e- / mean S, e+- the parts of `caref` where (z - m_y) w_y is positive, negative.
 
     Args:
-        detector: the logit score whose negative is S (larger = ID): 'energy' (the authors' default), 'maxlogit', 'msp', 'gen'
-            (1 / score there, as theirs).
+        detector: the logit score whose negative is S (larger = ID): 'energy' (default of the authors' code), 'maxlogit', 'msp',
+            or 'gen', there S = 1 / score with M = max(10, C // 10), as theirs.
 
     Source: Ling et al., CVPR 2025, arXiv 2503.00325, and the authors' code, whose formula this is (the printed equation differs).
+    It divides by S and so takes S > 0 for granted, which 'msp' and 'gen' always are; 'energy' and 'maxlogit' are not where all
+    logits are low, and there the score reverses. `fit` counts such training images (`not_positive`), ood.diagnosis warns.
     """
-    detector: str = "energy"
+    detector: Literal["energy", "maxlogit", "msp", "gen"] = "energy"
 
     def fit(self, train: Outputs) -> CADRef:
         super().fit(train)
-        self.mean_confidence = sum(self.confidence(c).sum().item() for c in statistics.known(train)) / statistics.count(train)
+        confidences = [self.confidence(c) for c in statistics.known(train)]
+        self.mean_confidence = sum(c.sum().item() for c in confidences) / statistics.count(train)
+        self.not_positive = sum((c <= 0).sum().item() for c in confidences) / statistics.count(train)
         return self
 
     def confidence(self, batch: Outputs) -> Tensor:
         """S, larger = ID, (N,)."""
-        score = create(self.detector).score(batch).double()
-        return 1 / score.clamp(min=1e-12) if self.detector == "gen" else -score
+        if self.detector == "gen":
+            return 1 / create("gen", top=max(10, batch.logits.shape[1] // 10)).score(batch).double().clamp(min=1e-12)
+        return -create(self.detector).score(batch).double()
 
     def score(self, batch: Outputs) -> Tensor:
         z, y = batch.features.double(), batch.logits.argmax(1)

@@ -239,7 +239,8 @@ class VRA(Shaping):
 
     Args:
         detector: see `Shaping`.
-        lower, upper: percentiles (0-100) of the training features that give a and b; the paper searches 50-70 and 80-99.
+        lower, upper: percentiles (0-100) of the training features that give a and b; 60 and 95 are ours, within the paper's
+            search of 50-70 and 80-99.
         gamma: added between (VRA+, 0.2-0.7 in the paper); 0 is VRA.
         below: 'zero' as in the paper; 'clip' lifts small activations to a, as OpenOOD and pytorch-ood do.
         per_feature: a and b of each feature by itself (pytorch-ood), not of all values together (the paper, OpenOOD).
@@ -271,10 +272,13 @@ class RAS(Shaping):
 
     Args:
         detector: see `Shaping`.
-        order: 'value' sorts the activations (the released code); 'magnitude' sorts and replaces |h| and keeps the signs (the
-            paper's words). The same on rectified features.
+        order: 'value' sorts the activations (the released code); 'magnitude' sorts and replaces |h| and keeps the signs (how we
+            read the abstract's "sorted activation magnitudes"). On rectified features they differ in exact zeros alone, which
+            'value' replaces by the lower end of the profile and 'magnitude' leaves at zero.
 
-    Source: Guglielmo & Masana, arXiv 2604.08572 (2026), and the authors' code. No hyper-parameter to tune.
+    Source: Guglielmo & Masana, arXiv 2604.08572 (2026), and the authors' code (gigug/RAS). We know the paper by its abstract
+    only and cannot tell whether its algorithm is another than the released one, which is the default. Equal activations
+    are ranked in the order of the features, in the released code as its sort happens to leave them.
     """
     order: Literal["value", "magnitude"] = "value"
     learns = True
@@ -287,28 +291,46 @@ class RAS(Shaping):
         return features.abs() if self.order == "magnitude" else features
 
     def shape(self, features: Tensor) -> Tensor:
-        ranks = self.ranked(features).argsort(1)
+        ranks = self.ranked(features).argsort(dim=1, stable=True)
         shifted = torch.zeros_like(features).scatter(1, ranks, self.profile.to(features).expand_as(features))
         return shifted * features.sign() if self.order == "magnitude" else shifted
 
 
 @register("optfs")
 class OptFS(Shaping):
-    """Optimal feature shaping: score = energy of W (theta(h) h) + b, theta constant on each of the bins of the activations.
+    """Optimal feature shaping: score = -w_y (theta(h) h), y = argmax f, theta constant on each of the bins of the activations.
 
     theta is the mean contribution w_y h (y the predicted class) that falls into a bin, scaled to length 1000: the closed form
     that maximises the expected largest logit of ID images. Activations outside the outermost bins are set to zero.
 
     Args:
-        detector: see `Shaping`.
+        detector: 'vanilla', the formula above: y from the network's own logits, no bias (default of the authors' code); else a
+            logit detector of the logits W (theta(h) h) + b: 'energy' is the authors' other choice, any of `Shaping` works.
         bins: of equal width; 100 in the paper.
         tail: quantile (0-1) of the training features left out at either end; 0.001 in the paper.
 
-    Source: Zhao et al., ICLR 2024, arXiv 2402.00865.
+    Source: Zhao et al., ICLR 2024, arXiv 2402.00865, and the authors' code (use_ood_score, 'vanilla' or 'energy').
     """
+    detector: str = "vanilla"
     bins: int = 100
     tail: float = 0.001
+    needs = frozenset({"features", "logits"})
     learns = True
+
+    def __post_init__(self):
+        if self.detector != "vanilla":
+            super().__post_init__()
+
+    def fit(self, train: Outputs) -> OptFS:
+        if self.detector != "vanilla":
+            return super().fit(train)
+        self.learn(train)
+        return self
+
+    def score(self, batch: Outputs) -> Tensor:
+        if self.detector != "vanilla":
+            return super().score(batch)
+        return -(batch.head.weight[batch.logits.argmax(1)] * self.shape(batch.features)).sum(1)
 
     def learn(self, train: Outputs) -> None:
         self.left, right = statistics.quantiles(train, (self.tail, 1 - self.tail))

@@ -77,7 +77,9 @@ class NECO(Detector):
         max_logit: multiply by the largest logit, as the authors do for every network but ResNet.
 
     Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. For DeiT and Swin their code divides
-    the projection of standardised features by the norm of raw ones; `standardise` here holds for both.
+    the projection of standardised features by the norm of raw ones; `standardise` here holds for both. With `max_logit` the
+    largest logit has to be positive, else the order reverses: `fit` counts the training images where it is not (`not_positive`),
+    ood.diagnosis warns.
     """
     dim: int | None = None
     standardise: bool = True
@@ -92,6 +94,8 @@ class NECO(Detector):
         self.shift, self.scale = (mean, deviation) if self.standardise else (torch.zeros_like(mean), torch.ones_like(mean))
         columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)[1].flip(1)
         self.principal = columns[:, :principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)].contiguous()
+        lowest = sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train)) if self.max_logit else 0
+        self.not_positive = lowest / statistics.count(train)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
