@@ -13,12 +13,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from torch import nn
-
 import models
 from ood import benchmark, classifier, cli, distributed, losses, methods, plots, report, uncertainty, workbench
 from ood.config import InputError, build, merge, read_json, to_dict
 from ood.data import Preprocess, info, load_benchmark
+from ood.detectors.base import possible
 from ood.experiment import Experiment, make_detectors, split
 from ood.outputs import Cache
 
@@ -87,9 +86,10 @@ def main() -> None:
         if own:
             detectors[own.name] = own
 
-    if experiment.detectors == ("all",) and not any(getattr(m, "dropout", 0) or isinstance(m, nn.Dropout) and m.p for m in network.modules()):
-        detectors.pop("dropout")
-        cli.log("left out of all: dropout (this network has no dropout)")
+    if experiment.detectors == ("all",):
+        detectors, left_out = possible(detectors, network)
+        for why in left_out.values():
+            cli.log(f"left out of all: {why}")
 
     # The images: every set is found, counted and, when small, decoded before the network runs.
     common = dict(data_dir=flags.data_dir, limit=experiment.limit, seed=experiment.seed, download=flags.download)

@@ -34,7 +34,8 @@ class Result:
     accuracies: dict[str, float]                     # on the ID test set: of the classifier, of each method that classifies
     digests: dict[str, str]                          # of the network and of each data set
     seconds: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, dict] = field(default_factory=dict)   # {label: {"fit_seconds", "ms_per_image" beyond the pass, "mib" fitted, "in_pass"}}
+    costs: dict[str, dict] = field(default_factory=dict)   # {label: {"fit_seconds", "ms_per_image" beyond the shared pass, "mib" fitted, "in_pass"}};
+    #                                                        of an "in_pass" detector with its part of the pass, None where a cache held it
     diagnosis: Diagnosis | None = None                     # of the ID features
     advice: list[str] = field(default_factory=list)        # where a detector's assumption does not hold
 
@@ -54,7 +55,10 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         cache: of forward passes; a second run with other detectors forwards nothing.
 
     Of several processes each forwards its share of every set; rank 0 alone fits and scores detectors and has a complete Result.
+    Raises: InputError for a detector that cannot work with this network, before the first pass.
     """
+    for detector in detectors.values():
+        detector.check(network)
     started, seconds, methods = time.perf_counter(), {}, methods or {}
     digests = {"network": network_digest(network)} if detectors else {}
     image_detectors = [d for d in detectors.values() if isinstance(d, ImageDetector)]
@@ -75,17 +79,23 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         log(f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)")
         return outputs
 
-    spent = {label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)}
+    spent: dict[str, dict[str, float | None]] = {label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)}
 
     @contextmanager
     def charged(label: str, what: str):
         begun = time.perf_counter()
         yield
-        spent[label][what] += time.perf_counter() - begun
+        charge(label, what, time.perf_counter() - begun)
+
+    def charge(label: str, what: str, took: float | None) -> None:
+        so_far = spent[label][what]
+        spent[label][what] = None if so_far is None or took is None else so_far + took
 
     def scores_of(images, outputs: Outputs | None) -> dict[str, np.ndarray]:
         found = {}
         for label, detector in detectors.items() if distributed.first() else ():
+            if isinstance(detector, ImageDetector):
+                charge(label, "score", outputs.seconds.get(detector.key))
             with charged(label, "score"):
                 found[label] = chunked_score(detector, outputs).numpy()
         for label, method in methods.items():
@@ -95,9 +105,11 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
 
     to_fit = any(d.requires_fit for d in detectors.values())
     if detectors:
-        fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else _no_images(network)
+        fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else no_images(network)
         with timed("fit"):
             for label, detector in detectors.items():
+                if getattr(detector, "measures_train", False):
+                    charge(label, "fit", fitting.seconds.get(detector.key))
                 if distributed.first() or isinstance(detector, ImageDetector):           # the latter score within every process's passes
                     with charged(label, "fit"):
                         detector.fit(fitting)
@@ -111,8 +123,8 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
                   **metrics.evaluate(prepared[label], values)._asdict()} for label, values in scores[entry.name].items()]
     rows.sort(key=lambda row: list(prepared).index(row["detector"]))
     images = len(test) + sum(len(entry.images) for entry in ood)
-    costs = {label: {"fit_seconds": used["fit"], "ms_per_image": 1000 * used["score"] / images, "in_pass": isinstance(detectors.get(label), ImageDetector),
-                     "mib": size(detectors[label]) / 2**20 if label in detectors else None} for label, used in spent.items()}
+    costs = {label: {"fit_seconds": used["fit"], "ms_per_image": None if used["score"] is None else 1000 * used["score"] / images,
+                     "in_pass": isinstance(detectors.get(label), ImageDetector), "mib": size(detectors[label]) / 2**20 if label in detectors else None} for label, used in spent.items()}
     found = None
     if detectors and distributed.first():
         with timed("diagnosis"):
@@ -136,7 +148,7 @@ def accuracy(outputs: Outputs) -> float | None:
     return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
 
 
-def _no_images(network: nn.Module) -> Outputs:
+def no_images(network: nn.Module) -> Outputs:
     """Outputs of zero images: detectors that need no training set still look at the head."""
     weight, bias = network.fc.weight.detach().float().cpu(), network.fc.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float().cpu()

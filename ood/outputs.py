@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class Outputs:
     head: Head
     taps: tuple[Tensor, ...] = ()         # pooled stage outputs, each (N, C_k); only when asked for
     scores: dict[str, Tensor] = field(default_factory=dict)   # of image detectors, by their key, each (N,) or (N, K)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)   # that each of them took inside the pass; none for what a cache held
     memo: dict = field(default_factory=dict, compare=False, repr=False)   # statistics that detectors share, see ood.statistics
 
     def __len__(self) -> int:
@@ -137,7 +139,7 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
         digest: of the network, if already known (it costs a read of all weights).
         progress: wraps the batches, e.g. ood.cli.progress.
 
-    Of several processes each runs its share of the batches, and all get the whole.
+    Of several processes each runs its share of the batches, and all get the whole (seconds are the sum of theirs).
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; allowed: {', '.join(PRECISIONS)}")
@@ -153,6 +155,7 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
     wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
     missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
     arrays: dict[str, Tensor] = {}
+    seconds: dict[str, float] = {}
     if missing:
         todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
         alone = distributed.world() == 1
@@ -163,7 +166,7 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
             batches = progress(batches, total=-(-len(mine) // batch_size), scale=batch_size)
         try:
             for batch in batches:
-                for name, values in _forward(network, preprocess, batch, device, precision, "taps" in missing, todo).items():
+                for name, values in _forward(network, preprocess, batch, device, precision, "taps" in missing, todo, seconds).items():
                     parts.add(name, values)
             arrays = parts.finish()
         except BaseException:
@@ -171,15 +174,19 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
             raise
         if not alone:
             arrays = _of_all(arrays, len(images), cache, key)
+            seconds = {name: sum(own.get(name, 0.0) for own in distributed.gathered(seconds)) for name in todo}
     if cache:
         arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
     tap_names = sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
     return Outputs(arrays["features"], arrays["logits"], torch.as_tensor(images.labels), Head(head.weight.cpu(), head.bias.cpu()),
-                   tuple(arrays[n] for n in tap_names), {k: arrays[f"score-{k}"] for k in detectors})
+                   tuple(arrays[n] for n in tap_names), {k: arrays[f"score-{k}"] for k in detectors}, seconds)
 
 
-def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, detectors: dict) -> dict[str, Tensor]:
-    """One batch: everything that is asked for, by part name. The shared forward feeds the image detectors' gradients."""
+def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, detectors: dict, seconds: dict[str, float]) -> dict[str, Tensor]:
+    """One batch: everything that is asked for, by part name. The shared forward feeds the image detectors' gradients.
+
+    `seconds` grows by what each detector took.
+    """
     perturb = any(getattr(d, "needs_gradient", True) for d in detectors.values())
     frozen = [p for p in network.parameters() if p.requires_grad] if perturb else []
     for parameter in frozen:
@@ -198,11 +205,20 @@ def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, 
             if taps:
                 out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
             for name, detector in detectors.items():
+                began = _now(device)
                 out[f"score-{name}"] = detector.score_images(Pass(network, x, features, logits, tuple(preprocess.std), tuple(maps))).detach()
+                seconds[name] = seconds.get(name, 0.0) + _now(device) - began
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
     return out
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on the clock, once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class _Parts:

@@ -172,11 +172,13 @@ class Report:
     def _costs(self) -> list[str]:
         if not self.costs:
             return []
-        body = [[name, f"{cost['fit_seconds']:.3f}", f"{cost['ms_per_image']:.4f}" + (" + in the pass" if cost.get("in_pass") else ""),
-                 MISSING if cost.get("mib") is None else f"{cost['mib']:.3f}"] for name, cost in self.costs.items()]
+        body = [[name, *(MISSING if cost.get(key) is None else f"{cost[key]:.{digits}f}" for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3)))]
+                for name, cost in self.costs.items()]
+        inside = [name for name, cost in self.costs.items() if cost.get("in_pass")]
         return ["## Cost", _markdown_table(["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body),
                 "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
-                "detectors need are computed once, by the first of them. Detectors that work on images compute inside the pass."]
+                "detectors need are computed once, by the first of them."
+                + (f" What {', '.join(inside)} did inside the pass is included; {MISSING} where it was read from the cache, so that nothing was measured." if inside else "")]
 
 
 class _Table:

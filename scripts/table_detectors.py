@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -22,6 +21,7 @@ sys.path[:0] = [str(ROOT)]
 import models  # noqa: E402
 from ood import benchmark, cli, detectors, record, report, uncertainty, workbench  # noqa: E402
 from ood.config import InputError  # noqa: E402
+from ood.detectors.base import possible  # noqa: E402
 from ood.outputs import Cache  # noqa: E402
 
 parser = cli.Parser("A table of all detectors.", "Exit code: 0 done, 2 bad input, 1 a run failed.")
@@ -63,8 +63,10 @@ def main() -> None:
                                   device=device, data_dir=flags.data_dir, checkpoints_dir=flags.checkpoints_dir, cache=cache, progress=cli.progress, log=cli.log)
         made = {name: detectors.create(detectors.parse(name)[0], **{**experiment.detector_args.get(detectors.parse(name)[0], {}), **detectors.parse(name)[1]})
                 for name in names}
-        if "dropout" in made and not any(isinstance(m, nn.Dropout) and m.p > 0 for m in bench.network.modules()):
-            left_out["dropout"] = made.pop("dropout").name
+        if not flags.detectors:                               # of all: those that can work with this network
+            made, left_out = possible(made, bench.network)
+            for why in left_out.values():
+                cli.log(f"left out of all: {why}")
         test, ood = bench.images("test"), bench.ood(flags.datasets)
         train = bench.images("train") if any(d.requires_fit for d in made.values()) else None
         results.append(benchmark.evaluate(bench.network, train, test, ood, made, bench.preprocess, device=device, batch_size=experiment.batch_size,
@@ -76,7 +78,7 @@ def main() -> None:
     accuracies = ", ".join(f"{100 * r.accuracies['classifier']:.2f} %" for r in results if "classifier" in r.accuracies)
     networks = f"{len(results)} network{'s' * (len(results) > 1)} ({experiment.arch}, accuracy {accuracies})"
     text = [*flags.text, f"{len(table['rows'])} detectors at their defaults, sorted by average AUROC, on {networks}. {EXPLAINED}"]
-    text += [f"Left out: {', '.join(left_out)} (the network has no dropout)."] if left_out else []
+    text += [f"Left out: {why}." for why in left_out.values()]
     text += [f"Left out: {', '.join(flags.skip)}."] if flags.skip else []
     text += [f"ID training features of network 1: {results[0].diagnosis.text()}."] + [f"Advice: {line}." for line in results[0].advice]
     report.write_text(out_dir / "table.md", "\n\n".join([*text, table["caption"], report._markdown_table(table["columns"], table["rows"])]) + "\n")
@@ -91,7 +93,7 @@ def main() -> None:
 EXPLAINED = ("In brackets the 95 % interval of the average over the OOD sets: DeLong for AUROC, bootstrap for FPR95, the images being random and the networks fixed. "
              "p: paired DeLong test on the same images against the best average AUROC, not corrected for the number of detectors. Cost: seconds to fit, and "
              "milliseconds per image beyond the pass that all share, on network 1; what several detectors need of the training set is charged to the first of them. "
-             "Detectors marked * compute inside the pass, which is not in these numbers.")
+             f"Detectors marked * compute inside the pass, and that time is in their numbers; {report.MISSING} where it was read from the cache, so that nothing was measured.")
 
 
 def as_table(results: list[benchmark.Result], test, ood: list[benchmark.TestSet]) -> dict:
@@ -111,7 +113,7 @@ def as_table(results: list[benchmark.Result], test, ood: list[benchmark.TestSet]
         fpr = f"{100 * np.mean([r.value for r in rates]):.2f}" + (f" ± {100 * spread[1]:.2f}" if several else f" [{100 * rates[0].low:.2f}, {100 * rates[0].high:.2f}]")
         rows.append([d + ("*" if cost["in_pass"] else ""), auroc, fpr, "best" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}",
                      *(f"{100 * means[:, i, 0].mean():.2f} / {100 * means[:, i, 1].mean():.2f}" for i in range(len(sets))),
-                     f"{cost['fit_seconds']:.3f}", f"{cost['ms_per_image']:.4f}", f"{cost['mib']:.3f}"])
+                     *(report.MISSING if cost[key] is None else f"{cost[key]:.{digits}f}" for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3)))])
     counts = ", ".join(f"{entry.label or entry.name} {len(entry.images):,}" for entry in ood)
     spread = "; ± standard deviation over networks" if several else ""
     return {"caption": f"AUROC and FPR95 in %, {len(test):,} ID images against {counts}; per set AUROC / FPR95{spread}",
