@@ -58,6 +58,8 @@ def main() -> None:
     bench = workbench.prepare(models, experiment, device=device, data_dir=flags.data_dir, checkpoints_dir=flags.checkpoints_dir, cache=cache,
                               download=flags.download, progress=cli.progress, log=cli.log)
 
+    detector.check(bench.network)
+
     # ID images: to fit, to calibrate, to check.
     images_of_detector = isinstance(detector, ImageDetector)
     to_fit = detector.requires_fit or images_of_detector and detector.measures_train
@@ -79,6 +81,8 @@ def main() -> None:
         detector.fit(outputs)
         for line in advice(diagnose(outputs), {flags.detector: detector}):
             cli.log(f"advice: {line}")
+    else:
+        detector.fit(benchmark.no_images(bench.network))        # some look at the head, or read a file
     outputs = bench.outputs(test, beside, **needs)
     scores = chunked_score(detector, outputs).numpy()
     calibration = calibrate(scores[held], flags.accept, flags.confidence)

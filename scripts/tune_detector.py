@@ -61,6 +61,9 @@ def main() -> None:
     bench = workbench.prepare(models, experiment, device=device, data_dir=flags.data_dir, checkpoints_dir=flags.checkpoints_dir, cache=cache,
                               download=flags.download, progress=cli.progress, log=cli.log)
 
+    for name, _, fixed in asked:
+        tuning.made(name, {}, {**experiment.detector_args.get(name, {}), **fixed}).check(bench.network)
+
     # Image sets: training, validation (ID, pseudo-outliers, a real set), test.
     train, test, ood = bench.images("train"), bench.images("test"), bench.ood(flags.datasets)
     order = np.random.default_rng(experiment.seed).permutation(len(test))

@@ -104,6 +104,18 @@ def test_scores_are_those_of_an_evaluation(root, call_script):
     assert set(found) == set(expected)
 
 
+def test_a_detector_whose_statistics_are_in_a_file(root, call_script):
+    """dice with feature_mean needs no training set, but its mask has to be made."""
+    np.save(root / "mean.npy", np.linspace(0.1, 1, models.build("small_cnn", 2, image_size=32).fc.in_features))
+    done = fit(call_script, root, "-detector", "dice:feature_mean=mean.npy,percentile=50", "-out", "dice.npz")
+    assert done.returncode == 0, done.stderr
+    assert storage.load(root / "dice.npz").detector.mask.float().mean() == 0.5
+    (root / "mean.npy").unlink()
+    done = score(call_script, root, "-detector", "dice.npz", "-input", "mine/two", "-out_dir", "dice")
+    assert done.returncode == 0, done.stderr
+    assert len({r["score"] for r in rows(root / "dice" / "scores.csv")}) > 1
+
+
 def test_detectors_that_need_images_and_a_single_picture(root, call_script):
     done = fit(call_script, root, "-detector", "odin:magnitude=0.004", "-out", "odin.npz", "-share", "1", "-confidence", "0.8")
     assert done.returncode == 0, done.stderr
@@ -170,7 +182,7 @@ def test_missing_weights_are_named(root, call_script):
         (root / "elsewhere.pt").rename(root / "weights.pt")
 
 
-@pytest.mark.parametrize("flags, words", [(("-accept", "0.99"), "at least 99 are needed"), (("-share", "0"), "-share"), (("-detector", "knnn"), "did you mean 'knn'")])
+@pytest.mark.parametrize("flags, words", [(("-accept", "0.99"), "at least 99 are needed"), (("-detector", "dropout"), "no dropout"), (("-share", "0"), "-share"), (("-detector", "knnn"), "did you mean 'knn'")])
 def test_fit_refuses_what_cannot_be(root, call_script, flags, words):
     done = fit(call_script, root, *flags, "-out", "refused.npz")
     assert done.returncode == 2 and words in done.stderr and not (root / "refused.npz").exists()
