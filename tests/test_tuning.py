@@ -18,13 +18,40 @@ from ood.outputs import extract
 
 @pytest.mark.parametrize("name", tuning.SPACES)
 def test_every_space_is_one_that_its_detector_takes(name):
-    default = detectors.create(name).hyperparameters()
-    assert set(tuning.SPACES[name]) <= set(default)
+    default, space = detectors.create(name).hyperparameters(), tuning.SPACES[name]
+    fields = set(space) if isinstance(space, dict) else set(space[0])
+    assert fields <= set(default) and (isinstance(space, dict) or all(set(setting) == fields for setting in space))
     grid = tuning.candidates(name, outputs(600))
-    assert grid[0] == {key: default[key] for key in tuning.SPACES[name]}, "the default comes first"
+    assert grid[0] == {key: default[key] for key in grid[0]} and set(grid[0]) == fields, "the default comes first"
     assert len(grid) > 1 and all(grid.count(c) == 1 for c in grid)
+    texts = [tuning.spelled(name, candidate) for candidate in grid]
+    assert [detectors.create(*[detectors.parse(t)[0]], **detectors.parse(t)[1]).hyperparameters() for t in texts] == [{**default, **c} for c in grid]
     for candidate in grid:
         tuning.made(name, candidate)
+
+
+def test_every_detector_with_something_to_choose_has_a_space():
+    """But numbers of passes and of layers' weights, seeds and whose logit score stands behind a shaping are nothing to search for."""
+    free = {n for n in detectors.names() if set(detectors.create(n).hyperparameters()) - {"detector", "seed", "fraction", "weights", "samples", "mode"}}
+    assert free - set(tuning.SPACES) == {"gradunc"}
+
+
+def test_spaces_are_those_of_their_sources():
+    """OpenOOD v1.5's configs, pytorch-ood's hyperparameter_space, WeiPer's README."""
+    big = outputs(1200, classes=1000, dimension=24)
+    count = {name: len(tuning.candidates(name, big)) for name in tuning.SPACES}
+    assert {name: count[name] for name in ("gen", "adascale_a", "adascale_l", "openmax", "weiper", "mcm", "nci", "relation", "odin", "react", "gram", "cadref", "ras")} == {
+        "gen": 7 * 6, "adascale_a": 36, "adascale_l": 36, "openmax": 5 * 6 * 5 + 1, "weiper": 3, "mcm": 3, "nci": 5, "relation": 5, "odin": 8, "react": 4, "gram": 2,
+        "cadref": 4, "ras": 2}, "of openmax also our default, a tail of 25"
+    assert all(c["lower"] < c["upper"] for c in tuning.candidates("adascale_a", big))
+    assert {c["top"] for c in tuning.candidates("gen", big)} == {10, 50, 100, 200, 500, 1000}
+    few = tuning.candidates("gen", outputs(60))
+    assert {c["top"] for c in few} == {100} and {c["gamma"] for c in few} == {0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0}, "M above 6 classes: the default says all"
+    known = outputs(40, seed=2)
+    for candidate in [*few, {"gamma": 10.0, "top": 1000}]:
+        assert torch.isfinite(chunked_score(tuning.made("gen", candidate), known)).all()
+    found = tuning.tune("weiper", outputs(90, seed=1), known, {"novel": outputs(40, seed=3, shift=0.9)}, fixed={"repeats": 3, "samples": 50})
+    assert len(found.aurocs) == 3 and found.candidates[1] == {"delta": 2.4, "lambda_1": 0.1, "lambda_2": 1.0, "smooth": 4, "smooth_perturbed": 40}
 
 
 def test_impossible_candidates_are_left_out_and_bad_ones_refused():
