@@ -3,13 +3,20 @@
     torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -arch resnet18        # 4 GPUs (nccl), or 4 CPU processes (gloo)
 
     training     world() * batch_size images per step, in the order that one process with that batch size would take them; each process
-                 computes its part, and the gradient is the mean over all images of the step, also where the parts are not equally large
+                 computes its part, and the gradient is the mean over all images of the step, also where the parts are not equally large;
+                 where a loss is not a mean over images, see below
     evaluation   each process forwards its part of a set; sums and rows are gathered exactly: no image twice, none left out
     files, lines rank 0
 
 BatchNorm: each process normalises with the statistics of its own images, as it would in a run with the smaller batch; running averages
 are averaged over the processes after every epoch. `synchronise_batchnorm` makes them those of the whole step, at the price of
 communication in every layer; then N processes with batches of b equal one with batches of N * b, up to rounding.
+
+Losses: each process computes the loss of its own images, and its gradient weighs as much as it has images. That is the gradient of one
+process for every loss that is a mean over images. One that averages ID images and outliers separately (outlier_exposure, energy_bounded,
+energy_margin, mchad, openmix) is exact where all processes have as many images of either kind: in every step but the last one of an epoch
+and the last one of a turn of the outliers, where the counts of two processes differ by at most one if they do not divide evenly. One that
+relates the images of a batch to each other (ii, cider, the draws of vos, the hinge of leave-out) sees those of its process alone.
 """
 from __future__ import annotations
 

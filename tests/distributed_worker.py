@@ -1,6 +1,7 @@
 """What tests/test_distributed.py runs twice: in one process, and in two under torchrun (`torchrun --nproc_per_node 2 distributed_worker.py OUT`)."""
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import models  # noqa: E402
-from ood import distributed, runs, train  # noqa: E402
+from ood import distributed, losses, runs, train  # noqa: E402
+from ood.cli import RunError  # noqa: E402
 from ood.config import InputError  # noqa: E402
 from ood.data import ArrayImages, Augment, Preprocess  # noqa: E402
+from ood.losses.objective import build  # noqa: E402
 from ood.methods import Context, leaveout, leaveout_training  # noqa: E402
 from ood.methods.heatmap import Heatmap  # noqa: E402
 from ood.methods.heatmap import Settings as HeatmapSettings  # noqa: E402
@@ -74,6 +77,60 @@ def training(folder: Path, *, norm=False, sync=True, dropout=0.0, epochs=3, resu
         distributed.barrier()
     records = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in run.records()]
     return {"weights": {k: v.clone() for k, v in network.state_dict().items()}, "records": records}
+
+
+def with_loss(folder: Path, name: str, count: int):
+    """An Objective on small_cnn with synchronised BatchNorm and a moving average; with outliers 8 of 20 (8, 8, 4) behind the 16 images of a step."""
+    torch.manual_seed(0)
+    network = models.build("small_cnn", 3, in_channels=3, image_size=32, width=4)
+    objective = losses.Objective(name, network).double()
+    distributed.synchronise_batchnorm(network, CPU)
+    augment, preprocess = Augment("crop_flip"), Preprocess((0.5,) * 3, (0.5,) * 3)
+    common = dict(transform=lambda p, g: preprocess(augment(p, g)).double(), device=CPU)
+    batches = train.ImageBatches(toy_images(count, 32), STEP // distributed.world(), seed=5, **common)
+    if losses.get(name).outliers == "needed":
+        outliers = ArrayImages(toy_images(20, 32, seed=2).images, name="outliers")
+        batches = losses.MixedBatches(batches, train.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common))
+    optimizer = train.make_optimizer("sgd", [p for p in objective.parameters() if p.requires_grad], 0.1, momentum=0.9)
+    run = runs.create("toy", {"kind": "toy"}, out_dir=folder)
+    train.fit(lambda batch: objective(*batch), network, batches, epochs=3, optimizer=optimizer, schedule=train.Schedule(optimizer, "cosine", 3), run=run,
+              ema=0.9, say=lambda line: None, state={"objective": objective.own}, pack=lambda epoch, metrics: {"state_dict": network.state_dict()})
+    return {"weights": {k: v.clone() for k, v in {**network.state_dict(), **objective.own.state_dict()}.items()},
+            "records": [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in run.records()]}
+
+
+def queues(folder: Path):
+    """VOS: the features of two steps, the first 9 of 14 in rank 0; an outlier among them."""
+    torch.manual_seed(0)
+    loss, _ = build("vos", nn.Linear(4, 3), {"sample_number": 5, "sample_from": 10})
+    for step in range(2):
+        rows = torch.randn(14, 4, generator=torch.Generator().manual_seed(step))
+        mine = {0: slice(0, 9), 1: slice(9, 14)}[distributed.rank()] if distributed.world() > 1 else slice(None)
+        y = torch.tensor([0, 1, 0, 0, 0, 2, -1, 1, 0, 0, 0, 1, 2, 2])
+        loss(loss.fc(rows[mine]), rows[mine], y[mine])
+    return {"queue": loss.queue, "seen": loss.seen}
+
+
+def disagree(folder: Path):
+    """Rank 1 looks for last.pt in a folder of its own: there is none, then one of another epoch. What is said."""
+    training(folder / "0", epochs=2)
+    distributed.barrier()
+    mine, said = folder / str(distributed.rank()), []
+    if distributed.rank():
+        mine.mkdir()
+        shutil.copy(folder / "0" / "config.json", mine)
+    for epochs in (None, 1):
+        if distributed.rank() and epochs:
+            payload = runs.Run(folder / "0").load("last.pt")
+            payload["trainer"]["epochs"] = epochs
+            torch.save(payload, mine / "last.pt")
+        try:
+            training(mine, resume=True)
+            said.append("")
+        except RunError as error:
+            said.append(str(error))
+        distributed.barrier()
+    return said
 
 
 def resumed(folder: Path):
@@ -151,6 +208,8 @@ def talk(folder: Path):
 
 CASES = {
     "plain": lambda folder: training(folder), "batchnorm": lambda folder: training(folder, norm=True, clip=None, ema=None),
+    "outlier_exposure": lambda folder: with_loss(folder, "outlier_exposure", 48), "center": lambda folder: with_loss(folder, "center", 53),
+    "queues": queues, "disagree": disagree,
     "resumed": resumed, "talk": talk, "heatmap": heatmap, "leaveout": leave_out,
     "outputs": lambda folder: outputs(folder, False), "cached": lambda folder: outputs(folder, True),
     "remainder": lambda folder: seen(folder, 33, 8), "uneven": lambda folder: seen(folder, 37, 8), "few": lambda folder: seen(folder, 3, 8),

@@ -55,9 +55,9 @@ def numbers(record: dict) -> dict:
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("case", ("plain", "batchnorm"))
+@pytest.mark.parametrize("case", ("plain", "batchnorm", "outlier_exposure", "center"))
 def test_two_processes_train_as_one_with_the_doubled_batch(both, case):
-    """Without BatchNorm, and with the synchronised one: every number of every epoch and every weight."""
+    """Without BatchNorm, and with the synchronised one: every number of every epoch and every weight; with outliers, with learned centres."""
     one, (first, second) = both[0][case], [found[case] for found in both[1]]
     assert same(first["weights"], second["weights"])
     for key, tensor in one["weights"].items():
@@ -66,6 +66,27 @@ def test_two_processes_train_as_one_with_the_doubled_batch(both, case):
     for ours, theirs in zip(first["records"], one["records"]):
         assert numbers(ours) == pytest.approx(numbers(theirs), rel=1e-6) and ours["best"] == theirs["best"]
     assert one["records"][0]["loss"] != one["records"][2]["loss"]
+
+
+def test_queues_of_virtual_outliers_are_those_of_one_process(both):
+    one, found = both[0]["queues"], [found["queues"] for found in both[1]]
+    assert all(torch.equal(two[key], one[key]) for two in found for key in one) and one["seen"].tolist() == [14, 6, 6]
+
+
+def test_processes_that_would_resume_differently_stop(both):
+    """As rank 0 finds it: in another process last.pt is missing, or of another epoch."""
+    assert both[0]["disagree"] == ["", ""]
+    for found in both[1]:
+        missing, other = found["disagree"]
+        assert "process 1 does not see" in missing and "last.pt" in missing and "different epochs" in other and "(2, 1)" in other
+
+
+def test_what_rank_0_sends_lies_on_the_cpu(monkeypatch):
+    """A tensor of cuda:0 would be made on cuda:0 by every process."""
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: moved.append(self) or self)
+    sent = distributed._on_cpu({"a": [torch.ones(1, requires_grad=True)], "b": (torch.zeros(2), 3), "c": "x", "d": None})
+    assert len(moved) == 2 and not sent["a"][0].requires_grad and sent["b"][1:] == (3,) and (sent["c"], sent["d"]) == ("x", None)
 
 
 def test_resumed_run_of_two_processes_equals_an_undisturbed_one(both):
