@@ -1,4 +1,5 @@
 """Every objective against pytorch-ood's on the same tensors, or against explicit loops where it is not there or differs from the paper."""
+import inspect
 import math
 
 import pytest
@@ -49,13 +50,56 @@ def test_losses_on_logits(name, reduction):
         equal(ours(PIXELS, y), theirs(PIXELS, y))
 
 
-def test_defaults_are_pytorch_oods():
-    """The same call without arguments gives the same number; OutlierExposureLoss differs by how it averages, see below."""
-    for name in ("CrossEntropyLoss", "LogitNorm", "EnergyRegularizedLoss", "EntropicOpenSetLoss"):
-        equal(getattr(losses, name)()(LOGITS, Y), getattr(peer, name)()(LOGITS, Y))
-    equal(losses.ObjectosphereLoss()(LOGITS, FEATURES, Y), peer.ObjectosphereLoss()(LOGITS, FEATURES, Y))
-    confidence = torch.rand(12, 1)
-    equal(losses.ConfidenceLoss()(LOGITS, confidence, Y), peer.ConfidenceLoss()(LOGITS, confidence, Y))
+SHAPES = {"n_classes": CLASSES, "n_dim": SIDE, "n_embedding": SIDE, "full_train_loss": 0.4, "margin": 2.0}
+DIFFERENT = {    # arguments that give pytorch-ood's numbers, see the docstring of ood.losses
+    "OutlierExposureLoss": {"balance": "batch"}, "CACLoss": {"squared": True}, "MCHADLoss": {"weight_center": 1 / CLASSES}, "CenterRegularizationLoss": {},
+}
+
+
+def from_defaults(kind, name, **more):
+    """(the loss of a package, given nothing but `more` and what has no default, the same random numbers; what its forward takes after y)."""
+    torch.manual_seed(5)
+    weights, fc = nn.Linear(CLASSES, 1), nn.Linear(SIDE, CLASSES)
+    nn.init.uniform_(weights.weight)
+    modules = {"logistic_regression": nn.Linear(1, 2), "weights_energy": weights, "fc": fc}
+    needed = [key for key, p in inspect.signature(getattr(peer, name).__init__).parameters.items() if p.default is p.empty and key != "self"]
+    torch.manual_seed(6)
+    loss = getattr(kind, name)(**{key: {**SHAPES, **modules}[key] for key in needed}, **more)
+    if name in ("CenterLoss", "MCHADLoss"):                     # pytorch-ood draws its centres twice
+        loss.centers.params.data = FEATURES[:CLASSES] + 0.5
+    return loss, (nn.Linear(1, 1),) if name == "EnergyMarginLoss" else ()
+
+
+@pytest.mark.parametrize("name", [name for name, cls in vars(peer).items() if inspect.isclass(cls) and issubclass(cls, nn.Module)])
+def test_defaults_are_pytorch_oods(name):
+    """The same call, with nothing given that has a default, gives the same number; four say what has to be given as well."""
+    confidence = torch.rand(12, 1, generator=torch.Generator().manual_seed(0))
+    given = {"ObjectosphereLoss": (LOGITS, FEATURES), "ConfidenceLoss": (LOGITS, confidence), "VirtualOutlierSynthesizingRegLoss": (LOGITS, FEATURES),
+             "IILoss": (FEATURES,), "DeepSVDDLoss": (FEATURES,), "DeepSADLoss": (FEATURES,), "CenterRegularizationLoss": (SCORES,)}.get(name, (LOGITS,))
+    y = torch.where(Y < 0, Y, CLASSES - 1) if name == "CACLoss" else Y
+    found = []
+    for kind, more in ((losses, DIFFERENT.get(name, {})), (peer, {}), (losses, {})):
+        loss, phi = from_defaults(kind, name, **more)
+        x = given
+        if hasattr(loss, "distance") and name not in ("IILoss", "DeepSVDDLoss", "DeepSADLoss"):
+            x = (loss.distance(LOGITS if name == "CACLoss" else FEATURES),)
+        elif name == "CenterRegularizationLoss" and kind is losses and not found:
+            x = (SCORES.square(),)
+        elif name == "BackgroundClassLoss":
+            x = (torch.cat((LOGITS, LOGITS[:, :1]), 1),)
+        found.append(loss(*x, y, *phi))
+    equal(found[0], found[1])
+    assert (name in DIFFERENT) != torch.allclose(found[2], found[1], rtol=1e-5, atol=1e-6)      # the list is complete, and has none too many
+
+
+def test_running_centers_are_pytorch_oods_where_every_class_is_in_every_batch():
+    from pytorch_ood.model import RunningCenters
+    ours, theirs = losses.RunningCenters(CLASSES, SIDE), RunningCenters(CLASSES, SIDE)
+    for seed in range(3):
+        x = torch.randn(12, SIDE, generator=torch.Generator().manual_seed(seed))
+        equal(ours.update(x, Y.clamp_min(0)), theirs.update(x, Y.clamp_min(0)))
+    equal(ours.centers, theirs.centers)
+    equal(ours(FEATURES), theirs(FEATURES))
 
 
 @pytest.mark.parametrize("reduction", ("mean", "sum", "none"))

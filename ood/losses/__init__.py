@@ -1,7 +1,20 @@
-"""Objective functions: names, arguments and labels (below 0: outliers) as in pytorch-ood, so that the import is all that changes.
+"""Objective functions: names, arguments, defaults and labels (below 0: outliers) as in pytorch-ood.
 
-    from ood.losses import OutlierExposureLoss          # was: from pytorch_ood.loss import OutlierExposureLoss
-    loss = OutlierExposureLoss(alpha=0.5)(logits, y)    # the same as create("outlier_exposure", alpha=0.5)
+    from ood.losses import EnergyRegularizedLoss            # was: from pytorch_ood.loss import EnergyRegularizedLoss
+    loss = EnergyRegularizedLoss(alpha=0.1)(logits, y)      # the same as create("energy_bounded", alpha=0.1)
+
+The import is all that changes, and the numbers are those of pytorch-ood 0.4.0, except where its formula is not the paper's. On purpose:
+
+    OutlierExposureLoss         a mean over the ID rows and one over the outliers; balance="batch": pytorch-ood's one mean over all rows
+    CACLoss                     distances as they are; squared=True: pytorch-ood's distances. Its sum over the classes 0..C-2 instead of all but
+                                y has no switch: the losses agree for rows with y = C-1
+    MCHADLoss                   no switch. The first term is not divided by C, r is squared, the third term is squared once: with radius and
+                                margin at 0, weight_center=1/C gives pytorch-ood's
+    CenterRegularizationLoss    no switch; pytorch-ood's is this one called with distances.square()
+    RunningCenters              no switch; the same where every class is in every batch (IILoss as well)
+
+Batches without ID rows, without outliers or with one class give finite losses here; pytorch-ood refuses them in EnergyMarginLoss and gives
+1e24 in IILoss.
 
 `Objective("outlier_exposure", network)` applies a loss to a network: classifier_pretraining.py -loss outlier_exposure.
 """
