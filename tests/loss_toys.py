@@ -31,7 +31,8 @@ def labels(outliers=4, rows=ROWS, classes=CLASSES):
 
 
 def inputs(loss, y, classes=CLASSES, scale=1.0, seed=0):
-    """The leading arguments of forward, leaves that require gradients, float64."""
+    """What the leading arguments of forward are made from, leaves that require gradients, float64: the arguments themselves, or, for
+    distances, the features or logits that `value` gives to loss.distance."""
     g = torch.Generator().manual_seed(seed)
     rows = 4 * len(y) if "rotations" in loss.inputs else len(y)
     wide = classes + ("extra class" in loss.brings)
@@ -40,9 +41,9 @@ def inputs(loss, y, classes=CLASSES, scale=1.0, seed=0):
         if part == "confidence":
             x = torch.rand(rows, 1, generator=g, dtype=torch.float64) * 0.9 + 0.05
         else:
-            width = {"logits": wide, "features": SIDE, "distances": classes, "projections": 5, "rotations": 4}[part]
+            width = {"logits": wide, "features": SIDE, "distances": SIDE if loss.space == "features" else classes, "projections": 5, "rotations": 4}[part]
             x = scale * torch.randn(rows, width, generator=g, dtype=torch.float64)
-            x = x.square() if part == "distances" else F.normalize(x) if part == "projections" else x
+            x = F.normalize(x) if part == "projections" else x
         made.append(x.requires_grad_())
     return made
 
@@ -53,6 +54,7 @@ def further(name, y):
 
 
 def value(name, loss, modules, given, y):
+    given = [loss.distance(x) if part == "distances" else x for part, x in zip(loss.inputs, given, strict=True)]
     torch.manual_seed(7)                      # draws of vos, hints of confidence
     return loss(*given, y, *modules, *further(name, y))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from loss_toys import CLASSES, NAMES, SMALL, further, inputs, labels, make, value
 from torch import nn
+from torch.func import functional_call
 
 from ood import losses
 from ood.config import InputError
@@ -19,20 +20,33 @@ LEARNS = [name for name in NAMES if losses.get(name).outliers != "ignored"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient(name):
-    """Against finite differences in float64, along random directions; each evaluation on a copy, because some losses remember."""
+    """Against finite differences in float64, along random directions, for the inputs and for all that the loss learns (centres, phi, heads).
+
+    Each evaluation on a copy, because some losses remember. The gradient of ISH on the head is another one on purpose."""
     args = {"cac": {"magnitude": 2.0}, "cider": {"weight": 0.0}}.get(name, {})
     loss, modules = make(name, **args)
     loss.train(name != "vos")                             # in training its queues, constants to autograd, move with the features
     y = labels()
 
-    def call(*given):
-        return value(name, copy.deepcopy(loss), modules, given, y)
-    assert torch.autograd.gradcheck(call, inputs(loss, y), fast_mode=True)
+    class Call(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss, self.others = loss, nn.ModuleList(modules)
+
+        def forward(self, *given):
+            return value(name, self.loss, self.others, given, y)
+    own = {key: p.detach().clone().requires_grad_() for key, p in Call().named_parameters() if p.requires_grad and name != "ish"}
+    given = inputs(loss, y)
+
+    def call(*tensors):
+        return functional_call(copy.deepcopy(Call()), dict(zip(own, tensors[len(given):])), tensors[:len(given)])
+    assert bool(own) == (name in ("center", "mchad", "t2fnorm", "vos", "vos_reg", "energy_margin"))
+    assert torch.autograd.gradcheck(call, (*given, *own.values()), fast_mode=True)
     if name == "cider":                                   # the other term takes the prototypes as constants
         loss, _ = make(name)
         loss.prototypes.normal_()
         loss.eval()
-        assert torch.autograd.gradcheck(call, inputs(loss, y), fast_mode=True)
+        assert torch.autograd.gradcheck(call, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +81,7 @@ def test_outliers_change_what_the_loss_says_they_do(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", (0.0, 1e-8, 1e4))
 def test_extreme_inputs(name, scale):
-    """Zeros and values of 1e4 give finite losses and gradients, in float32."""
+    """Zeros and values of 1e4 (features, where the loss takes distances of them) give finite losses and gradients, in float32."""
     loss, modules = make(name)
     loss.float()
     for module in modules:
@@ -76,7 +90,25 @@ def test_extreme_inputs(name, scale):
     given = [x.detach().float().requires_grad_() for x in inputs(loss, y, scale=scale)]
     found = value(name, loss, modules, given, y)
     found.backward()
-    assert found.isfinite() and all(x.grad is None or x.grad.isfinite().all() for x in given)
+    learned = [p for module in (loss, *modules) for p in module.parameters()]
+    assert found.isfinite() and all(x.grad is None or x.grad.isfinite().all() for x in (*given, *learned))
+
+
+@pytest.mark.parametrize("size", (1.0, 1e3))
+@pytest.mark.parametrize("name", ("center", "cac", "mchad", "ii", "deep_svdd", "deep_sad"))
+def test_on_the_centre(name, size):
+    """Features that are the centre of their class give a finite gradient; 0.01 beside it the distance is that, in float32."""
+    loss, _ = make(name)
+    loss.float()
+    centres = next(t for key, t in loss.state_dict().items() if "centers" in key or "_center." in key)
+    centres.copy_(size * torch.randn(centres.shape, generator=torch.Generator().manual_seed(1)) if name != "cac" else size * centres)
+    y = torch.arange(len(centres)) if name not in ("deep_svdd", "deep_sad") else torch.zeros(1, dtype=torch.long)
+    z = centres.clone().requires_grad_()
+    value(name, loss, (), [z], y).backward()
+    assert z.grad.isfinite().all()
+    d = loss.distance(centres + 0.01)
+    own = (d if d.dim() == 1 else d.diagonal()) ** (0.5 if name != "cac" else 1)
+    torch.testing.assert_close(own, torch.full_like(own, 0.01 * centres.shape[1] ** 0.5), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("name", ("cross_entropy", "logitnorm", "outlier_exposure", "energy_bounded", "entropic_open_set"))
@@ -119,7 +151,7 @@ def test_every_argument_changes_the_value(name):
             if name == "center" and key == "magnitude":
                 results.append(loss.centers.params.norm())
                 continue
-            x = inputs(loss, y) if "distances" not in loss.inputs else [loss.distance(inputs(losses.ObjectosphereLoss(), y)[0 if name == "cac" else 1])]
+            x = inputs(loss, y)
             results += [value(name, loss, modules, x, y)] if key != "budget" else [value(name, loss, modules, x, y) * 0 + loss.alpha]
         assert results[0] != results[1], key
 
