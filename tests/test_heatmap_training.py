@@ -122,6 +122,20 @@ def test_training_is_resumed_to_the_bit(root, trained, tmp_path):
         Heatmap.train(settings(), context(root, out_dir=twice))
 
 
+def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_classifier(root, trained, tmp_path):
+    """config.json is there, classifier.pt not yet: it is copied now, or refused when it is not the one that the run began with."""
+    folder = tmp_path / "run"
+    run = Heatmap.train(settings(n_epochs=1), context(root, out_dir=folder))
+    start, digest = run.records()[0], run.config["classifier_digest"]
+    assert start["event"] == "start" and start["digests"]["classifier"] == digest and start["ood_images"] > 0 and start["versions"]["torch"]
+    (folder / "classifier.pt").unlink()
+    again = Heatmap.train(settings(n_epochs=2, classifier="nowhere.pt"), context(root, out_dir=folder, resume=True))
+    assert (folder / "classifier.pt").is_file() and [r["event"] for r in again.records() if "event" in r] == ["start", "resume"]
+    again.update(classifier_digest="another")
+    with pytest.raises(InputError, match="another classifier"):
+        Heatmap.train(settings(n_epochs=3), context(root, out_dir=folder, resume=True))
+
+
 def test_released_pairing_and_scaling_change_the_training(root, trained, tmp_path):
     weights = [torch.load(trained.folder / "best.pt", weights_only=True)["state_dict"]["fc1.weight"]]
     for changes in ({"pairing": "released"}, {"scaling": "released"}, {"scaling": "minmax"}):

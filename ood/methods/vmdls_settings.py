@@ -40,7 +40,6 @@ class Settings:
     prior_std: float = PRIOR_STD
     normalise: bool = True                   # metric loss on z / |z|, as released; False: on plain z
     augment: str | None = None               # kind of ood.data.Augment; default: by image side
-    init: Literal["default", "he"] = "default"   # of the encoder; he: He's, with which the plain mnist_conv learns from the first epochs on
     finetune: bool = False                   # heads alone in epochs 0..21 at finetune_lr, then everything at lr
     weights: str | None = None               # of the encoder to finetune
     finetune_lr: float = 0.01

@@ -30,8 +30,6 @@ def train_latent(settings: Settings, context) -> runs.Run:
     preprocess = preprocess_of(settings)
     cli.set_seed(settings.seed, context.deterministic)
     network = build_network(settings, context, known.shape, known.num_classes)
-    if settings.init == "he":
-        init_he(network.encoder)
     if settings.finetune and settings.weights:
         load_encoder(network.encoder, settings.weights, context)
     if settings.warm_start:
@@ -134,19 +132,6 @@ def preprocess_of(settings: Settings) -> Preprocess:
 def build_network(settings: Settings, context, shape: tuple[int, int, int], num_classes: int) -> LatentNetwork:
     encoder = context.networks.build(settings.arch, num_classes, in_channels=shape[0], image_size=shape[-1], **settings.network_options())
     return LatentNetwork(encoder, settings.latent_dim)
-
-
-def init_he(encoder: nn.Module) -> None:
-    """He's initialisation: conv and linear weights ~ N(0, 2 / fan_in), biases 0.
-
-    PyTorch's shrinks the signal in every layer of a network without batch norm: after mnist_conv the class means of mu differ by 1e-3,
-    the noise of z is 1, and thousands of steps pass before the metric loss finds them.
-    """
-    for module in encoder.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 def load_encoder(encoder, path: str, context) -> None:
