@@ -5,8 +5,10 @@
 # with 25 images each make the steps of 200 images of the recipe (8 with 200 would make steps of 1,600: another recipe, and -lr to be
 # chosen for it). BatchNorm sees the 25 images of its process; -sync_batchnorm lets it see all 200.
 #
-# The same command begins a run and continues it (-resume with -out_dir), so that a job that was interrupted, requeued or had a process
-# die goes on after its last whole epoch. -data_dir, -out_dir and the cache must be on a disk that all machines see.
+# The same command begins a run and continues it (-resume with -out_dir), so that a job goes on after its last whole epoch: Slurm starts
+# it again after a preemption or the failure of a machine (--requeue); after a process that died, submit it again. torchrun restarts
+# nothing (--max_restarts 0): it would start a job with bad input again, too. -data_dir, -out_dir and the cache must be on a disk that all
+# machines see. The config's auxiliary outliers, 80 Million Tiny Images, are withdrawn: OUTLIERS takes their place.
 #SBATCH --job-name=ood
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -20,14 +22,15 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 
 RUN=${RUN:-./checkpoints/cifar10_resnet18_slurm}
 DATA=${DATA:-./datasets}
+OUTLIERS=${OUTLIERS:-tinyimagenet32}
 GPUS=${SLURM_GPUS_ON_NODE:-4}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 on_all_machines() {    # on_all_machines SCRIPT FLAGS...
-    srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$GPUS" --max_restarts 3 \
+    srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$GPUS" --max_restarts 0 \
         --rdzv_backend c10d --rdzv_endpoint "$HEAD:${PORT:-29500}" --rdzv_id "$SLURM_JOB_ID" "$@"
 }
 
 on_all_machines classifier_pretraining.py -dataset cifar10 -arch resnet18 -batch_size 25 -precision bf16 -data_dir "$DATA" -out_dir "$RUN" -resume
-on_all_machines ood_training.py -config ./configs/cifar10_resnet18_ood.json -classifier "$RUN/best.pt" -batch_size 25 -data_dir "$DATA" -out_dir "$RUN-heatmap" -resume
+on_all_machines ood_training.py -config ./configs/cifar10_resnet18_ood.json -classifier "$RUN/best.pt" -ood_dataset "$OUTLIERS" -batch_size 25 -data_dir "$DATA" -out_dir "$RUN-heatmap" -resume
 on_all_machines eval_ood.py -config ./configs/cifar10_resnet18_ood.json -checkpoint "$RUN-heatmap" -data_dir "$DATA" -out_dir ./results/cifar10_resnet18_ood

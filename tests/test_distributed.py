@@ -1,7 +1,9 @@
 """Two processes under torchrun against one: the same losses, weights, outputs and scores; a killed process; what a user reads."""
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from conftest import ROOT
+from torch.distributed.run import get_args_parser
 
 from ood import distributed, runs
 from ood.config import InputError
@@ -227,3 +230,28 @@ def test_bad_input_is_said_once_and_scripts_of_one_process_refuse(tmp_path, monk
         monkeypatch.setenv(key, value)
     refused = call_script("train_all.py", "-dry_run")
     assert refused.returncode == 2 and "one process" in refused.stderr and "-devices" in refused.stderr
+
+
+def test_slurm_example_gives_flags_that_the_programs_take(tmp_path):
+    """The real file with an srun, scontrol and torchrun that write down what they are called with; a command that fails ends it."""
+    (tmp_path / "bin").mkdir()
+    for name, body in {"srun": 'exec "$@"', "scontrol": 'printf "node1\\nnode2\\n"',
+                       "torchrun": f'printf "%s\\0" "$@" >> {tmp_path}/calls; printf "\\n" >> {tmp_path}/calls; exit ${{FAIL:-0}}'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2",
+           "SLURM_JOB_ID": "7", "SLURM_GPUS_ON_NODE": "4", "RUN": str(tmp_path / "a run")}
+    done = subprocess.run(["bash", ROOT / "scripts" / "slurm_example.sh"], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    calls, flags = [line.split("\0")[:-1] for line in (tmp_path / "calls").read_text().splitlines()], {}
+    for call in calls:
+        started = get_args_parser().parse_args(call)
+        assert (started.nnodes, started.nproc_per_node, started.rdzv_endpoint, started.rdzv_id, started.max_restarts) == ("2", "4", "node1:29500", "7", 0)
+        parser = runpy.run_path(str(ROOT / started.training_script), run_name="looked at")["parser"]
+        flags[started.training_script] = parser.parse_args(started.training_script_args)          # exits at a flag that it does not have
+    classifier, decoder, evaluation = flags["classifier_pretraining.py"], flags["ood_training.py"], flags["eval_ood.py"]
+    assert decoder.classifier == f"{classifier.out_dir}/best.pt" and evaluation.checkpoint == decoder.out_dir and classifier.out_dir == str(tmp_path / "a run")
+    assert classifier.resume and decoder.resume and decoder.config == evaluation.config and (ROOT / decoder.config).is_file()
+    assert classifier.batch_size * 8 == decoder.batch_size * 8 == json.loads((ROOT / decoder.config).read_text())["optimization"]["batch_size"]
+    failed = subprocess.run(["bash", ROOT / "scripts" / "slurm_example.sh"], env={**env, "FAIL": "2"}, cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 2 and len((tmp_path / "calls").read_text().splitlines()) == len(calls) + 1
