@@ -290,8 +290,10 @@ def test_outlier_exposure_as_users_call_it_and_resumed(tmp_path, call_script):
 
 @pytest.mark.parametrize("name, args", (("vos", ("sample_number=4", "sample_from=30")), ("mchad", ("weight_center=0.01",)), ("confidence", ()), ("ii", ()), ("openmix", ())))
 def test_what_a_loss_remembers_is_resumed(tmp_path, call_script, name, args):
-    """Queues, centres, multipliers, random draws: as if the run had never stopped; and the network in the file is a plain one."""
-    words = ("-loss", name, "-lr", 0.003, "-schedule", "constant", *(("-loss_args", *args) if args else ()))
+    """Queues, centres, multipliers, random draws: as if the run had never stopped; and the network in the file is a plain one.
+
+    With a moving average for mchad, whose head in the file is that of the centres in the file."""
+    words = ("-loss", name, "-lr", 0.003, "-schedule", "constant", *(("-loss_args", *args) if args else ()), *(("-ema", 0.9) if name == "mchad" else ()))
     assert call_script("classifier_pretraining.py", *TINY, *words, "-out_dir", tmp_path / "whole").returncode == 0
     assert call_script("classifier_pretraining.py", *TINY, *words, "-epochs", 1, "-out_dir", tmp_path / "half").returncode == 0
     done = call_script("classifier_pretraining.py", *TINY, *words, "-resume", "-out_dir", tmp_path / "half")
@@ -300,6 +302,11 @@ def test_what_a_loss_remembers_is_resumed(tmp_path, call_script, name, args):
     assert first["objective"]["state"].keys() and first["objective"]["loss"] == name
     for part in (lambda w: w["state_dict"], lambda w: w["objective"]["state"]):
         assert all(torch.equal(part(first)[key], part(second)[key]) for key in part(first))
+    if name == "mchad":
+        centres = first["objective"]["state"]["loss._centers._params"]
+        torch.testing.assert_close(first["state_dict"]["fc.weight"], 2 * centres)
+        torch.testing.assert_close(first["state_dict"]["fc.bias"], -centres.square().sum(1))
+        assert (first["trainer"]["parts"]["average"]["other"][-1] != centres).any()                # what goes on training
     network = models.build(**first["arch"])
     models.checkpoints.load_into(network, tmp_path / "whole" / "best.pt")
     assert network.fc.out_features == 10
@@ -344,8 +351,13 @@ def test_config_gives_the_same_keys(tmp_path, call_script):
 
 @pytest.mark.parametrize("name", ("cifar10_wrn_outlier_exposure", "cifar10_wrn_energy_bounded", "mnist5k_outlier_exposure"))
 def test_published_configs_are_complete(name):
-    """They resolve, and the loss is made with what they say; the data is not at hand here."""
-    settings = classifier.resolve(classifier.with_known_names(models, classifier.read_settings(ROOT / "configs" / f"{name}.json")))
+    """They resolve (one that continues a trained network: with -init), and the loss is made with what they say; the data is not at hand here."""
+    given = classifier.with_known_names(models, classifier.read_settings(ROOT / "configs" / f"{name}.json"))
+    if given.get("needs_init"):
+        with pytest.raises(InputError, match="-init FILE"):
+            classifier.resolve(given)
+        given["init"] = "best.pt"
+    settings = classifier.resolve(given)
     assert losses.get(settings.loss).outliers == "needed" and settings.ood_dataset
     if settings.id_dataset == "cifar10":
         network = models.build(settings.arch, 10, depth=settings.depth, width=settings.width, **settings.model_args)
