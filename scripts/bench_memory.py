@@ -37,8 +37,8 @@ BANKS = ("knn", "nnguide", "relation", "combood")
 class Streamed:
     """Outputs whose rows are read from two files, chunk by chunk: nothing stays mapped."""
 
-    def __init__(self, folder: Path, labels: torch.Tensor, head: Head):
-        self.folder, self.labels, self.head, self.memo, self.taps, self.scores = folder, labels, head, {}, (), {}
+    def __init__(self, folder: Path, labels: torch.Tensor, head: Head, rows: int | None = None):
+        self.folder, self.labels, self.head, self.memo, self.taps, self.scores, self.rows = folder, labels, head, {}, (), {}, rows
         classes, width = head.weight.shape
         self.features, self.logits = (torch.empty(0, w).expand(0, w) for w in (width, classes))
 
@@ -52,7 +52,7 @@ class Streamed:
         return Outputs(*parts, self.labels[start:stop], self.head)
 
     def chunks(self, size: int | None = None) -> Iterator[Outputs]:
-        size = size or max(1, (1 << 23) // max(self.head.weight.shape))
+        size = size or self.rows or max(1, (1 << 23) // max(self.head.weight.shape))
         return (self[start:start + size] for start in range(0, len(self), size))
 
 
@@ -62,13 +62,14 @@ def main() -> None:
     parser.flag("-features", type=int, help="features per row", default=2048)
     parser.flag("-classes", type=int, help="classes", default=1000)
     parser.flag("-detectors", nargs="+", help="names; default: all that work on arrays")
+    parser.flag("-rows", type=int, help="rows that are read at a time; default: 8,388,608 values' worth")
     parser.flag("-folder", help="where to write the arrays; default: the system's temporary folder")
     parser.flag("-record", action="store_true", help="write docs/data/bench_memory.json", default=False)
     flags = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-memory-", dir=flags.folder))
     try:
         began = time.perf_counter()
-        train = generate(folder, flags.images, flags.features, flags.classes)
+        train = generate(folder, flags.images, flags.features, flags.classes, flags.rows)
         cli.log(f"{flags.images} x {flags.features} features and {flags.classes} logits written in {time.perf_counter() - began:.0f} s; "
                 f"this process holds {peak():.0f} MiB")
         rows = [measure(name, train) for name in chosen(flags)]
@@ -94,7 +95,7 @@ def chosen(flags) -> list[str]:
     return [n for n in names if n != "gmm" or flags.classes * flags.features**2 * 8 < min(LARGEST, LIMIT_MIB << 19)]
 
 
-def generate(folder: Path, images: int, features: int, classes: int) -> Streamed:
+def generate(folder: Path, images: int, features: int, classes: int, rows: int | None = None) -> Streamed:
     """Write the arrays block by block and return them as a training set."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, features, generator=generator).relu()
@@ -107,7 +108,7 @@ def generate(folder: Path, images: int, features: int, classes: int) -> Streamed
             z = (centres[y] + noise[torch.randperm(len(noise), generator=generator)[:len(y)]].roll(start // len(noise), 1)).relu()
             z.numpy().tofile(f)
             head(z).numpy().tofile(g)
-    return Streamed(folder, labels, head)
+    return Streamed(folder, labels, head, rows)
 
 
 def measure(name: str, train: Streamed) -> list:
