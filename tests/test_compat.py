@@ -1,8 +1,14 @@
 """pytorch-ood's names and calls: the same objects, the same calls, the same scores on the same network."""
+import importlib
 import inspect
+import pickle
+import random
+import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -150,52 +156,276 @@ def test_hyperparameters_by_their_names(network, sets):
     with pytest.raises(InputError, match="metric"):
         compat.KNN(None, metric="cosine")
     assert isinstance(dice.formula, Detector)
+    z, y = torch.randn(30, 16), torch.arange(30) % 6
+    again = pickle.loads(pickle.dumps(dice.fit_features(z, y)))
+    assert torch.equal(again.predict_features(z), dice.predict_features(z)), "a fitted detector can be kept"
 
 
-IMPORTS = {
-    "pytorch_ood": """
-from pytorch_ood.detector import EnergyBased, KNN, MaxSoftmax, ReAct, ViM
-from pytorch_ood.metrics import OODMetrics
-from pytorch_ood.utils import ToUnknown, is_known
-""",
-    "ood.compat": """
-from ood.compat import EnergyBased, KNN, MaxSoftmax, ReAct, ViM
-from ood.compat import OODMetrics
-from ood.compat import ToUnknown, is_known
-""",
-}
 SCRIPT = """
-assert ToUnknown()(3) == -1 and bool(is_known(2))
+import pytorch_ood
+from torch.utils.data import ConcatDataset, DataLoader
+from pytorch_ood.api import FeaturesDetector, RequiresFittingException
+from pytorch_ood.detector import DICE, EnergyBased, GradNorm, KLMatching, KNN, Mahalanobis, MaxSoftmax, ReAct, SHE, ViM
+from pytorch_ood.loss import OutlierExposureLoss
+from pytorch_ood.metrics import AUROC, OODMetrics
+from pytorch_ood.utils import TensorBuffer, ToUnknown, extract_features, fix_random_seed, is_known
+
+fix_random_seed(123)
+to_unknown, criterion = ToUnknown(), OutlierExposureLoss(alpha=0.5, reduction="sum")
+train_loader = DataLoader(train_set, batch_size=50)
+test_loader = DataLoader(ConcatDataset([test_set, [(x, to_unknown(y)) for x, y in novel_set]]), batch_size=32)
+
+w, b = model.fc.weight, model.fc.bias
+maps, head = (lambda x: model.feature_maps(x)[-1]), (lambda m: model.fc(model.embed(m)))
 detectors = {
-    "MSP": MaxSoftmax(model), "Energy": EnergyBased(model, t=1.0), "ViM": ViM(model.features, d=8, w=model.fc.weight, b=model.fc.bias),
-    "KNN": KNN(model.features, k=9), "ReAct": ReAct(lambda x: model.feature_maps(x)[-1], lambda m: model.fc(model.embed(m))),
+    "MSP": MaxSoftmax(model), "Energy": EnergyBased(model, t=1.0), "KLM": KLMatching(model), "ViM": ViM(model.features, d=8, w=w, b=b), "KNN": KNN(model.features, k=9),
+    "Mahalanobis": pytorch_ood.detector.Mahalanobis(model.features), "SHE": SHE(model.features, model.fc), "ReAct": ReAct(maps, head),
+    "DICE": DICE(model.features, w=w, b=b, p=0.7, detector=MaxSoftmax.score), "GradNorm": GradNorm(model, param_filter=lambda name: name == "fc.weight"),
 }
+try:
+    detectors["KNN"].predict(torch.zeros(1, 1, 12, 12))
+    raise AssertionError
+except RequiresFittingException:
+    pass
+
 results = {}
 for name, detector in detectors.items():
     detector.to("cpu")
     detector.fit(train_loader)
-    metrics = OODMetrics()
+    metrics = OODMetrics(fpr_at=0.9)
     for x, y in test_loader:
-        metrics.update(detector(x), y)
+        metrics.update(detector(x), y, model(x).argmax(dim=1))
     results[name] = metrics.compute()
+
+features, labels = extract_features(train_loader, model.features, "cpu")
+on_arrays, auroc, buffer = KNN(None, k=9).fit_features(features, labels=labels), AUROC(), TensorBuffer()
+for x, y in test_loader:
+    with torch.no_grad():
+        buffer.append("z", model.features(x)).append("logits", model(x)).append("y", y)
+auroc.update(on_arrays.predict_features(z=buffer.get("z")), buffer["y"])
+results["arrays"] = auroc.compute()
+kinds = {name: isinstance(detector, FeaturesDetector) for name, detector in detectors.items()}
+shapes = [tuple(features.shape), labels.tolist(), round(criterion(buffer["logits"], buffer["y"]).item(), 2), int(is_known(buffer["y"]).sum())]
 """
 
 
-def test_a_script_runs_after_changing_its_import(network, sets):
+def test_a_script_runs_with_the_word_replaced(network, sets):
+    _, x, labels = sets
+    train_set, known, novel = TensorDataset(*tensors(150, 0)), [(image, int(y)) for image, y in zip(x[:60], labels)], [(image, 3) for image in x[60:]]
+    scopes = {}
+    for library in ("pytorch_ood", "ood.compat"):
+        scopes[library] = {"model": network, "train_set": train_set, "test_set": known, "novel_set": novel, "torch": torch}
+        exec(SCRIPT.replace("import pytorch_ood\n", f"import {library}\n").replace("pytorch_ood", library), scopes[library])
+    ours, theirs = scopes["ood.compat"], scopes["pytorch_ood"]
+    assert ours["kinds"] == theirs["kinds"] and ours["shapes"] == theirs["shapes"] and list(ours["results"]) == list(theirs["results"])
+    assert all(type(d).__module__.startswith("ood.compat") for d in ours["detectors"].values())
+    for name, found in ours["results"].items():
+        assert list(found) == list(theirs["results"][name]), "names of the metrics, in their order"
+        for key, value in found.items():
+            near = 2e-2 if key.startswith("AUPR") else 5e-3 if name in ("Mahalanobis", "KLM") else 2e-3         # average precision against a trapezoid
+            assert value == pytest.approx(theirs["results"][name][key], abs=near), f"{name} {key}"
+
+
+def test_modules_and_names_are_those_of_pytorch_ood():
+    import pytorch_ood
+    import pytorch_ood.model
+    loss = {n for n, c in vars(pytorch_ood.loss).items() if inspect.isclass(c) or n == "logit_norm_loss"}
+    utils = {n for n, c in vars(pytorch_ood.utils.utils).items() if inspect.isfunction(c)} | {"GridSearch", "TargetMapping", "TensorBuffer", "ToRGB", "ToUnknown"}
+    api = {n for n, c in vars(pytorch_ood.api).items() if inspect.isclass(c) and issubclass(c, (pytorch_ood.api.Detector, Exception))}
+    wanted = {"detector": set(peer.__all__), "loss": loss | {"SSDeepSVDDLoss"}, "api": api, "model": {"ClassCenters", "RunningCenters"},
+              "utils": {n for n in utils if not n.startswith("_")} - {"evaluate_energy_logistic_loss"},
+              "metrics": set(pytorch_ood.metrics.__all__) - {"BufferedMetric", "StreamingMetric"}, "metrics.functional": set(pytorch_ood.metrics.functional.__all__)}
+    for module, names in wanted.items():
+        ours = importlib.import_module(f"ood.compat.{module}")
+        assert names <= set(ours.__all__) and all(hasattr(ours, n) for n in ours.__all__), f"{module} lacks {names - set(ours.__all__)}"
+    assert all(hasattr(compat, n) for n in compat.__all__)
+    for name in NAMES:
+        bases = [{c.__name__ for c in getattr(m, name).__mro__} & api for m in (compat, peer)]
+        assert bases[0] == bases[1], f"{name}: {bases}"
+    assert issubclass(compat.ModelNotSetException, ValueError) and "network" in str(compat.ModelNotSetException()) and compat.ModelNotSetException(msg="no").args == ("no",)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_metrics_of_pytorch_ood(ties):
+    import pytorch_ood.metrics as theirs
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(400, generator=generator), torch.randint(-1, 5, (400,), generator=generator)
+    scores = (scores + (labels < 0)).mul(3).round() if ties else scores + (labels < 0)
+    predictions = torch.where(torch.rand(400, generator=generator) < 0.8, labels, 0)
+    ours = compat.metrics
+    for make in (lambda m: m.AUROC(), lambda m: m.AUTC(), lambda m: m.FPRAtTPR(), lambda m: m.FPRAtTPR(0.8), lambda m: m.FPRAtTPR(tpr=0.0), lambda m: m.AUROC(void_label=2)):
+        both = [make(m) for m in (ours, theirs)]
+        found = [metric.update(scores[:150], labels[:150]).update(scores=scores[150:].view(10, 25), labels=labels[150:].view(10, 25)).compute() for metric in both]
+        assert found[0] == pytest.approx(found[1], abs=1e-6) and both[0].keys == both[1].keys == tuple(found[0])
+        with pytest.raises(ValueError):
+            both[0].reset().compute()
+    found = [m.OODMetrics(fpr_at=0.9, void_label=3, device="cpu").update(scores, labels, predictions).compute() for m in (ours, theirs)]
+    assert list(found[0]) == list(found[1]) == ["AUROC", "AUTC", "AUPR-IN", "AUPR-OUT", "FPR90TPR", "ACC"]
+    for key in set(found[0]) - {"AUPR-IN", "AUPR-OUT"}:
+        assert found[0][key] == pytest.approx(found[1][key], abs=1e-6)
+    collection = [m.MetricCollection([m.AUROC(), m.Accuracy()]).update(scores=scores, labels=labels, predictions=predictions).compute() for m in (ours, theirs)]
+    assert collection[0] == pytest.approx(collection[1], abs=1e-6)
+    images, masks = scores.view(4, 10, 10), labels.view(4, 10, 10).clone()
+    masks[3] = 1                                                                                                # an image without OOD
+    for make in (lambda m: m.PerImage(m.AUROC()), lambda m: m.OODPerImageSegmentationMetrics(void_label=2), lambda m: m.OODSegmentationMetrics()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = [make(m).update(images, masks).compute() for m in (ours, theirs)]
+        assert list(found[0]) == list(found[1])
+        assert all(value == pytest.approx(found[1][key], abs=5e-2 if "AUPR" in key else 1e-6) for key, value in found[0].items())
+    for name in ("auroc", "fpr_at_tpr", "autc", "roc_curve", "pr_curve"):
+        torch.testing.assert_close(getattr(ours.functional, name)(scores, labels), getattr(theirs.functional, name)(scores, labels), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.functional.pr_curve(scores, labels, "id"), theirs.functional.pr_curve(scores, labels, "id"))
+    assert ours.oscr_score(scores, predictions, labels) == pytest.approx(theirs.oscr_score(scores, predictions, labels))
+    confidence, correct = torch.rand(230, generator=generator), torch.randint(0, 2, (230,), generator=generator)
+    assert ours.aurra(confidence, correct) == pytest.approx(theirs.aurra(confidence, correct))
+    for p, beta in (("1", 50), ("2", 100), ("infty", 30), ("2", 500)):
+        assert ours.calibration_error(confidence, correct, p, beta) == pytest.approx(theirs.calibration_error(confidence, correct, p, beta))
+    assert ours.calc_openness(5, 10, 7) == pytest.approx(theirs.calc_openness(5, 10, 7))
+
+
+def test_metrics_refuse_what_has_no_value():
+    scores, labels = torch.rand(4), torch.tensor([0, 1, -1, -1])
+    for wrong, message in ((lambda: compat.OODMetrics().update(scores, labels[:3]), "shape"), (lambda: compat.OODMetrics(void_label=-1), "void_label"),
+                           (lambda: compat.OODMetrics(fpr_at=95), "fraction"), (lambda: compat.OODMetrics().update(scores, labels.abs()).compute(), "OOD scores"),
+                           (lambda: compat.OODMetrics().update(scores, labels, labels).update(scores, labels), "in all calls"),
+                           (lambda: compat.OODMetrics().update(scores * torch.nan, labels).compute(), "NaN"), (lambda: compat.AUPR("both"), "positive")):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    with pytest.warns(UserWarning, match="AUTC"):
+        assert compat.AUTC().update(torch.ones(4), labels).compute()["AUTC"] != 0.5
+    with pytest.raises(TypeError):
+        compat.AUROC().update(scores, labels, labels)
+
+
+def test_helpers_of_pytorch_ood(network, sets, tmp_path):
+    import pytorch_ood.utils as theirs
     loader, x, labels = sets
-    found = {}
-    for library, imports in IMPORTS.items():
-        scope = {"model": network, "train_loader": loader, "test_loader": DataLoader(TensorDataset(x, labels), batch_size=32)}
+    mixed = DataLoader(TensorDataset(x, labels), batch_size=25)
+    for name, part in (("extract_features", network.features), ("extract_feature_avg", lambda a: network.feature_maps(a)[-1])):
+        found, wanted = (getattr(m, name)(mixed, part, "cpu") for m in (compat, theirs))
+        assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1]) and len(found[0]) == 60
+    with pytest.raises(ValueError):
+        compat.extract_features([(x[60:], labels[60:])], network.features, None)
+    for known, unknown in (({2, 3, 9}, {0, 1}), ([4], [7])):
+        ours, peers = (m.TargetMapping(known, unknown) for m in (compat, theirs))
+        assert dict(ours.items()) == dict(peers.items()) and all(ours(c) == peers(torch.tensor(c)) for c in range(12)) and ours[4 if 4 in known else 9] >= 0
+    with pytest.raises(ValueError):
+        compat.TargetMapping({1}, {1})
+    picture = Image.new("L", (2, 2))
+    assert compat.ToRGB()(picture).mode == "RGB" and compat.ToRGB()(3) == 3
+    for name in ("contains_known", "contains_unknown", "contains_known_and_unknown"):
+        for case in ([1, 2], [-1, -3], [1, -1]):
+            assert bool(getattr(compat, name)(torch.tensor(case))) == bool(getattr(theirs, name)(torch.tensor(case)))
+    draws = []
+    for m in (compat, theirs):
+        m.fix_random_seed(7)
+        draws.append((torch.rand(2).tolist(), random.random(), float(np.random.rand())))
+    assert draws[0] == draws[1]
+    buffer = compat.TensorBuffer().append("a", torch.ones(2, requires_grad=True)).append("a", torch.zeros(1))
+    assert buffer["a"].tolist() == [1, 1, 0] and "a" in buffer and "b" not in buffer and not buffer.is_empty() and len(buffer.sample("a")) in (1, 2)
+    buffer.save(tmp_path / "buffer.pt")
+    assert torch.equal(torch.load(tmp_path / "buffer.pt", weights_only=True)["a"], buffer.get("a")) and buffer.clear().is_empty()
+    with pytest.raises(KeyError):
+        buffer.get("a")
+    z, y = loader.dataset.tensors[0].flatten(1), loader.dataset.tensors[1]
+    torch.testing.assert_close(compat.estimate_class_centers(z, y, 8), theirs.estimate_class_centers(z, y, 8))
+    torch.testing.assert_close(compat.pairwise_distances(z[:9], z[9:30]), theirs.pairwise_distances(z[:9], z[9:30]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(compat.torch_get_distances(z[:3], z), theirs.torch_get_distances(z[:3], z), rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        logits = network(loader.dataset.tensors[0]) + torch.randn(150, 6, generator=torch.Generator().manual_seed(0)) * 4
+    assert compat.temperature_calibration(logits, y) == pytest.approx(theirs.temperature_calibration(logits, y), abs=1e-3)
+
+
+def test_grid_search_of_pytorch_ood(network, sets):
+    from pytorch_ood.utils import GridSearch
+    loader, x, labels = sets
+    blurred = x[:60] + 1.2 * torch.randn(60, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    x = torch.cat([x[:60], blurred])
+    validation = DataLoader(TensorDataset(x, labels), batch_size=40)
+    maps, head = (lambda a: network.feature_maps(a)[-1]), (lambda m: network.fc(network.embed(m)))
+    for make, space in ((lambda d: d.KNN(network.features, k=3), {"k": [1, 5, 40]}), (lambda d: d.GEN(network), {"gamma": [0.5, 1], "M": [2, 6]}),
+                        (lambda d: d.ReAct(maps, head), None), (lambda d: d.ViM(network.features, 4, network.fc.weight, network.fc.bias), {"d": [2, 8, 512]})):
+        runs = []
+        for search, d in ((compat.GridSearch, compat), (GridSearch, peer)):
+            with torch.no_grad():
+                detector = make(d)
+                found = search(detector, loader, validation, hyperparameter_space=space)
+                found.run()
+                runs.append((found, detector))
+        (ours, detector), (theirs, _) = runs
+        assert [r["params"] for r in ours.results_] == [r["params"] for r in theirs.results_]
+        assert [r["score"] for r in ours.results_] == pytest.approx([r["score"] for r in theirs.results_], abs=3e-3)
+        assert len({r["score"] for r in ours.results_}) > 1
+        assert ours.best_score_ == pytest.approx(theirs.best_score_, abs=3e-3) and detector.get_hyperparameters() == ours.best_params_
+        score = compat.OODMetrics().update(detector(x), labels).compute()["AUROC"]
+        assert score == pytest.approx(ours.best_score_), "left fitted with the best"
+    with pytest.raises(ValueError, match="nothing to search"):
+        compat.GridSearch(compat.MaxLogit(network), None, validation)
+
+
+def test_detectors_of_your_own(network, sets):
+    loader, x, _ = sets
+    sources = """
+class Centre(api.FeaturesDetector):
+    requires_fit = True
+    hyperparameter_space = {"power": [1, 2]}
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.power, self.mean = encoder, 1, None
+
+    def fit(self, data_loader):
+        return self.fit_features(*utils.extract_features(data_loader, self.encoder, "cpu"))
+
+    def fit_features(self, x, y):
+        self.mean = x.mean(0)
+        return self
+
+    def predict(self, x):
+        return self.predict_features(self.encoder(x))
+
+    def predict_features(self, x):
+        if self.mean is None:
+            raise api.RequiresFittingException("fit first")
+        return (x - self.mean).norm(dim=1) ** self.power
+
+class Margin(api.LogitsDetector):
+    def __init__(self, model):
+        self.model = model
+
+    def predict_logits(self, logits):
+        best = logits.topk(2, dim=1).values
+        return best[:, 1] - best[:, 0]
+
+class Slope(api.GradientDetector):
+    def __init__(self, model):
+        self.model = model
+
+    def predict(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return -torch.autograd.grad(self.model(x).logsumexp(1).sum(), x)[0].flatten(1).abs().sum(1)
+"""
+    import pytorch_ood
+    scores = []
+    for library in (compat, pytorch_ood):
+        scope = {"api": library.api, "utils": library.utils, "torch": torch}
+        exec(sources, scope)
         with torch.no_grad():
-            exec(imports + SCRIPT, scope)
-        found[library] = scope["results"]
-    ours, theirs = found["ood.compat"], found["pytorch_ood"]
-    for name in ours:
-        assert {"AUROC", "AUTC", "AUPR-IN", "AUPR-OUT", "FPR95TPR"} <= set(ours[name]) & set(theirs[name])
-        for key in ("AUROC", "AUTC", "FPR95TPR"):
-            assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-3), f"{name} {key}"
-        for key in ("AUPR-IN", "AUPR-OUT"):
-            assert ours[name][key] == pytest.approx(float(theirs[name][key]), abs=2e-2), "average precision against a trapezoid"
+            centre = scope["Centre"](network.features)
+            with pytest.raises(library.api.RequiresFittingException):
+                centre.predict(x)
+            made = [centre.to("cpu").set_hyperparameters(power=2).fit(loader), scope["Margin"](network).to("cpu").fit(loader), scope["Slope"](network).to("cpu")]
+            scores.append(torch.stack([d(x) for d in made]))
+            assert made[0].get_hyperparameters() == {"power": 2} and scope["Centre"].requires_fit and not scope["Margin"].requires_fit
+    torch.testing.assert_close(*scores)
+
+    class Bare(compat.FeaturesDetector):
+        """No formula, no predict: what is missing is said."""
+        requires_fit = True
+    with pytest.raises(NotImplementedError, match="Bare"):
+        Bare().fit_features(x.flatten(1))
 
 
 def test_gen_of_all_classes():

@@ -281,7 +281,7 @@ def shaped(name: str, detector, **hyperparameters) -> Formula:
     inner = formula.scorer
     if not inner.requires_fit:
         formula.scorer = _Score()
-        formula.scorer._function = detector if callable(detector) else lambda logits: pixelwise(LogitsDetector(inner)._score, logits)
+        formula.scorer._function = detector if callable(detector) else functools.partial(pixelwise, LogitsDetector(inner)._score)
     return formula
 
 

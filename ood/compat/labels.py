@@ -1,12 +1,10 @@
-"""pytorch-ood's labels and its metrics: OOD has negative labels, OOD is the positive class."""
+"""pytorch-ood's labels: at least 0 for known classes, below 0 for outliers."""
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
-
-from ood import metrics
-from ood.config import InputError
 
 
 def is_known(labels):
@@ -19,6 +17,18 @@ def is_unknown(labels):
     return labels < 0
 
 
+def contains_known(labels: Tensor):
+    return is_known(labels).any()
+
+
+def contains_unknown(labels: Tensor):
+    return is_unknown(labels).any()
+
+
+def contains_known_and_unknown(labels: Tensor):
+    return contains_known(labels) & contains_unknown(labels)
+
+
 class ToUnknown:
     """A target transform that marks every image as an outlier."""
 
@@ -26,33 +36,34 @@ class ToUnknown:
         return -1
 
 
-class OODMetrics:
-    """Collects scores and labels of ID and OOD images; `compute` gives fractions under pytorch-ood's names.
+class ToRGB:
+    """An image transform: PIL images become RGB, everything else stays."""
 
-    AUROC, AUPR-IN and AUPR-OUT (average precision, not a trapezoid), FPR95TPR with OOD positive, AUTC = (mean normalised ID score + 1 -
-    mean normalised OOD score) / 2, and FPR95-ID, the papers' number: share of OOD accepted when 95 % of ID is accepted.
-    """
+    def __call__(self, x):
+        return x.convert("RGB") if hasattr(x, "convert") else x
 
-    def __init__(self, device: str = "cpu"):
-        self.reset()
 
-    def reset(self) -> OODMetrics:
-        self.scores: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        return self
+class TargetMapping:
+    """A target transform for open sets: known classes become 0, 1, ... in their order, an unknown class c becomes -(c + 1), any other -1."""
 
-    def update(self, scores: Tensor, labels: Tensor) -> OODMetrics:
-        self.scores.append(scores.detach().double().cpu().flatten())
-        self.labels.append(torch.as_tensor(labels).cpu().flatten())
-        return self
+    def __init__(self, known: Iterable[int], unknown: Iterable[int]):
+        known, unknown = set(known), set(unknown)
+        if known & unknown:
+            raise ValueError(f"classes {sorted(known & unknown)} are both known and unknown")
+        self.labels = {**{c: i for i, c in enumerate(sorted(known))}, **{c: -(c + 1) for c in unknown}}
 
-    def compute(self) -> dict[str, float]:
-        if not self.scores:
-            raise InputError("OODMetrics: no scores yet, call update(scores, labels) first")
-        scores, labels = torch.cat(self.scores).numpy(), torch.cat(self.labels).numpy()
-        known, novel = scores[labels >= 0], scores[labels < 0]
-        found = metrics.evaluate(known, novel)
-        low, high = scores.min(), scores.max()
-        autc = (np.mean((known - low) / (high - low)) + 1 - np.mean((novel - low) / (high - low))) / 2 if high > low else 0.5
-        return {"AUROC": found.auroc, "AUTC": float(autc), "AUPR-IN": found.aupr_in, "AUPR-OUT": found.aupr_out,
-                "FPR95TPR": found.fpr95_ood_positive, "FPR95-ID": found.fpr95}
+    def __call__(self, target) -> int:
+        return self.labels.get(_number(target), -1)
+
+    def __getitem__(self, target) -> int:
+        return self.labels[_number(target)]
+
+    def items(self):
+        return self.labels.items()
+
+    def __repr__(self) -> str:
+        return repr(self.labels)
+
+
+def _number(target):
+    return target.item() if isinstance(target, torch.Tensor) else target
