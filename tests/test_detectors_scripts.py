@@ -1,8 +1,15 @@
 """The benchmarks of the detectors, at tiny size: they run, compare and say what they measured."""
+import csv
 import importlib.util
 import re
 
+import torch
+
+import models
+import ood.outputs
 from conftest import ROOT
+from ood import detectors
+from ood.detectors import distances
 
 
 def load_script(name):
@@ -10,6 +17,30 @@ def load_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_all_leaves_out_what_cannot_work_and_an_explicit_one_is_refused(tmp_path, call_script, monkeypatch):
+    """eval_ood.py on a network without dropout, and with room for no covariance per class."""
+    torch.manual_seed(0)
+    network = models.build("small_cnn", 10, in_channels=1, image_size=28)
+    models.checkpoints.save(tmp_path / "w.pt", {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
+                                                "preprocess": {"mean": [0.5], "std": [0.5], "size": 28}})
+    monkeypatch.setattr(distances, "LARGEST", 1000)
+    monkeypatch.setattr(detectors, "names", lambda: ["dropout", "energy", "gmm", "mds"])
+    passes, real = [], ood.outputs._forward
+    monkeypatch.setattr(ood.outputs, "_forward", lambda *a, **k: passes.append(1) or real(*a, **k))
+
+    def evaluate(*names):
+        return call_script("eval_ood.py", "-config", str(ROOT / "configs" / "mnist5k_small_cnn.json"), "-checkpoint", "w.pt", "-detectors", *names, "-datasets", "letters",
+                           "-limit", "60", "-no_cache", "-device", "cpu", "-out_dir", "out", cwd=tmp_path)
+    for name, words in (("gmm", "use mds"), ("dropout", "no dropout")):
+        done = evaluate("energy", name)
+        assert done.returncode == 2 and words in done.stderr and not passes and not (tmp_path / "out").exists()
+    done = evaluate("all")
+    assert done.returncode == 0, done.stderr
+    assert "left out of all: gmm needs a covariance per class, 10 x" in done.stdout and "left out of all: dropout: this network has no dropout" in done.stdout
+    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+        assert [row["detector"] for row in csv.DictReader(file)] == ["energy", "mds"]
 
 
 def test_bench_memory_fits_every_detector_in_chunks(run_script, tmp_path):

@@ -175,7 +175,7 @@ def test_script_tunes_with_and_without_ood_data(weights, tmp_path, call_script, 
 
 @pytest.mark.parametrize("flags, words", [
     (("-detectors", "maxlogit"), "no search space"), (("-detectors", "knnn"), "did you mean 'knn'"), (("-detectors", "knn:kk=[1,2]"), "did you mean 'k'"),
-    (("-share", "1"), "-share"), (("-validation", "lettters"), "lettters"), (("-pseudo", "fog"), "fog"),
+    (("-share", "1"), "-share"), (("-detectors", "dropout:samples=[2,3]"), "no dropout"), (("-validation", "lettters"), "lettters"), (("-pseudo", "fog"), "fog"),
 ])
 def test_script_refuses_in_one_line(weights, tmp_path, call_script, flags, words):
     from conftest import ROOT
