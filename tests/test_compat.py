@@ -545,3 +545,41 @@ def test_public_methods_accept_what_those_of_pytorch_ood_accept():
                 signature.bind(*first, *some)
             places = [p for p in signature.parameters if p != "self"]
             assert method != "__init__" or [p.name for p in wanted] == places[:len(wanted)], f"{name}: {places}"
+
+
+def test_calls_with_the_arguments_of_pytorch_ood(network, sets):
+    loader, x, _ = sets
+    images, y = loader.dataset.tensors
+    stages = nn.ModuleList([Stage(network, 0), Stage(network, 1)]).eval()
+    with torch.no_grad():
+        z, zt = network.features(images), network.features(x)
+        maps, maps_t = (stages[0](a) for a in (images, x))
+        last, last_t = stages[1](maps), stages[1](maps_t)
+    for d in (compat, peer):
+        assert torch.isfinite(d.KNN(None, k=4).fit_features(z=z, labels=y).predict_features(z=zt)).all()
+        assert torch.isfinite(d.ViM(None, 4, network.fc.weight, network.fc.bias).fit_features(features=z, labels=y).predict_features(x=zt)).all()
+        assert torch.isfinite(d.NNGuide(network.features, network.fc, k=4).fit(loader, device="cpu").predict_features(zt, batch_size=7)).all()
+    guide = compat.NNGuide(None, network.fc, k=4)
+    assert torch.equal(guide.fit_features(z, y, 11).predict_features(zt, 3), guide.fit_features(z=z, labels=y).predict_features(zt))
+    assert torch.equal(compat.SHE(None, network.fc).fit_features(z, y, batch_size=10).predict_features(zt), compat.SHE(None, network.fc).fit_features(z, y).predict_features(z=zt))
+    torch.testing.assert_close(compat.LTS.scaling_factor(zt, 0.3), peer.LTS.scaling_factor(zt, 0.3))
+    f = torch.randn(9, 6)
+    torch.testing.assert_close(compat.TemperatureScaling.score(f, t=2.0).float(), peer.TemperatureScaling.score(f, t=2.0))
+    assert compat.TemperatureScaling(None).t == 1 and isinstance(compat.TemperatureScaling(None), compat.MaxSoftmax)
+    ours, theirs = (d.MultiMahalanobis(list(stages)).to("cpu").fit(loader) for d in (compat, peer))
+    assert torch.equal(ours.predict_structured([maps_t, last_t], "cpu"), ours(x)) and ours.n_classes == theirs.n_classes == 6
+    assert torch.equal(compat.MultiMahalanobis(list(stages)).fit_structured([maps, last], y).predict_structured([maps_t, last_t]), ours(x))
+    assert spearmanr(ours(x), theirs.predict_structured([maps_t.mean((2, 3)), last_t.mean((2, 3))], device="cpu"))[0] > 0.98
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), network.fc)
+    with torch.no_grad():
+        gram = compat.Gram(head, list(stages), 6).fit_structured(head(last), [maps, last], y)
+        assert torch.equal(gram.predict_structured(logits=head(last_t), feature_list=[maps_t, last_t]), compat.Gram(head, list(stages), 6).fit(loader)(x))
+    with pytest.raises(ValueError, match="num_classes"):
+        compat.Gram(head, list(stages), 7).fit(loader)
+    odin = compat.MahalanobisODIN(network.features).fit_features(z, y)
+    torch.testing.assert_close(odin(x), compat.MahalanobisODIN(network.features).fit(loader)(x))
+    with torch.no_grad():
+        found = [d.ReAct(lambda a: network.feature_maps(a)[-1], lambda m: network.fc(network.embed(m)), threshold=0.1).to("cpu") for d in (compat, peer)]
+        torch.testing.assert_close(*(d.predict(x).float() for d in found), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(*(d.fit(loader).predict(x).float() for d in found), rtol=1e-4, atol=1e-4)
+    assert found[0].threshold == pytest.approx(found[1].threshold)

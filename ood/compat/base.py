@@ -119,7 +119,10 @@ class Detector:
         """What the calls on arrays take, from images."""
         if self.source is None:
             raise ModelNotSetException(f"{type(self).__name__} was made without a network: only its calls on arrays work")
-        return self.source(x if self.device is None else x.to(self.device))
+        return self.source(self._here(x))
+
+    def _here(self, x: Tensor) -> Tensor:
+        return x if self.device is None else x.to(self.device)
 
     def _learn(self, z, labels: Tensor) -> Detector:
         """Fit on what `_represent` gives."""
@@ -160,11 +163,11 @@ class LogitsDetector(Detector):
 
     @also(y="labels")
     def fit_logits(self, logits: Tensor, labels: Tensor | None = None) -> Detector:
-        return self._fit(logits.detach(), labels)
+        return self._fit(self._here(logits).detach(), labels)
 
     @torch.no_grad()
     def predict_logits(self, logits: Tensor) -> Tensor:
-        return pixelwise(self._score, logits)
+        return pixelwise(self._score, self._here(logits))
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:
         return self.fit_logits(z, labels)
@@ -182,12 +185,12 @@ class FeaturesDetector(Detector):
 
     @also(z="x", features="x", labels="y")
     def fit_features(self, x: Tensor, y: Tensor | None = None) -> Detector:
-        return self._fit(x.detach(), y)
+        return self._fit(self._here(x).detach(), y)
 
     @also(z="x", features="x")
     @torch.no_grad()
     def predict_features(self, x: Tensor) -> Tensor:
-        return self._score(x)
+        return self._score(self._here(x))
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:
         return self.fit_features(z, labels)
@@ -210,11 +213,11 @@ class FeatureMapsDetector(Detector):
 
     @also(z="feature_maps")
     def fit_feature_maps(self, feature_maps: Tensor, y: Tensor | None = None) -> Detector:
-        return self._fit(feature_maps.detach(), y)
+        return self._fit(self._here(feature_maps).detach(), y)
 
     @torch.no_grad()
     def predict_feature_maps(self, feature_maps: Tensor) -> Tensor:
-        scores = self._score(feature_maps)
+        scores = self._score(self._here(feature_maps))
         return scores.view(len(feature_maps), *getattr(self.formula.scorer, "_grid", ()))
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:

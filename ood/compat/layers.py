@@ -92,14 +92,14 @@ class MultiMahalanobis(StructuredDetector):
         return len(self.formula.means[0])
 
     def fit_structured(self, zs: list[Tensor], y: Tensor) -> MultiMahalanobis:
-        return self._fit([_pooled(z) for z in zs], y)
+        return self._fit([_pooled(self._here(z)) for z in zs], y)
 
     @torch.no_grad()
     def predict_structured(self, zs: list[Tensor], device=None) -> Tensor:
-        return self._score([_pooled(z if device is None else z.to(device)) for z in zs])
+        return self._score([_pooled(self._here(z) if device is None else z.to(device)) for z in zs])
 
     def _represent(self, x: Tensor) -> list[Tensor]:
-        x, stages = x if self.device is None else x.to(self.device), []
+        x, stages = self._here(x), []
         for module in self.source:
             x = module(x)
             stages.append(_pooled(x))
@@ -124,7 +124,7 @@ class Gram(StructuredDetector):
         self.num_classes = num_classes
 
     def _represent(self, x: Tensor) -> list[Tensor]:
-        x, maps = x if self.device is None else x.to(self.device), []
+        x, maps = self._here(x), []
         for module in self.source:
             x = module(x)
             maps.append(x)
@@ -138,11 +138,11 @@ class Gram(StructuredDetector):
         return [logits, rows, *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
 
     def fit_structured(self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None) -> Gram:
-        return self._fit(self._measure(logits, feature_list), y)
+        return self._fit(self._measure(self._here(logits), [self._here(f) for f in feature_list]), y)
 
     @torch.no_grad()
     def predict_structured(self, logits: Tensor, feature_list: list[Tensor]) -> Tensor:
-        return self._score(self._measure(logits, feature_list))
+        return self._score(self._measure(self._here(logits), [self._here(f) for f in feature_list]))
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
         logits, rows, *widths = z
@@ -189,7 +189,7 @@ class NACUE(GradientDetector):
         hooks = [layer.register_forward_hook(lambda module, inputs, output, i=i: outputs.update({i: output})) for i, layer in enumerate(self.layers)]
         try:
             with torch.enable_grad():
-                x = (x if self.device is None else x.to(self.device)).detach()
+                x = self._here(x).detach()
                 logits = self.source(x.requires_grad_() if x.is_floating_point() else x)
                 z = [outputs[i] for i in range(len(self.layers))]
                 gradients = torch.autograd.grad(-logits.log_softmax(1).mean(1).sum(), z)
@@ -237,7 +237,7 @@ class _Direct(GradientDetector):
     def _images(self, x: Tensor) -> Tensor:
         if self.source is None:
             raise ModelNotSetException(f"{type(self).__name__} needs a network")
-        return x if self.device is None else x.to(self.device)
+        return self._here(x)
 
 
 class ODIN(_Direct):
@@ -270,7 +270,7 @@ class MahalanobisODIN(GradientDetector):
         if self.source is None:
             raise ModelNotSetException("MahalanobisODIN needs a network")
         with torch.inference_mode(False), torch.enable_grad():
-            x = (x if self.device is None else x.to(self.device)).detach().clone().requires_grad_()
+            x = self._here(x).detach().clone().requires_grad_()
             features = self.source(x)
             std = tuple(self.norm_std or (1.0,) * x.shape[1])
             return self.formula.score_images(Pass(_Encoder(self.source), x, features, features, std)).detach()
@@ -295,8 +295,9 @@ class _OverParameters(_Direct):
     def _gradients(self, x: Tensor, loss: Callable[[Tensor], Tensor], power: int, group: int) -> Tensor:
         """Sum of |gradient|^power over the chosen parameters, (B,), for at most `group` images at once."""
         x = self._images(x)
-        if not any(self.param_filter(name) for name, _ in self.source.named_parameters()):
-            raise InputError(f"{type(self).__name__}: param_filter chooses none of the parameters, such as {', '.join(n for n, _ in list(self.source.named_parameters())[:3])}")
+        names = [name for name, _ in self.source.named_parameters()]
+        if not any(map(self.param_filter, names)):
+            raise InputError(f"{type(self).__name__}: param_filter chooses none of the network's parameters: {', '.join(names[:5])}, ...")
         return torch.cat([squared_gradients(self.source, part, loss, power, self.param_filter) for part in x.split(group)])
 
 
@@ -337,7 +338,7 @@ class MCD(Detector):
         return self
 
     def predict(self, x: Tensor) -> Tensor:
-        x = x if self.device is None else x.to(self.device)
+        x = self._here(x)
         if self.mode == "var":
             return self.run(self.source, x, self.n_samples, self.batch_norm)[1]
         return -self.run_mean(self.source, x, self.n_samples, self.batch_norm).amax(1)
