@@ -8,7 +8,7 @@
                 Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
     reference   as torchvision's reference script: ImageFolder, a DataLoader with two workers that decode the JPEG files, crop, flip,
                 PILToTensor, float, Normalize
-    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last
+    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last; compiled: with torch.compile
 
 Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
 other load on the machine hits all of them. `+ allocator`: the same loop with the settings of ood.cli.keep_freed_memory, which our
@@ -29,8 +29,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-LOOPS = {"plain": ("plain", False, "fp32"), "plain + allocator": ("plain", True, "fp32"), "reference": ("reference", False, "fp32"),
-         "reference + allocator": ("reference", True, "fp32"), "ours fp32": ("ours", True, "fp32"), "ours bf16": ("ours", True, "bf16")}
+# name: (kind, allocator, precision, compiled)
+LOOPS = {"plain": ("plain", False, "fp32", False), "plain + allocator": ("plain", True, "fp32", False), "reference": ("reference", False, "fp32", False),
+         "reference + allocator": ("reference", True, "fp32", False), "ours fp32": ("ours", True, "fp32", False), "ours bf16": ("ours", True, "bf16", False),
+         "ours bf16 compiled": ("ours", True, "bf16", True)}
 NETWORKS = {"wideresnet": "WideResNet-40-2", "resnet18": "ResNet-18"}
 SGD = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
 WORKERS = 2
@@ -122,7 +124,7 @@ class Child:
 # ---- in a child --------------------------------------------------------------------------------------------------------------
 
 def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, device: str) -> None:
-    kind, allocator, precision = LOOPS[name]
+    kind, allocator, precision, compiled = LOOPS[name]
     if allocator:
         from ood.cli import keep_freed_memory
         keep_freed_memory()
@@ -132,6 +134,9 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, devi
     torch.manual_seed(0)
     network = models.build(arch, 10, in_channels=3, image_size=32).to(device).train()
     flop = 1e-9 * flop_per_image(network, batch_size, device)
+    if compiled:
+        from ood import train
+        train.compiled(network, torch.device(device))
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
     run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device))
     for _ in sys.stdin:
