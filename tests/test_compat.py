@@ -448,7 +448,10 @@ def test_segmentation_heads_give_a_score_per_pixel():
             ours, theirs = (make(d, score).fit_feature_maps(maps, y).predict_feature_maps(maps) for d in (compat, peer))
             assert ours.shape == theirs.shape, name
             torch.testing.assert_close(ours.float(), theirs.detach(), rtol=1e-3, atol=1e-3)
-    assert compat.ReAct(None, head, detector="msp").fit_feature_maps(maps, y).predict_feature_maps(maps).shape == (4, 5, 6)
+    react = compat.ReAct(None, head, detector="msp").fit_feature_maps(maps, y)
+    assert react.predict_feature_maps(maps).shape == (4, 5, 6) and react.predict_feature_maps(maps[:0]).shape[0] == 0
+    with pytest.raises(InputError, match="NaN"):
+        react.predict_feature_maps(maps.clone().index_fill_(0, torch.tensor([2]), torch.nan))
 
 
 def test_nacue_of_any_layers(network, sets):
@@ -583,3 +586,16 @@ def test_calls_with_the_arguments_of_pytorch_ood(network, sets):
         torch.testing.assert_close(*(d.predict(x).float() for d in found), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(*(d.fit(loader).predict(x).float() for d in found), rtol=1e-4, atol=1e-4)
     assert found[0].threshold == pytest.approx(found[1].threshold)
+
+
+def test_static_scores_have_a_gradient():
+    for shape in ((7, 6), (2, 6, 3, 4)):
+        f = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+        for name, more in {"MaxSoftmax": (2.0,), "MaxLogit": (), "EnergyBased": (0.5,), "Entropy": (), "WeightedEBO": (torch.rand(1, 6),), "GEN": (0.5, 4)}.items():
+            gradients = []
+            for d in (compat, peer):
+                x = f.clone().requires_grad_()
+                scores = getattr(d, name).score(x, *more)
+                scores.sum().backward()
+                gradients.append(torch.cat([scores.detach().float().flatten(), x.grad.flatten()]) / (4 if name == "GEN" and d is compat else 1))
+            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)

@@ -7,8 +7,9 @@
     scores = detector(images)                                           # larger = OOD; also predict, predict_features, fit_features
 
 The modules are api, detector, loss, metrics, utils and, for class centres, model; every name of theirs but the losses is here too. Not
-here are its data sets, benchmarks and networks (`ood.data`, configs/benchmarks and `models` take other arguments) and the records of
-papers and licences that its classes carry (`info` is None).
+here are its data sets, benchmarks and networks (`ood.data`, configs/benchmarks and `models` take other arguments), the records of
+papers and licences that its classes carry (`info` is None), modules below pytorch_ood.detector, and the base classes BufferedMetric
+and StreamingMetric: a metric of your own derives from Metric.
 
 Signatures, units (percentiles are fractions here) and shapes are those of pytorch-ood 0.4.0; the formulas are those of
 `ood.detectors`, with their docstrings. Where the two differ, ours holds (each docstring says how); rows with a negative label are

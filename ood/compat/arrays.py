@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ood import detectors
-from ood.compat.base import Detector, FeaturesDetector, LogitsDetector, also, fraction, labels_of, shaped
+from ood.compat.base import Detector, FeaturesDetector, LogitsDetector, also, direct, fraction, labels_of, shaped
 from ood.config import InputError
 from ood.outputs import Head, Outputs
 
@@ -18,7 +18,7 @@ class MaxSoftmax(LogitsDetector):
 
     @staticmethod
     def score(logits: Tensor, t: float = 1.0) -> Tensor:
-        return MaxSoftmax(None, t).predict_logits(logits)
+        return direct("msp", logits, temperature=float(t))
 
     def __init__(self, model, t: float = 1.0):
         super().__init__(detectors.create("msp"), model)
@@ -30,7 +30,7 @@ class EnergyBased(LogitsDetector):
 
     @staticmethod
     def score(logits: Tensor, t: float = 1.0) -> Tensor:
-        return EnergyBased(None, t).predict_logits(logits)
+        return direct("energy", logits, temperature=float(t))
 
     def __init__(self, model, t: float = 1.0):
         super().__init__(detectors.create("energy"), model)
@@ -40,7 +40,7 @@ class EnergyBased(LogitsDetector):
 class MaxLogit(LogitsDetector):
     @staticmethod
     def score(logits: Tensor) -> Tensor:
-        return MaxLogit(None).predict_logits(logits)
+        return direct("maxlogit", logits)
 
     def __init__(self, model):
         super().__init__(detectors.create("maxlogit"), model)
@@ -49,7 +49,7 @@ class MaxLogit(LogitsDetector):
 class Entropy(LogitsDetector):
     @staticmethod
     def score(logits: Tensor) -> Tensor:
-        return Entropy(None).predict_logits(logits)
+        return direct("entropy", logits)
 
     def __init__(self, model):
         super().__init__(detectors.create("entropy"), model)
@@ -58,7 +58,7 @@ class Entropy(LogitsDetector):
 class WeightedEBO(LogitsDetector):
     @staticmethod
     def score(logits: Tensor, weights: Tensor) -> Tensor:
-        return WeightedEBO(None, weights).predict_logits(logits)
+        return direct("webo", logits, weights=tuple(weights.flatten().tolist()))
 
     def __init__(self, model, weights: Tensor):
         super().__init__(detectors.create("webo", weights=[float(w) for w in weights.flatten()]), model)
@@ -72,7 +72,7 @@ class GEN(LogitsDetector):
 
     @staticmethod
     def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:      # noqa: N803  (pytorch-ood's name)
-        return GEN(None, gamma, M).predict_logits(logits)
+        return direct("gen", logits, gamma=float(gamma), top=int(M or logits.shape[1]))
 
     def __init__(self, model, gamma: float = 0.1, M: int | None = None):
         super().__init__(detectors.create("gen"), model)

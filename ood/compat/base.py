@@ -217,6 +217,8 @@ class FeatureMapsDetector(Detector):
 
     @torch.no_grad()
     def predict_feature_maps(self, feature_maps: Tensor) -> Tensor:
+        if not torch.isfinite(feature_maps.sum()):
+            raise InputError(f"{type(self).__name__}: the feature maps hold NaN or infinite values")
         scores = self._score(self._here(feature_maps))
         return scores.view(len(feature_maps), *getattr(self.formula.scorer, "_grid", ()))
 
@@ -276,6 +278,12 @@ def pixelwise(score: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     if logits.dim() <= 2:
         return score(logits)
     return score(logits.movedim(1, -1).flatten(0, -2)).view(len(logits), *logits.shape[2:])
+
+
+def direct(name: str, logits: Tensor, **hyperparameters) -> Tensor:
+    """Scores of logits by one of our formulas, with their gradient: to stand behind a shaping or in a loss of your own."""
+    formula = detectors.create(name, **hyperparameters)
+    return pixelwise(lambda f: formula.score(Outputs(f.new_zeros(len(f), 0), f, labels_of(None, f), None)), logits)
 
 
 def shaped(name: str, detector, **hyperparameters) -> Formula:
