@@ -475,6 +475,7 @@ def test_nacue_of_any_layers(network, sets):
     assert not torch.equal(scores["lists"], scores["same"]) and not torch.equal(scores["lists"], scores["reduced"])
     assert torch.equal(scores["lists"], sum(compat.NACUE(net, [layer], m, a, o).fit(loader)(x) for layer, m, a, o in zip(layers, *options.values())))
     assert torch.equal(compat.NACUE(net, layers).fit(images for images, _ in loader)(x), scores["same"]), "a loader without labels"
+    assert torch.equal(compat.NACUE(net, layers, m_bins=51).fit(loader)(x), compat.NACUE(net, layers, m_bins=50).fit(loader)(x)), "bins are mirrored: an odd number is one less"
     with pytest.raises(ValueError, match="2 values for 3 layers"):
         compat.NACUE(net, layers, m_bins=[10, 20])
 

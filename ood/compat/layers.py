@@ -161,7 +161,7 @@ class NACUE(GradientDetector):
     """`layers`: modules of `model` whose outputs are covered; the coverages of the layers are added up.
 
     m_bins, alpha and o_star are one value or one per layer. A map (B, C, H, W) is averaged to z and then multiplied with dKL/dz, and bins are
-    narrow around 1/2, as in the authors' code (pytorch-ood: product first, bins narrow at the ends); `feature_reduce` turns the product of any
+    narrow around 1/2, as in the authors' code (pytorch-ood: product first, bins narrow at the ends), so an odd m_bins is one less; `feature_reduce` turns the product of any
     output with its gradient into (B, N), by default by flattening it.
     """
     requires_fit = True
@@ -171,7 +171,7 @@ class NACUE(GradientDetector):
         super().__init__(None, model)
         self.layers, self.feature_reduce = list(layers), feature_reduce
         self.m_bins, self.alpha, self.o_star = (self._per_layer(values) for values in (m_bins, alpha, o_star))
-        self.coverages = [_Coverage(int(m), float(a), float(o)) for m, a, o in zip(self.m_bins, self.alpha, self.o_star)]
+        self.coverages = [_Coverage(int(m) // 2 * 2, float(a), float(o)) for m, a, o in zip(self.m_bins, self.alpha, self.o_star)]
         if device is not None:
             self.to(device)
 
