@@ -20,9 +20,11 @@ relates the images of a batch to each other (ii, cider, the draws of vos, the hi
 """
 from __future__ import annotations
 
+import atexit
 import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -35,6 +37,7 @@ from ood.config import InputError
 
 PATIENCE = timedelta(days=1)     # rank 0 may fit detectors for hours; a process that dies is noticed at once, by torchrun
 _alone = False
+_code: int | None = None         # exit code of a process that has left the others
 
 
 # ---- the processes -----------------------------------------------------------------------------------------------------------
@@ -49,12 +52,26 @@ def begin() -> None:
     if launched() > 1 and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        atexit.register(_leave)                     # registered early, so that it runs after what others have registered
 
 
-def end() -> None:
-    """Leave the others, when all is done."""
+def end(code: int = 0) -> None:
+    """Leave the others, when all is done; the process will end with this exit code.
+
+    It skips the end of the interpreter: DistributedDataParallel keeps gloo's threads alive after destroy_process_group, and one that
+    gives back a tensor while Python is being taken down aborts the process: a finished run would count as failed.
+    """
+    global _code
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        _code = code
+
+
+def _leave() -> None:
+    if _code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_code)
 
 
 def world() -> int:

@@ -223,6 +223,24 @@ def test_killed_process_ends_the_job_which_resumes_to_the_bit(tmp_path):
         assert same(*(runs.Run(tmp_path / folder).load(name)["state_dict"] for folder in ("straight", "killed")))
 
 
+def test_a_finished_process_does_not_wait_for_the_end_of_the_interpreter(tmp_path):
+    """Where gloo's threads abort it now and then: here whatever is deleted at that time would change the exit code. Exit functions still run."""
+    (tmp_path / "job.py").write_text(f"""
+import atexit, os, sys
+sys.path[:0] = [{str(ROOT)!r}]
+from ood import distributed
+class AtTheEnd:
+    def __del__(self): os._exit(7)
+last = AtTheEnd()
+distributed.begin()
+atexit.register(print, "said at the exit")
+print("done")
+distributed.end()
+""")
+    done = torchrun(tmp_path / "job.py")
+    assert done.returncode == 0 and done.stdout.count("done") == done.stdout.count("said at the exit") == 2, done.stderr[-2000:]
+
+
 def test_bad_input_is_said_once_and_scripts_of_one_process_refuse(tmp_path, monkeypatch, call_script):
     bad = torchrun(ROOT / "classifier_pretraining.py", *TINY, "-epochs", 1, "-arch", "smal_cnn", "-out_dir", tmp_path / "run")
     assert bad.returncode != 0 and bad.stderr.count("did you mean 'small_cnn'") == 1 and not (tmp_path / "run").exists()
