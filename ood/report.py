@@ -167,7 +167,7 @@ class Report:
                 "intervals of an average know it. The difference to the detector with the best average AUROC is a paired DeLong test on the same images, not "
                 "corrected for the number of detectors. Only the test images count as random, not the training of the network. Intervals per OOD set: "
                 "[metrics.json](metrics.json).")
-        return [f"## {level} intervals, {over}", _markdown_table(["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body), text]
+        return [f"## {level} intervals, {over}", markdown_table(["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body), text]
 
     def _costs(self) -> list[str]:
         if not self.costs:
@@ -175,7 +175,7 @@ class Report:
         body = [[name, *(MISSING if cost.get(key) is None else f"{cost[key]:.{digits}f}" for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3)))]
                 for name, cost in self.costs.items()]
         inside = [name for name, cost in self.costs.items() if cost.get("in_pass")]
-        return ["## Cost", _markdown_table(["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body),
+        return ["## Cost", markdown_table(["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body),
                 "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
                 "detectors need are computed once, by the first of them."
                 + (f" What {', '.join(inside)} did inside the pass is included; {MISSING} where it was read from the cache, so that nothing was measured." if inside else "")]
@@ -239,12 +239,12 @@ class _Table:
         return text if theirs is None else f"{_percent(theirs)} / {text}"
 
     def markdown(self, metric: str) -> str:
-        return _markdown_table(["detector", *(self.heading(c) for c in self.columns)],
+        return markdown_table(["detector", *(self.heading(c) for c in self.columns)],
                                [[d, *(self.cell(d, c, metric) for c in self.columns)] for d in self.detectors])
 
     def all_metrics(self) -> str:
         last = self.columns[-1]
-        return _markdown_table(["detector", *TITLES.values()], [[d, *(self.cell(d, last, m) for m in TITLES)] for d in self.detectors])
+        return markdown_table(["detector", *TITLES.values()], [[d, *(self.cell(d, last, m) for m in TITLES)] for d in self.detectors])
 
     def remarks(self) -> list[str]:
         """What a reader of paper / ours has to know: the source, the largest difference, what is not compared."""
@@ -347,7 +347,7 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _markdown_table(head: list[str], body: list[list[str]]) -> str:
+def markdown_table(head: list[str], body: list[list[str]]) -> str:
     lines = [[cell.replace("|", "\\|") for cell in line] for line in [head, *body]]
     lines.insert(1, [":--", *["--:"] * (len(head) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -370,7 +370,7 @@ def _data_table(report: Report) -> str:
     sets = {row["dataset"]: row for row in report.rows}
     grouped = any(row["group"] for row in report.rows)
     body = [[report.labels.get(name) or name, *([row["group"]] * grouped), f"{row['n_ood']:,}", f"{row['n_id']:,}"] for name, row in sets.items()]
-    return _markdown_table(["OOD set", *["group"] * grouped, "OOD images", "ID images"], body)
+    return markdown_table(["OOD set", *["group"] * grouped, "OOD images", "ID images"], body)
 
 
 def _image(figure, out_dir: str | Path) -> str:

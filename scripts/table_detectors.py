@@ -81,7 +81,7 @@ def main() -> None:
     text += [f"Left out: {why}." for why in left_out.values()]
     text += [f"Left out: {', '.join(flags.skip)}."] if flags.skip else []
     text += [f"ID training features of network 1: {results[0].diagnosis.text()}."] + [f"Advice: {line}." for line in results[0].advice]
-    report.write_text(out_dir / "table.md", "\n\n".join([*text, table["caption"], report._markdown_table(table["columns"], table["rows"])]) + "\n")
+    report.write_text(out_dir / "table.md", "\n\n".join([*text, table["caption"], report.markdown_table(table["columns"], table["rows"])]) + "\n")
     cli.log(f"table: {out_dir / 'table.md'}")
     if flags.record != "":
         name = flags.record or f"detectors_{Path(flags.config).stem}"

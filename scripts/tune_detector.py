@@ -104,7 +104,7 @@ def main() -> None:
 
     out_dir = Path(flags.out_dir or Path("results") / f"{Path(flags.config).stem}_tuning")
     table = as_table(results, flags.validation, len(rest), ood)
-    text = (f"# Hyper-parameters for {experiment.id_dataset}\n\n" + report._markdown_table(table["columns"], table["rows"]) + "\n\n" + table["caption"] + "\n")
+    text = (f"# Hyper-parameters for {experiment.id_dataset}\n\n" + report.markdown_table(table["columns"], table["rows"]) + "\n\n" + table["caption"] + "\n")
     made = report.provenance(["python3", *sys.argv], vars(flags), experiment.seed, device, {"network": bench.digest, "test": test.digest}, {})
     report.write_text(out_dir / "tuning.json", json.dumps(report.plain({"detectors": results, "provenance": made}), indent=1) + "\n")
     report.write_text(out_dir / "tuning.md", text)
