@@ -24,7 +24,7 @@ RUN=${RUN:-./checkpoints/cifar10_resnet18_slurm}
 DATA=${DATA:-./datasets}
 OUTLIERS=${OUTLIERS:-tinyimagenet32}
 GPUS=${SLURM_GPUS_ON_NODE:-4}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)    # not head: scontrol would write to a closed pipe, which ends the job
 
 on_all_machines() {    # on_all_machines SCRIPT FLAGS...
     srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$GPUS" --max_restarts 0 \

@@ -253,7 +253,7 @@ def test_bad_input_is_said_once_and_scripts_of_one_process_refuse(tmp_path, monk
 def test_slurm_example_gives_flags_that_the_programs_take(tmp_path):
     """The real file with an srun, scontrol and torchrun that write down what they are called with; a command that fails ends it."""
     (tmp_path / "bin").mkdir()
-    for name, body in {"srun": 'exec "$@"', "scontrol": 'printf "node1\\nnode2\\n"',
+    for name, body in {"srun": 'exec "$@"', "scontrol": "echo node1; sleep 0.3; echo node2",
                        "torchrun": f'printf "%s\\0" "$@" >> {tmp_path}/calls; printf "\\n" >> {tmp_path}/calls; exit ${{FAIL:-0}}'}.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
