@@ -150,7 +150,8 @@ def train_classifier(networks: ModuleType, given: dict, *, root: str | Path = ".
         return as_is(augment(pixels, generator), generator)
 
     common = dict(batch_size=settings.batch_size, device=device, seed=settings.seed)
-    training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, balanced=settings.sampler == "balanced", **common)
+    training = train.ImageBatches(images, indices=kept, transform=augmented, shuffle=True, balanced=settings.sampler == "balanced",
+                                  views=losses.get(settings.loss).views, **common)
     if outliers is not None:
         common_ood = {**common, "batch_size": settings.ood_batch_size or settings.batch_size, "seed": train.mix(settings.seed, 2)}
         training = losses.MixedBatches(training, train.ImageBatches(outliers, transform=augmented, shuffle=True, **common_ood))

@@ -76,7 +76,7 @@ def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] =
             distributed.require_one(os.path.basename(sys.argv[0]), processes or "start it with python3")
         code = main() or 0
         sys.stdout.flush()
-        distributed.end()
+        distributed.end(code)
     except (InputError, *bad_input) as error:
         _say_error(error)
         code = 2

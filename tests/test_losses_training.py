@@ -450,3 +450,16 @@ def test_losses_without_a_score_and_states_that_do_not_fit():
         losses.own_score(network, {"loss": "confidence", "state": {"heads.confidence.weight": torch.zeros(1, 99), "heads.confidence.bias": torch.zeros(1)}})
     with pytest.raises(InputError, match="confidence"):
         losses.own_score(network, {"loss": "confidence", "state": {}})
+
+
+def test_cider_sees_two_views_of_each_image(tmp_path, monkeypatch):
+    seen, forward = [], losses.Objective.forward
+
+    def spy(self, images, labels):
+        seen.append((images, labels))
+        return forward(self, images, labels)
+    monkeypatch.setattr(losses.Objective, "forward", spy)
+    classifier.train_classifier(models, {"loss": "cider", "width": 4, "limit": 40, "epochs": 1, "batch_size": 12, "device": "cpu"}, out_dir=tmp_path / "run")
+    assert [len(images) for images, _ in seen] == [24, 24, 24]                          # 36 training images
+    for images, labels in seen:
+        assert torch.equal(labels[:12], labels[12:]) and not torch.equal(images[:12], images[12:])
