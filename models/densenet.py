@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier import Classifier, init_fan_out, one_of, pool_window, require
+from models.dropout import drop
 from models.registry import register
 
 
@@ -31,7 +32,7 @@ class Layer(nn.Module):
         return torch.cat([x, new], 1)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return drop(x, self.dropout, self.training) if self.dropout else x
 
 
 class Block(nn.Module):

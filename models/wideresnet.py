@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier import Classifier, init_fan_out, one_of, pool_window, require
+from models.dropout import drop
 from models.registry import register
 
 POSITIONS = ("before_conv2", "before_bn2")
@@ -35,7 +36,7 @@ class WRNBlock(nn.Module):
     def _drop(self, x: Tensor, position: str) -> Tensor:
         if not self.dropout or position != self.position:
             return x
-        return F.dropout(x, self.dropout, self.training or self.drop_at_test)
+        return drop(x, self.dropout, self.training or self.drop_at_test)
 
 
 class WRNGroup(nn.Module):
@@ -106,7 +107,7 @@ class BiasedBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.dropout(self.conv1(F.relu(self.bn1(x))), self.dropout, self.training)
+        out = drop(self.conv1(F.relu(self.bn1(x))), self.dropout, self.training)
         return self.conv2(F.relu(self.bn2(out))) + self.shortcut(x)
 
 

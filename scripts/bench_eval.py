@@ -15,6 +15,7 @@ Needs requirements-dev.txt.
 """
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ sys.path[:0] = [str(ROOT)]
 import models  # noqa: E402
 from ood import benchmark, cli, detectors, record  # noqa: E402
 from ood.data import Preprocess, info, load  # noqa: E402
+from ood.outputs import CPU_PIXELS  # noqa: E402
 
 OURS = ("msp", "maxlogit", "energy", "entropy", "temp_scaling", "gen:top=10", "klm", "openmax", "mds", "rmds", "gmm:reg=0.01", "knn", "nnguide", "fdbd",
         "nci:alpha=0.001", "pnml", "she", "dice", "vim:dim=32", "lts", "react", "ash:percentile=65", "scale:percentile=65", "vra:lower=1,upper=99,below=clip,per_feature=true")
@@ -74,8 +76,9 @@ def main() -> None:
 
     def bare():
         for images in (train, test, ood):
+            size = min(flags.batch_size, max(4, CPU_PIXELS // math.prod(images.shape[1:]))) if device.type == "cpu" else flags.batch_size      # as `extract`
             with torch.inference_mode():
-                for batch in images.batches(flags.batch_size):
+                for batch in images.batches(size):
                     network(preprocess(batch.to(device)).contiguous(memory_format=torch.channels_last))
         if device.type == "cuda":
             torch.cuda.synchronize(device)

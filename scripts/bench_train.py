@@ -8,7 +8,8 @@
                 Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
     reference   as torchvision's reference script: ImageFolder, a DataLoader with two workers that decode the JPEG files, crop, flip,
                 PILToTensor, float, Normalize
-    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last; compiled: with torch.compile
+    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last, the masks of dropout from
+                models.dropout (the other loops: PyTorch's); compiled: with torch.compile
 
 Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
 other load on the machine hits all of them. `+ allocator`: the same loop with the settings of ood.cli.keep_freed_memory, which our
@@ -131,7 +132,10 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, devi
     import torch
 
     import models
+    import models.wideresnet
     torch.manual_seed(0)
+    if kind != "ours":
+        models.wideresnet.drop = torch.nn.functional.dropout
     network = models.build(arch, 10, in_channels=3, image_size=32).to(device).train()
     flop = 1e-9 * flop_per_image(network, batch_size, device)
     if compiled:

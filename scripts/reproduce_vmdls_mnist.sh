@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 where=(-data_dir "$data" -checkpoints_dir "$runs" -resume)
 if [[ $length == short ]]; then
   config=configs/vmdls_mnist_short.json; vmdls=()
-  ae=(-epochs 4 -steps 125 -batch_size 64 -lr 0.001 -precision bf16)
+  ae=(-epochs 3 -batch_size 64 -lr 0.001 -precision bf16)
 else
   config=configs/vmdls_mnist.json; vmdls=(-epochs 100)
   ae=(-epochs 20)

@@ -443,3 +443,31 @@ def test_torchvision_weights_with_another_head(monkeypatch):
     network = models.build("torchvision_resnet18", 5, image_size=64, weights="IMAGENET1K_V1")
     assert asked == [None, "IMAGENET1K_V1"] and network.fc.out_features == 5 and "weights" not in network.arch
     assert network(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+
+
+# ---- dropout -----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_dropout_on_the_cpu_has_the_rate_the_scale_and_the_gradient(layout, dtype):
+    from models.dropout import drop
+    x = torch.ones(40, 16, 16, 32, dtype=dtype)
+    x = {"contiguous": x, "channels_last": x.contiguous(memory_format=torch.channels_last), "sliced": x[:, :, ::2, 1:]}[layout].detach().requires_grad_()
+    torch.manual_seed(3)
+    y = drop(x, 0.3, True)
+    y.sum().backward()
+    assert y.shape == x.shape and y.dtype == dtype and set(y.detach().float().unique().tolist()) == {0.0, torch.tensor(65536 / (65536 - 19661), dtype=dtype).item()}
+    kept = (y != 0).double()
+    assert kept.mean().item() == pytest.approx(0.7, abs=4 * (0.21 / y.numel()) ** 0.5)
+    assert torch.equal(x.grad, y.detach())                                            # x is 1 everywhere
+    a, b = kept.flatten()[:-1] - 0.7, kept.flatten()[1:] - 0.7                         # entries from one draw are independent
+    assert abs((a * b).mean().item()) < 4 * 0.21 / y.numel() ** 0.5
+    torch.manual_seed(3)
+    assert torch.equal(drop(x, 0.3, True), y) and not torch.equal(drop(x, 0.3, True), y)
+
+
+def test_dropout_off_and_at_its_ends():
+    from models.dropout import drop
+    x = torch.rand(5, 7)
+    assert drop(x, 0.3, False) is x and torch.equal(drop(x, 0.0, True), x) and not drop(x, 1.0, True).any()
+    assert drop(torch.empty(0, 3), 0.5, True).shape == (0, 3)
