@@ -16,7 +16,8 @@ Losses: each process computes the loss of its own images, and its gradient weigh
 process for every loss that is a mean over images. One that averages ID images and outliers separately (outlier_exposure, energy_bounded,
 energy_margin, mchad, openmix) is exact where all processes have as many images of either kind: in every step but the last one of an epoch
 and the last one of a turn of the outliers, where the counts of two processes differ by at most one if they do not divide evenly. One that
-relates the images of a batch to each other (ii, cider, the draws of vos, the hinge of leave-out) sees those of its process alone.
+relates the images of a batch to each other (ii, cider, the draws of vos, the hinge of leave-out) sees those of its process alone; VMDLS
+exchanges its embeddings, so that its loss is that of one process.
 """
 from __future__ import annotations
 
@@ -192,6 +193,15 @@ def gather_rows(rows: Tensor | None) -> Tensor:
             dist.broadcast(part.view(-1).view(torch.uint8), source)
             parts.append(part)
     return torch.cat(parts) if parts else rows
+
+
+def join_rows(rows: Tensor, count: int) -> Tensor:
+    """(count, ...): the rows of all processes, (count / world(), ...) from each, in the order of the ranks; gradients flow back to each."""
+    if world() == 1:
+        return rows
+    before = rank() * len(rows)
+    padding = [0, 0] * (rows.dim() - 1) + [before, count - before - len(rows)]
+    return _Sum.apply(nn.functional.pad(rows, padding))
 
 
 def share_of_rows(count: int, batch_size: int = 1) -> slice:

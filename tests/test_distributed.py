@@ -146,6 +146,15 @@ def test_leave_out_fold(both):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.2) and 0 <= ours["valid_auroc"] <= 1
 
 
+def test_vmdls_shares_its_batches_out(both):
+    """Loss, noise, augmentation and BatchNorm are of the whole batch: both processes agree exactly, one alone to rounding in float32."""
+    one, (first, second) = both[0]["vmdls"], [found["vmdls"] for found in both[1]]
+    assert same(first["weights"], second["weights"]) and torch.equal(first["means"], second["means"]) and first["files"] == one["files"]
+    for ours, theirs in zip(first["records"], one["records"], strict=True):
+        assert ours["margin"] == theirs["margin"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    torch.testing.assert_close(first["means"], one["means"], rtol=1e-2, atol=1e-3)
+
+
 def test_heatmap_decoder(both):
     one, (first, second) = both[0]["heatmap"], [found["heatmap"] for found in both[1]]
     assert same(first["weights"], second["weights"]) and torch.equal(first["scores"], second["scores"]) and len(first["scores"]) == 90

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood import distributed
 from ood.config import InputError
+from ood.data.transforms import PartGenerator
 from ood.train import RESIDENT_BYTES, Schedule, mix
 
 UNFREEZE_AFTER = 21      # 0-based index of the last epoch in which finetuning trains the heads alone
@@ -119,6 +121,7 @@ class BalancedBatches:
 
     Per epoch every class list is shuffled once and taken `sample_count` at a time; when fewer remain, it is shuffled and begun anew.
     The classes of a batch are drawn without replacement. As many batches as make (k + 1) * B < N, so 624 for 50,000 images and B = 80.
+    Several processes share each batch out: the batch is what the loss is defined on, so it does not grow with them.
 
     Args:
         images: an ImageSet with labels 0..K-1; transform: (pixels, generator) -> network input.
@@ -136,6 +139,8 @@ class BalancedBatches:
         if not 2 <= sample_count <= smallest:
             raise InputError(f"sample_count is {sample_count}; it must be from 2 to {smallest}, the images of the smallest class of {images.name}")
         self.steps = steps or batches_per_epoch(len(images), batch_classes * sample_count)
+        if batch_classes * sample_count % distributed.world():
+            raise InputError(f"{distributed.world()} processes cannot share batches of {batch_classes} x {sample_count} images out evenly; start another number of them")
         if self.steps < 1:
             raise InputError(f"{len(images)} images give no batch of {batch_classes} x {sample_count}; lower batch_classes or sample_count")
         array = getattr(images, "images", None)
@@ -161,11 +166,15 @@ class BalancedBatches:
         return np.concatenate(rows), np.concatenate(labels)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, H, W), labels (B,)) on the device, augmented and normalised there."""
+        """(this process's images (B', C, H, W), labels of the whole batch (B,)) on the device, augmented and normalised there."""
         rows, labels = self.draw(number)
         size = self.batch_classes * self.sample_count
-        chance = torch.Generator(self.device).manual_seed(mix(self.seed, number, 1))
-        for pixels, batch in zip(self._pixels(rows, size), torch.from_numpy(labels).to(self.device).split(size)):
+        part = size // distributed.world()
+        first = distributed.rank() * part
+        mine = rows.reshape(-1, size)[:, first:first + part].reshape(-1)
+        chance = PartGenerator(self.device).seed_parts(mix(self.seed, number, 1), distributed.rank(), distributed.world())
+        chance.part = (first, size)
+        for pixels, batch in zip(self._pixels(mine, part), torch.from_numpy(labels).to(self.device).split(size)):
             yield self.transform(pixels, chance), batch
 
     def _pixels(self, rows: np.ndarray, size: int) -> Iterator[Tensor]:

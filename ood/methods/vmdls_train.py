@@ -25,7 +25,6 @@ FREE = ("epochs", "batch_size", "accumulate", "test_batch_classes", "test_sample
 
 def train_latent(settings: Settings, context) -> runs.Run:
     """Train and return the run folder: best.pt equals last.pt (the authors test the last epoch), log.csv, figures/."""
-    distributed.require_one("method vmdls", "its loss compares the images of one batch with each other: start it with python3")
     known, test = known_images(settings, "train", context), known_images(settings, "test", context)
     preprocess = preprocess_of(settings)
     cli.set_seed(settings.seed, context.deterministic)
@@ -34,7 +33,7 @@ def train_latent(settings: Settings, context) -> runs.Run:
         load_encoder(network.encoder, settings.weights, context)
     if settings.warm_start:
         context.networks.checkpoints.load_into(network, settings.warm_start)
-    network.to(context.device, memory_format=torch.channels_last)
+    network = distributed.synchronise_batchnorm(network.to(context.device, memory_format=torch.channels_last), context.device)
     augment = Augment(settings.augment or AUGMENTATION.get(known.shape[-1], "none"))
 
     def transform(pixels: Tensor, chance: torch.Generator) -> Tensor:
@@ -75,29 +74,36 @@ def train_latent(settings: Settings, context) -> runs.Run:
         train.fit(objective, network, batches, epochs=settings.epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
                   validate=validate, resume=context.resume, precision=settings.precision, before_epoch=before_epoch,
                   state={"classes": objective.classes}, say=context.log, tell=tell)
-    write_log(run)
-    write_figures(run, network, objective.classes.means, test.limited(2000), preprocess, settings, context.device)
+    if distributed.first():
+        with distributed.solo():
+            write_log(run)
+            write_figures(run, network, objective.classes.means, test.limited(2000), preprocess, settings, context.device)
+    distributed.barrier()
     return run
 
 
 class Objective:
-    """(images, labels) -> loss, and the samples z for the class means of the epoch."""
+    """(this process's images, labels of the whole batch) -> loss of the whole batch, and the samples z for the class means of the epoch.
+
+    The loss compares the images of a batch with each other: processes exchange mu and std, and each computes all of it.
+    """
 
     def __init__(self, network: LatentNetwork, settings: Settings, num_classes: int, device: torch.device):
         self.network, self.settings = network, settings
         self.classes = ClassStatistics(num_classes, settings.latent_dim, settings.lower_bound, device)
-        self.epoch, self.margin = 0, 0.0
+        self.epoch, self.margin, self.noise = 0, 0.0, torch.Generator(device)
 
     def begin(self, epoch: int) -> None:
-        """Set the margin of a 0-based epoch."""
+        """Set the margin of a 0-based epoch, and begin its noise."""
         s = self.settings
+        self.noise.manual_seed(train.mix(s.seed, epoch, 2))
         first = s.margin_max_distance if s.warm_start else FIRST_MARGIN
         self.epoch, self.margin = epoch, margin_at(epoch, s.margins_epoch, s.margin_max_distance, s.margin_jumps, first)
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
-        mu, std = self.network(images)
-        z = mu + std * torch.randn_like(std)
+        mu, std = distributed.join_rows(torch.stack(self.network(images), 1), len(labels)).unbind(1)        # each (B, D)
+        z = mu + std * torch.randn(std.shape, generator=self.noise, device=std.device)
         with torch.autocast(images.device.type, enabled=False):
             metric = metric_loss(z, labels, self.margin, triplet_margin=self.settings.triplet_margin, normalise=self.settings.normalise)
             kl = metric.new_zeros(())
