@@ -210,7 +210,7 @@ def compare(ours: list[dict], theirs: dict[str, dict]) -> list[list]:
     for row in ours:
         other = float(theirs[row["detector"]]["AUROC"])
         difference, (bound, reason) = abs(row["auroc"] - other), EXPECTED.get(row["detector"], (0.0, ""))
-        note = "" if difference < SAME else reason if difference <= bound else "differs"
+        note = "" if difference < SAME else reason if difference <= bound else f"differs: {reason}" if reason else "differs"
         print(f"  AUROC {row['detector'][:40]:<40} ours {row['auroc']:.5f}   pytorch-ood {other:.5f}   {note}")
         rows.append([row["detector"], row["auroc"], other, note])
     return rows
