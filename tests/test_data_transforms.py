@@ -174,6 +174,6 @@ def test_bad_augmentations():
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_on_the_gpu(kind):
     images = pixels(64)
-    cpu, gpu = Augment(kind)(images, seeded()), Augment(kind)(images.cuda(), seeded()).cpu()
+    cpu, gpu = Augment(kind)(images, seeded()), Augment(kind)(images.to("cuda"), seeded()).cpu()
     assert (cpu.int() - gpu.int()).abs().max() <= 1 and (cpu != gpu).float().mean() < 0.01
-    assert torch.allclose(Preprocess(MEAN, STD)(images.cuda()).cpu(), Preprocess(MEAN, STD)(images), atol=1e-6)
+    assert torch.allclose(Preprocess(MEAN, STD)(images.to("cuda")).cpu(), Preprocess(MEAN, STD)(images), atol=1e-6)

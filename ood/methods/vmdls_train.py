@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ood import cli, distributed, runs, train
 from ood.config import InputError, to_dict
