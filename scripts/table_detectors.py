@@ -41,6 +41,7 @@ parser.flag("-cache_dir", help="where outputs of forward passes are kept; defaul
 parser.flag("-no_cache", action="store_true", help="keep no outputs on disk", default=False)
 parser.flag("-out_dir", help="folder of the scores and of table.md; default: ./results/<name of the config>_detectors")
 parser.flag("-record", metavar="NAME", help="of docs/data/NAME.json; default: detectors_<name of the config>; '' writes none")
+parser.flag("-title", help="of the record; default: All detectors, with data set and network")
 parser.flag("-order", type=int, help="position on the page of results", default=500)
 parser.flag("-text", nargs="+", metavar="PARAGRAPH", help="paragraphs before the table", default=[])
 
@@ -85,7 +86,7 @@ def main() -> None:
     cli.log(f"table: {out_dir / 'table.md'}")
     if flags.record != "":
         name = flags.record or f"detectors_{Path(flags.config).stem}"
-        path = record.write(name, page="results", order=flags.order, title=f"All detectors: {experiment.id_dataset}, {experiment.arch}", tables=[table], text=text,
+        path = record.write(name, page="results", order=flags.order, title=flags.title or f"All detectors: {experiment.id_dataset}, {experiment.arch}", tables=[table], text=text,
                             command=command(flags), device=cli.describe_device(device), seeds=None if flags.weights else flags.seeds)
         cli.log(f"record: {path}")
 
