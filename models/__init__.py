@@ -1,4 +1,8 @@
 """Network architectures: `build` by name, `adapt` any other network, `checkpoints` to read and write weight files."""
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # read when torch is loaded: waiting threads give their cores back; beside other work the default is up to 20 times slower
+
 from models import densenet, mnist_conv, resnet, small, vgg, wideresnet  # noqa: F401  (each registers its architectures)
 from models import checkpoints
 from models.adapter import adapt

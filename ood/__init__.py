@@ -2,3 +2,6 @@
 
 One convention everywhere: a score is larger for outliers, and an outlier's label is negative.
 """
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # as in models/__init__.py, for programs that import ood alone

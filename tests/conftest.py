@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")     # before torch starts its threads: waiting ones must not take a core from others
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # before torch is loaded: see models/__init__.py
 
 import torch  # noqa: E402
 
