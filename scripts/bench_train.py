@@ -90,7 +90,7 @@ def main() -> None:
                     f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s" + (f" ({row[9]:.1f} % of the peak)" if flags.peak else ""))
     if not flags.no_record:
         text = [" ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split()) + ". " + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
-                "Read the ratios: other jobs used the machine. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
+                "Read the ratios: the seconds depend on what else the machine does. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
                 "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
                 "BatchNorm statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of a step"
                 + ("; on a GPU 10 times. Not run here: a GPU." if device.type == "cpu" else "; on a GPU 10 times.")]

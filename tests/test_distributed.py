@@ -41,7 +41,7 @@ def both(tmp_path_factory):
     done = torchrun(ROOT / "tests" / "distributed_worker.py", folder)
     alone = {name: case(tmp_path_factory.mktemp("one") / name) for name, case in worker.CASES.items()}
     assert done.returncode == 0, done.stderr[-3000:]
-    return alone, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return alone, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 def torchrun(script, *arguments, timeout=600):
