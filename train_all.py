@@ -9,6 +9,7 @@ Each model goes to checkpoints/<data set>_fold_<f>_<network>_checkpoint. What is
 and what fails does not stop the rest: it is named at the end. With one device the folds are trained in this process, one after the
 other; with several, each device takes the next fold as soon as it is free (`-devices cpu cpu`: two at a time on a CPU).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -34,38 +35,84 @@ from ood.methods import leaveout, leaveout_training
 ROOT = Path(__file__).resolve().parent
 DATASETS = ("cifar10", "cifar100")
 NETWORKS = ("densenet", "wideresnet")
-PASSED_ON = ("epochs", "batch_size", "lr", "seed", "precision", "limit", "data_dir", "checkpoints_dir", "download")   # to ood_training.py
+PASSED_ON = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "seed",
+    "precision",
+    "limit",
+    "data_dir",
+    "checkpoints_dir",
+    "download",
+)  # to ood_training.py
 OVERRIDES = ("epochs", "batch_size", "lr", "seed", "precision")
 
-parser = cli.Parser("Train every fold of the leave-out classifiers.", "Exit code: 0 all trained or finished before, 1 one failed, 2 bad input.")
-parser.flag("-in_dataset", nargs="+", choices=DATASETS, aliases=("in-dataset",), metavar="NAME", help="in-distribution sets; default: cifar10 cifar100")
-parser.flag("-arch", nargs="+", choices=NETWORKS, metavar="NAME", help="networks; default: densenet wideresnet")
-parser.flag("-config", nargs="+", metavar="FILE", help="these configs instead of -in_dataset and -arch")
+parser = cli.Parser(
+    "Train every fold of the leave-out classifiers.",
+    "Exit code: 0 all trained or finished before, 1 one failed, 2 bad input.",
+)
+parser.flag(
+    "-in_dataset",
+    nargs="+",
+    choices=DATASETS,
+    aliases=("in-dataset",),
+    metavar="NAME",
+    help="in-distribution sets; default: cifar10 cifar100",
+)
+parser.flag(
+    "-arch",
+    nargs="+",
+    choices=NETWORKS,
+    metavar="NAME",
+    help="networks; default: densenet wideresnet",
+)
+parser.flag(
+    "-config", nargs="+", metavar="FILE", help="these configs instead of -in_dataset and -arch"
+)
 parser.flag("-folds", nargs="+", type=int, metavar="F", help="1-based; default: all")
-parser.flag("-devices", nargs="+", metavar="DEVICE", aliases=("device",), help="one or more, e.g. cuda:0 cuda:1; default: cuda:0 where there is one, else cpu")
-parser.flag("-gpu", help="numbers of GPUs with commas, as in the repository: 0,1 is -devices cuda:0 cuda:1")
+parser.flag(
+    "-devices",
+    nargs="+",
+    metavar="DEVICE",
+    aliases=("device",),
+    help="one or more, e.g. cuda:0 cuda:1; default: cuda:0 where there is one, else cpu",
+)
+parser.flag(
+    "-gpu", help="numbers of GPUs with commas, as in the repository: 0,1 is -devices cuda:0 cuda:1"
+)
 parser.flag("-epochs", type=int, help="default: the config's")
 parser.flag("-batch_size", type=int, help="images per step and stream; default: the config's")
 parser.flag("-lr", type=float, help="learning rate; default: the config's")
-parser.flag("-seed", type=int, help="of everything random but the folds; default: the config's, else 0")
+parser.flag(
+    "-seed", type=int, help="of everything random but the folds; default: the config's, else 0"
+)
 parser.flag("-precision", choices=("fp32", "bf16"), help="default: the config's, else fp32")
 parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
 parser.flag("-data_dir", help="root of the data sets", default="./datasets")
 parser.flag("-checkpoints_dir", help="where the run folders are", default="./checkpoints")
-parser.flag("-download", action="store_true", help="fetch missing sets first (see scripts/download_data.py)", default=False)
-parser.flag("-dry_run", action="store_true", help="print the commands and train nothing", default=False)
+parser.flag(
+    "-download",
+    action="store_true",
+    help="fetch missing sets first (see scripts/download_data.py)",
+    default=False,
+)
+parser.flag(
+    "-dry_run", action="store_true", help="print the commands and train nothing", default=False
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """One model."""
+
     config: str
     settings: leaveout.Settings
     folder: Path
 
     @property
     def name(self) -> str:
-        return self.folder.name.removesuffix("_checkpoint")      # cifar10_fold_1_dense
+        return self.folder.name.removesuffix("_checkpoint")  # cifar10_fold_1_dense
 
 
 def main() -> int:
@@ -91,13 +138,19 @@ def main() -> int:
 
     begun = time.perf_counter()
     train = train_here if len(devices) == 1 else train_apart
-    for number, (job, problem) in enumerate(cli.progress(train(todo, devices, flags), "folds", total=len(todo), unit="fold"), 1):
-        cli.log(f"[{number}/{len(todo)}] {job.name}: {'failed: ' + problem if problem else f'trained, {job.folder}'}")
+    for number, (job, problem) in enumerate(
+        cli.progress(train(todo, devices, flags), "folds", total=len(todo), unit="fold"), 1
+    ):
+        cli.log(
+            f"[{number}/{len(todo)}] {job.name}: {'failed: ' + problem if problem else f'trained, {job.folder}'}"
+        )
         if problem:
             failed[job] = problem
 
     trained = sum(job not in failed for job in todo)
-    cli.log(f"{len(jobs)} models: {trained} trained in {time.perf_counter() - begun:.0f} s, {skipped} finished before, {len(failed)} failed")
+    cli.log(
+        f"{len(jobs)} models: {trained} trained in {time.perf_counter() - begun:.0f} s, {skipped} finished before, {len(failed)} failed"
+    )
     for job, problem in failed.items():
         print(f"train_all.py: failed: {job.name}: {problem}", file=sys.stderr)
     return 1 if failed else 0
@@ -107,22 +160,33 @@ def list_jobs(flags) -> list[Job]:
     """The loop: networks x data sets x folds, or the configs' folds. Every config is read and checked before anything is trained."""
     if flags.config and (flags.in_dataset or flags.arch):
         raise InputError("give -config, or -in_dataset and -arch, not both")
-    configs = flags.config or [os.path.relpath(ROOT / "configs" / f"{dataset}_{arch}_leaveout.json")
-                               for arch in flags.arch or NETWORKS for dataset in flags.in_dataset or DATASETS]
+    configs = flags.config or [
+        os.path.relpath(ROOT / "configs" / f"{dataset}_{arch}_leaveout.json")
+        for arch in flags.arch or NETWORKS
+        for dataset in flags.in_dataset or DATASETS
+    ]
     jobs = []
     for config in configs:
         values = read_json(config)
         if values.get("method") != "leaveout":
-            raise InputError(f"{config} is no config of leave-out classifiers (method is {values.get('method')!r}, not 'leaveout')")
+            raise InputError(
+                f"{config} is no config of leave-out classifiers (method is {values.get('method')!r}, not 'leaveout')"
+            )
         overrides = {name: getattr(flags, name) for name in OVERRIDES}
-        settings = build(leaveout.Settings, merge(split(values, leaveout.Settings, config)[1], overrides), config)
+        settings = build(
+            leaveout.Settings, merge(split(values, leaveout.Settings, config)[1], overrides), config
+        )
         for fold in flags.folds or range(1, settings.folds + 1):
             one = dataclasses.replace(settings, fold=fold)
             leaveout.check(one)
-            jobs.append(Job(config, one, Path(flags.checkpoints_dir) / leaveout.folder_name(one, fold)))
+            jobs.append(
+                Job(config, one, Path(flags.checkpoints_dir) / leaveout.folder_name(one, fold))
+            )
     twice = {job.folder for job in jobs if sum(other.folder == job.folder for other in jobs) > 1}
     if twice:
-        raise InputError(f"two models would go to '{sorted(twice)[0]}': a fold or config is named twice")
+        raise InputError(
+            f"two models would go to '{sorted(twice)[0]}': a fold or config is named twice"
+        )
     return jobs
 
 
@@ -130,13 +194,25 @@ def state_of(job: Job) -> str:
     """'finished', 'begun' or 'new'. Raises InputError for a folder of other settings."""
     if runs.holds_run(job.folder):
         leaveout_training.continued(runs.reopen(job.folder), job.settings)
-        return "finished" if leaveout_training.finished(job.folder, job.settings.epochs) else "begun"
+        return (
+            "finished" if leaveout_training.finished(job.folder, job.settings.epochs) else "begun"
+        )
     return "finished" if (job.folder / leaveout.WEIGHT_FILES[1]).is_file() else "new"
 
 
 def command(job: Job, flags, device: str | None) -> list[str]:
     """What trains this one model by hand."""
-    words = ["python3", os.path.relpath(ROOT / "ood_training.py"), "-config", job.config, "-fold", str(job.settings.fold), "-out_dir", str(job.folder), "-resume"]
+    words = [
+        "python3",
+        os.path.relpath(ROOT / "ood_training.py"),
+        "-config",
+        job.config,
+        "-fold",
+        str(job.settings.fold),
+        "-out_dir",
+        str(job.folder),
+        "-resume",
+    ]
     for name in PASSED_ON:
         value = getattr(flags, name)
         if value is not None and value is not False and value != parser.get_default(name):
@@ -147,14 +223,27 @@ def command(job: Job, flags, device: str | None) -> list[str]:
 def train_here(jobs: list[Job], devices: list[torch.device], flags):
     """One after the other in this process; yields (job, what went wrong or None)."""
     for job in jobs:
-        context = methods.Context(models, devices[0], flags.data_dir, flags.checkpoints_dir, job.folder, True, flags.download, flags.limit,
-                                  None, cli.progress, cli.log)
+        context = methods.Context(
+            models,
+            devices[0],
+            flags.data_dir,
+            flags.checkpoints_dir,
+            job.folder,
+            True,
+            flags.download,
+            flags.limit,
+            None,
+            cli.progress,
+            cli.log,
+        )
         problem = None
         try:
             methods.get("leaveout").train(job.settings, context)
         except (InputError, cli.RunError, models.ModelError, models.CheckpointError) as error:
             problem = " ".join(str(error).split())
-        except Exception as error:      # a bug or a full GPU in one fold: the others may still be trained
+        except (
+            Exception
+        ) as error:  # a bug or a full GPU in one fold: the others may still be trained
             traceback.print_exc()
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         yield job, problem
@@ -168,7 +257,9 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
     on_cpu = sum(device.type == "cpu" for device in devices)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if on_cpu:
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")      # threads that spin while they wait would take the cores from each other
+        environment.setdefault(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # threads that spin while they wait would take the cores from each other
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_cpu)))
     running: set[subprocess.Popen] = set()
 
@@ -184,7 +275,9 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
         words = [sys.executable, *command(job, flags, device)[1:]]
         last = ""
         try:
-            with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment) as process:
+            with subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            ) as process:
                 running.add(process)
                 for line in process.stdout:
                     last = line.strip() or last
@@ -193,14 +286,17 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
             return f"exit code {process.returncode}: {last}" if process.returncode else None
         except OSError as error:
             return str(error)
-    threads = [threading.Thread(target=work, args=(str(device),), daemon=True) for device in devices]
+
+    threads = [
+        threading.Thread(target=work, args=(str(device),), daemon=True) for device in devices
+    ]
     for thread in threads:
         thread.start()
     try:
         for _ in jobs:
             yield done.get()
     finally:
-        waiting.queue.clear()              # interrupted: the runs continue next time
+        waiting.queue.clear()  # interrupted: the runs continue next time
         for process in list(running):
             process.terminate()
 
@@ -208,8 +304,16 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
 def wanted_devices(flags) -> list[str | None]:
     if flags.gpu is not None and flags.devices:
         raise InputError("give -devices or -gpu, not both")
-    return [f"cuda:{number.strip()}" for number in flags.gpu.split(",")] if flags.gpu is not None else flags.devices or [None]
+    return (
+        [f"cuda:{number.strip()}" for number in flags.gpu.split(",")]
+        if flags.gpu is not None
+        else flags.devices or [None]
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main, (models.ModelError, models.CheckpointError), processes="give it -devices, one fold each; for one fold on several: torchrun ... ood_training.py -fold F")
+    cli.run(
+        main,
+        (models.ModelError, models.CheckpointError),
+        processes="give it -devices, one fold each; for one fold on several: torchrun ... ood_training.py -fold F",
+    )

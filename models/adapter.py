@@ -1,8 +1,9 @@
 """Any other network as a Classifier: torchvision's, timm's, your own nn.Module that ends in one nn.Linear.
 
-    net = models.adapt(torchvision.models.resnet18(weights="DEFAULT"))
-    net.features(images)   # (N, 512), what its last linear layer is given
+net = models.adapt(torchvision.models.resnet18(weights="DEFAULT"))
+net.features(images)   # (N, 512), what its last linear layer is given
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -12,10 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Activations, Classifier, ModelError, average, device_of, one_of, require
+from models.classifier import (
+    Activations,
+    Classifier,
+    ModelError,
+    average,
+    device_of,
+    one_of,
+    require,
+)
 from models.registry import COMMON, TORCHVISION
 
-PROBES = ((3, 32), (3, 224), (1, 28), (3, 64), (1, 32), (3, 28), (3, 384))  # (channels, side) tried when nothing says what it takes
+PROBES = (
+    (3, 32),
+    (3, 224),
+    (1, 28),
+    (3, 64),
+    (1, 32),
+    (3, 28),
+    (3, 384),
+)  # (channels, side) tried when nothing says what it takes
 TOLERANCE = 1e-4
 
 
@@ -23,7 +40,13 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-ACTIVATIONS = (_same, F.relu, F.hardswish, F.silu, F.gelu)  # what may stand, as a function, between the last module and the pool
+ACTIVATIONS = (
+    _same,
+    F.relu,
+    F.hardswish,
+    F.silu,
+    F.gelu,
+)  # what may stand, as a function, between the last module and the pool
 
 
 class Adapted(Classifier):
@@ -37,8 +60,10 @@ class Adapted(Classifier):
     def __init__(self, network: nn.Module, head: str, arch: dict):
         super().__init__()
         self.network, self.head, self.arch = network, head, arch
-        self._activation: Callable[[Tensor], Tensor] | None = None  # set by adapt(): map -> what is averaged to the features
-        self._map_module: str | None = None                         # set by adapt(): where the last map is caught
+        self._activation: Callable[[Tensor], Tensor] | None = (
+            None  # set by adapt(): map -> what is averaged to the features
+        )
+        self._map_module: str | None = None  # set by adapt(): where the last map is caught
         self._map_is_input = False
 
     @property
@@ -59,7 +84,9 @@ class Adapted(Classifier):
 
     def embed(self, last_map: Tensor) -> Tensor:
         if self._activation is None:
-            raise ModelError(f"the features of {self._title()} are not the mean of its last feature map; use features(images)")
+            raise ModelError(
+                f"the features of {self._title()} are not the mean of its last feature map; use features(images)"
+            )
         return average(last_map, None)
 
     def everything(self, images: Tensor) -> Activations:
@@ -70,7 +97,11 @@ class Adapted(Classifier):
         return Activations(logits, features, maps, stages, self.pool_taps(stages, maps, features))
 
     def pool_taps(self, stages, maps, features) -> list[Tensor]:
-        return [features] if self._activation is not None else [average(m, None) for m in maps] + [features]
+        return (
+            [features]
+            if self._activation is not None
+            else [average(m, None) for m in maps] + [features]
+        )
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(logits, features, last map or None) of one pass."""
@@ -79,9 +110,13 @@ class Adapted(Classifier):
         if self._map_module is not None:
             module = self.network.get_submodule(self._map_module)
             if self._map_is_input:
-                hooks.append(module.register_forward_pre_hook(lambda _, args: caught.update(map=args[0])))
+                hooks.append(
+                    module.register_forward_pre_hook(lambda _, args: caught.update(map=args[0]))
+                )
             else:
-                hooks.append(module.register_forward_hook(lambda _, __, out: caught.update(map=out)))
+                hooks.append(
+                    module.register_forward_hook(lambda _, __, out: caught.update(map=out))
+                )
         try:
             logits = self.network(images)
         finally:
@@ -91,15 +126,23 @@ class Adapted(Classifier):
 
     def _last_map(self, last: Tensor | None) -> Tensor:
         if last is None:
-            raise ModelError(f"{self._title()} has no feature map (N, C, H, W) that a hook can catch; choose detectors that need "
-                             "features or logits only")
+            raise ModelError(
+                f"{self._title()} has no feature map (N, C, H, W) that a hook can catch; choose detectors that need "
+                "features or logits only"
+            )
         return last
 
     def _title(self) -> str:
         return self.arch.get("network") or self.arch["arch"]
 
 
-def adapt(network: nn.Module, head: str | None = None, *, in_channels: int | None = None, image_size: int | None = None) -> Classifier:
+def adapt(
+    network: nn.Module,
+    head: str | None = None,
+    *,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+) -> Classifier:
     """Wrap a network; its last nn.Linear is taken for the head.
 
     Args:
@@ -125,8 +168,14 @@ def adapt(network: nn.Module, head: str | None = None, *, in_channels: int | Non
         images = _probe(network, title, in_channels, image_size)
         head = head or _last_called(network, linears, images, title)
         fc = network.get_submodule(head)
-        arch = {"arch": "adapted", "network": title, "head": head, "num_classes": fc.out_features, "in_channels": images.shape[1],
-                "image_size": images.shape[2]}
+        arch = {
+            "arch": "adapted",
+            "network": title,
+            "head": head,
+            "num_classes": fc.out_features,
+            "in_channels": images.shape[1],
+            "image_size": images.shape[2],
+        }
         adapted = Adapted(network, head, arch)
         _check(adapted, images, title)
         _find_map(adapted, images)
@@ -135,7 +184,9 @@ def adapt(network: nn.Module, head: str | None = None, *, in_channels: int | Non
     return adapted.train(training)
 
 
-def build_torchvision(arch: str, num_classes: int, in_channels: int | None, image_size: int | None, **options) -> Classifier:
+def build_torchvision(
+    arch: str, num_classes: int, in_channels: int | None, image_size: int | None, **options
+) -> Classifier:
     """torchvision_<name>, e.g. torchvision_resnet50, with fresh weights or, where `weights` says so, torchvision's.
 
     Args:
@@ -150,38 +201,66 @@ def build_torchvision(arch: str, num_classes: int, in_channels: int | None, imag
         import torchvision
     except ImportError as error:
         raise ModelError(f"{arch} needs torchvision (pip install torchvision): {error}") from None
-    name, zoo = arch.removeprefix(TORCHVISION), torchvision.models.list_models(module=torchvision.models)
+    name, zoo = (
+        arch.removeprefix(TORCHVISION),
+        torchvision.models.list_models(module=torchvision.models),
+    )
     one_of("torchvision network", name, zoo)
     require(in_channels in (None, 3), f"{arch} takes 3 channels, got in_channels={in_channels}")
     size = image_size or 224
     extra = {"image_size": size} if name.startswith("vit_") else {}
-    extra |= {"init_weights": True, "aux_logits": bool(weights)} if name in ("googlenet", "inception_v3") else {}
+    extra |= (
+        {"init_weights": True, "aux_logits": bool(weights)}
+        if name in ("googlenet", "inception_v3")
+        else {}
+    )
     if weights:
-        one_of(f"weights of {name}", weights, ["DEFAULT", *(w.name for w in torchvision.models.get_model_weights(name))])
+        one_of(
+            f"weights of {name}",
+            weights,
+            ["DEFAULT", *(w.name for w in torchvision.models.get_model_weights(name))],
+        )
     try:
-        network = torchvision.models.get_model(name, **extra, **({"weights": weights} if weights else {"num_classes": num_classes}))
+        network = torchvision.models.get_model(
+            name, **extra, **({"weights": weights} if weights else {"num_classes": num_classes})
+        )
     except (OSError, ValueError) as error:
-        raise ModelError(f"{arch}{f' with weights={weights!r} (they are downloaded on first use)' if weights else ''}: {error}") from None
+        raise ModelError(
+            f"{arch}{f' with weights={weights!r} (they are downloaded on first use)' if weights else ''}: {error}"
+        ) from None
     if hasattr(network, "aux_logits"):
         network.aux_logits = False
     adapted = adapt(network, in_channels=3, image_size=size)
     if adapted.fc.out_features != num_classes:
         parent, _, child = adapted.head.rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Linear(adapted.fc.in_features, num_classes, adapted.fc.bias is not None))
+        setattr(
+            network.get_submodule(parent),
+            child,
+            nn.Linear(adapted.fc.in_features, num_classes, adapted.fc.bias is not None),
+        )
     adapted.arch = {"arch": arch, **dict(zip(COMMON, (num_classes, 3, size)))}
     return adapted
 
 
 # what `adapt` finds out with a probe batch
 
-def _probe(network: nn.Module, title: str, in_channels: int | None, image_size: int | None) -> Tensor:
+
+def _probe(
+    network: nn.Module, title: str, in_channels: int | None, image_size: int | None
+) -> Tensor:
     """Two random images that the network accepts."""
-    settings = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    settings = (
+        getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    )
     said = settings.get("input_size") if isinstance(settings, dict) else None
     conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     channels = in_channels or (said[0] if said else conv.in_channels if conv is not None else None)
     own = image_size or getattr(network, "image_size", None) or (said[-1] if said else None)
-    tries = [(c, s) for c, s in ((channels or 3, own), *PROBES) if s and c == (channels or c) and s == (image_size or s)]
+    tries = [
+        (c, s)
+        for c, s in ((channels or 3, own), *PROBES)
+        if s and c == (channels or c) and s == (image_size or s)
+    ]
     generator, error = torch.Generator().manual_seed(0), None
     for c, side in dict.fromkeys(tries or [(channels or 3, image_size or 32)]):
         images = torch.rand(2, c, side, side, generator=generator).to(device_of(network))
@@ -194,14 +273,19 @@ def _probe(network: nn.Module, title: str, in_channels: int | None, image_size: 
         if isinstance(logits, Tensor) and logits.ndim == 2:
             return images
         error = f"it returned {_describe(logits)} instead of logits (N, num_classes)"
-    raise ModelError(f"{title} could not be run on a probe batch (tried {', '.join(f'{c} x {s} x {s}' for c, s in dict.fromkeys(tries))}): "
-                     f"{str(error).splitlines()[0][:160]}; pass in_channels and image_size")
+    raise ModelError(
+        f"{title} could not be run on a probe batch (tried {', '.join(f'{c} x {s} x {s}' for c, s in dict.fromkeys(tries))}): "
+        f"{str(error).splitlines()[0][:160]}; pass in_channels and image_size"
+    )
 
 
 def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: str) -> str:
     """Name of the nn.Linear that runs last."""
     called: list[str] = []
-    hooks = [network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name)) for name in linears]
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
+        for name in linears
+    ]
     try:
         with torch.no_grad():
             network(images)
@@ -209,8 +293,10 @@ def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: 
         for hook in hooks:
             hook.remove()
     if not called:
-        raise ModelError(f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = "
-                         "W h + b")
+        raise ModelError(
+            f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = "
+            "W h + b"
+        )
     return called[-1]
 
 
@@ -218,23 +304,37 @@ def _check(adapted: Adapted, images: Tensor, title: str) -> None:
     with torch.no_grad():
         logits, features, _ = adapted._run(images)
         if features.ndim != 2:
-            raise ModelError(f"the head {adapted.head!r} of {title} is given {tuple(features.shape)} instead of (N, D); name another head")
+            raise ModelError(
+                f"the head {adapted.head!r} of {title} is given {tuple(features.shape)} instead of (N, D); name another head"
+            )
         again = adapted.fc(features)
-    if again.shape != logits.shape or not torch.allclose(again, logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max())):
-        raise ModelError(f"{title} does not end in its linear layer {adapted.head!r}: fc(features) differs from its output; remove what "
-                         "follows (softmax, scaling) or name the head")
+    if again.shape != logits.shape or not torch.allclose(
+        again, logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max())
+    ):
+        raise ModelError(
+            f"{title} does not end in its linear layer {adapted.head!r}: fc(features) differs from its output; remove what "
+            "follows (softmax, scaling) or name the head"
+        )
 
 
 def _find_map(adapted: Adapted, images: Tensor) -> None:
     """Find the last (N, C, H, W) tensor with H, W > 1 whose mean, possibly after an activation, is the features; else one at a pool."""
     seen, features = _tensors(adapted, images)
     calls = Counter((name, is_input) for name, is_input, _ in seen)
-    once = [entry for entry in reversed(seen) if calls[entry[:2]] == 1]  # of a module that runs twice a hook would keep the wrong one
+    once = [
+        entry for entry in reversed(seen) if calls[entry[:2]] == 1
+    ]  # of a module that runs twice a hook would keep the wrong one
     scale = float(features.abs().max())
     for name, is_input, tensor in once:
         for activation in ACTIVATIONS if tensor.shape[1] == features.shape[1] else ():
-            if torch.allclose(average(activation(tensor), None), features, rtol=TOLERANCE, atol=TOLERANCE * scale):
-                adapted._map_module, adapted._map_is_input, adapted._activation = name, is_input, activation
+            if torch.allclose(
+                average(activation(tensor), None), features, rtol=TOLERANCE, atol=TOLERANCE * scale
+            ):
+                adapted._map_module, adapted._map_is_input, adapted._activation = (
+                    name,
+                    is_input,
+                    activation,
+                )
                 return
     for name, is_input, _ in once:
         if "Pool" in type(adapted.network.get_submodule(name)).__name__:
@@ -249,15 +349,24 @@ def _tensors(adapted: Adapted, images: Tensor) -> tuple[list[tuple[str, bool, Te
     def note(name, is_input, value):
         if isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1:
             seen.append((name, is_input, value))
+
     hooks = []
     for name, module in adapted.network.named_modules():
         if name and name != adapted.head:
-            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: note(name, True, args[0] if args else None)))
-            hooks.append(module.register_forward_hook(lambda _, __, out, name=name: note(name, False, out)))
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, name=name: note(name, True, args[0] if args else None)
+                )
+            )
+            hooks.append(
+                module.register_forward_hook(lambda _, __, out, name=name: note(name, False, out))
+            )
     try:
         with torch.no_grad():
             try:
-                return seen, adapted._run(F.interpolate(images, (96, 96)) if images.shape[2] < 96 else images)[1]
+                return seen, adapted._run(
+                    F.interpolate(images, (96, 96)) if images.shape[2] < 96 else images
+                )[1]
             except Exception:  # built for one size: keep to it
                 seen.clear()
                 return seen, adapted._run(images)[1]

@@ -4,6 +4,7 @@ Source: Dinari & Freifeld, UAI 2022, which takes the ResNet auto-encoder of ligh
 MNIST. Both are trained with the mean squared error. Keys as in their files: encoder.*, fc, decoder.* (theirs say downsample where
 ours say shortcut).
 """
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -27,8 +28,12 @@ class AutoEncoder(nn.Module):
         return self.decoder(self.fc(self.encoder.features(images)))
 
 
-def build_autoencoder(kind: str, latent_dim: int | None = None, in_channels: int | None = None,
-                      image_size: int | None = None) -> AutoEncoder:
+def build_autoencoder(
+    kind: str,
+    latent_dim: int | None = None,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+) -> AutoEncoder:
     """An auto-encoder with fresh weights; `build_autoencoder(**net.arch)` builds it again.
 
     Args:
@@ -37,11 +42,19 @@ def build_autoencoder(kind: str, latent_dim: int | None = None, in_channels: int
     """
     one_of("auto-encoder", kind, ("resnet18", "resnet50", "mnist_conv"))
     mnist = kind == "mnist_conv"
-    channels, size, latent = in_channels or (1 if mnist else 3), image_size or (28 if mnist else 32), latent_dim or (32 if mnist else 256)
+    channels, size, latent = (
+        in_channels or (1 if mnist else 3),
+        image_size or (28 if mnist else 32),
+        latent_dim or (32 if mnist else 256),
+    )
     arch = {"kind": kind, "latent_dim": latent, "in_channels": channels, "image_size": size}
     if mnist:
-        require(size == 28, f"the mnist_conv auto-encoder takes 28 x 28 images, got image_size={size}")
-        return AutoEncoder(MnistConv(1, channels, size), MnistConvDecoder(latent, channels), latent, arch)
+        require(
+            size == 28, f"the mnist_conv auto-encoder takes 28 x 28 images, got image_size={size}"
+        )
+        return AutoEncoder(
+            MnistConv(1, channels, size), MnistConvDecoder(latent, channels), latent, arch
+        )
     encoder = ResNet(1, channels, size, depth=int(kind.removeprefix("resnet")), pool="adaptive")
     encoder.stem_pool = False
     return AutoEncoder(encoder, ResNetDecoder(latent, channels, size, kind), latent, arch)
@@ -111,11 +124,24 @@ def up_shortcut(channels: int, out_channels: int, scale: int) -> nn.Sequential:
 class ResNetDecoder(nn.Module):
     """A ResNet in reverse: (N, latent_dim) -> (N, out_channels, image_size, image_size), no activation at the end."""
 
-    def __init__(self, latent_dim: int = 256, out_channels: int = 3, image_size: int = 32, kind: str = "resnet18"):
+    def __init__(
+        self,
+        latent_dim: int = 256,
+        out_channels: int = 3,
+        image_size: int = 32,
+        kind: str = "resnet18",
+    ):
         super().__init__()
         one_of("decoder", kind, ("resnet18", "resnet50"))
-        require(image_size % 8 == 0, f"the ResNet decoder doubles three times: image_size must be a multiple of 8, got {image_size}")
-        block, counts = (DecoderBlock, (2, 2, 2, 2)) if kind == "resnet18" else (DecoderBottleneck, (3, 4, 6, 3))
+        require(
+            image_size % 8 == 0,
+            f"the ResNet decoder doubles three times: image_size must be a multiple of 8, got {image_size}",
+        )
+        block, counts = (
+            (DecoderBlock, (2, 2, 2, 2))
+            if kind == "resnet18"
+            else (DecoderBottleneck, (3, 4, 6, 3))
+        )
         self.start = image_size // 8
         self.channels = channels = 512 * block.expansion
         self.linear = nn.Linear(latent_dim, channels * 4 * 4)

@@ -9,6 +9,7 @@
 | lightning           | state_dict with encoder.*, fc_mu.*, fc_var.* (ae.*, sift.*)                   | VMDLS, its auto-encoders |
 | bare                | a state dict                                                                  | Outlier Exposure, energy_ood, torchvision |
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,11 +24,21 @@ import torch
 from torch import Tensor, nn
 
 OWN_FORMAT = "ood-1"
-EXPECTED = ("a weight file: a state dict, or a dict that holds one under 'state_dict', 'net_state_dict' + 'cls_state_dict' (heatmap "
-            "classifier) or per snapshot under 'generator' (heatmap decoder)")
+EXPECTED = (
+    "a weight file: a state dict, or a dict that holds one under 'state_dict', 'net_state_dict' + 'cls_state_dict' (heatmap "
+    "classifier) or per snapshot under 'generator' (heatmap decoder)"
+)
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
-RENAMES = (("downsample.", "shortcut."), ("shortcut.", "downsample."), ("linear.", "fc."), ("conv_shortcut.", "convShortcut."))
-NAMED_GLOBALS = (2, 6)  # first PyTorch that restores chosen names; older ones refuse files with NumPy scalars or Lightning objects
+RENAMES = (
+    ("downsample.", "shortcut."),
+    ("shortcut.", "downsample."),
+    ("linear.", "fc."),
+    ("conv_shortcut.", "convShortcut."),
+)
+NAMED_GLOBALS = (
+    2,
+    6,
+)  # first PyTorch that restores chosen names; older ones refuse files with NumPy scalars or Lightning objects
 LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # what a VMDLS file holds beside its encoder
 
 
@@ -60,30 +71,49 @@ def read(path: str | Path, snapshot: int | None = None) -> Checkpoint:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected {EXPECTED}; found a {type(content).__name__}")
     if content.get("format") == OWN_FORMAT:
-        return Checkpoint(_state(path, content.get("state_dict")), OWN_FORMAT, _rest(content, "state_dict"))
+        return Checkpoint(
+            _state(path, content.get("state_dict")), OWN_FORMAT, _rest(content, "state_dict")
+        )
     if "net_state_dict" in content and "cls_state_dict" in content:
-        head = {"fc." + k.rpartition(".")[2]: v for k, v in _state(path, content["cls_state_dict"]).items()}
-        return Checkpoint({**_state(path, content["net_state_dict"]), **head}, "heatmap-classifier",
-                          _rest(content, "net_state_dict", "cls_state_dict"))
-    snapshots = sorted(k for k, v in content.items() if isinstance(k, int) and isinstance(v, dict) and "generator" in v)
+        head = {
+            "fc." + k.rpartition(".")[2]: v
+            for k, v in _state(path, content["cls_state_dict"]).items()
+        }
+        return Checkpoint(
+            {**_state(path, content["net_state_dict"]), **head},
+            "heatmap-classifier",
+            _rest(content, "net_state_dict", "cls_state_dict"),
+        )
+    snapshots = sorted(
+        k
+        for k, v in content.items()
+        if isinstance(k, int) and isinstance(v, dict) and "generator" in v
+    )
     if snapshots:
         if snapshot is not None and snapshot not in snapshots:
-            raise CheckpointError(f"{path}: no snapshot {snapshot}; it holds {', '.join(map(str, snapshots))}")
+            raise CheckpointError(
+                f"{path}: no snapshot {snapshot}; it holds {', '.join(map(str, snapshots))}"
+            )
         chosen = snapshots[-1] if snapshot is None else snapshot
         meta = {**_rest(content, *snapshots), "epoch": chosen, "snapshots": snapshots}
         return Checkpoint(_state(path, content[chosen]["generator"]), "heatmap-decoder", meta)
     for key in WRAPPERS:
         if isinstance(content.get(key), dict):
             state = _state(path, content[key])
-            lightning = any(k.startswith("encoder.") for k in state) and ("pytorch-lightning_version" in content or
-                                                                          any(k.startswith(LATENT) for k in state))
-            return Checkpoint(state, "lightning" if lightning else "state_dict", _rest(content, key))
+            lightning = any(k.startswith("encoder.") for k in state) and (
+                "pytorch-lightning_version" in content or any(k.startswith(LATENT) for k in state)
+            )
+            return Checkpoint(
+                state, "lightning" if lightning else "state_dict", _rest(content, key)
+            )
     if content and all(isinstance(v, Tensor) for v in content.values()):
         return Checkpoint(_state(path, content), "bare", {})
     raise CheckpointError(f"{path}: expected {EXPECTED}; found a dict with {_some(content)}")
 
 
-def load_into(network: nn.Module, source: str | Path | Checkpoint, snapshot: int | None = None) -> dict:
+def load_into(
+    network: nn.Module, source: str | Path | Checkpoint, snapshot: int | None = None
+) -> dict:
     """Load weights into a network, in place; keys of the known formats are mapped to ours.
 
     A data-parallel prefix (module.) is dropped; of a VMDLS file an encoder, an auto-encoder or a module with encoder, fc_mu and
@@ -102,8 +132,10 @@ def load_into(network: nn.Module, source: str | Path | Checkpoint, snapshot: int
     fits = [_fit(view, target, optional) for view, optional in _views(checkpoint, target)]
     best = min(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected) + len(fit.shapes))
     if best.missing or best.unexpected or best.shapes:
-        raise CheckpointError(f"{name} ({checkpoint.format}, {len(checkpoint.state_dict)} tensors) does not fit "
-                              f"{_title(network)} ({len(target)} tensors): {best.problems()}")
+        raise CheckpointError(
+            f"{name} ({checkpoint.format}, {len(checkpoint.state_dict)} tensors) does not fit "
+            f"{_title(network)} ({len(target)} tensors): {best.problems()}"
+        )
     network.load_state_dict({**target, **best.state})
     return {**checkpoint.meta, "format": checkpoint.format}
 
@@ -125,15 +157,20 @@ def save(path: str | Path, content: dict) -> None:
 
 # reading
 
+
 def _load(path: Path):
     """torch.load with weights_only=True; every failure becomes a CheckpointError of one line."""
     if not path.is_file():
-        raise CheckpointError(f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}")
+        raise CheckpointError(
+            f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}"
+        )
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
     try:
         with _inert_globals(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # torch's remarks on pickle protocols: the outcome says enough
+            warnings.simplefilter(
+                "ignore"
+            )  # torch's remarks on pickle protocols: the outcome says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -145,8 +182,10 @@ def _reason(path: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if code:
-        return (f"holds the Python object {code.group(1)}, which might run code and was not loaded; expected tensors and plain values: "
-                "re-save its state_dict")
+        return (
+            f"holds the Python object {code.group(1)}, which might run code and was not loaded; expected tensors and plain values: "
+            "re-save its state_dict"
+        )
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"PK"):
@@ -159,8 +198,20 @@ def _reason(path: Path, error: Exception) -> str:
 class _Dtype:
     """Stands for numpy.dtype while a NumPy scalar is read."""
 
-    CODES = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H", "u1": "B",
-             "b1": "?"}
+    CODES = {
+        "f8": "d",
+        "f4": "f",
+        "f2": "e",
+        "i8": "q",
+        "i4": "i",
+        "i2": "h",
+        "i1": "b",
+        "u8": "Q",
+        "u4": "I",
+        "u2": "H",
+        "u1": "B",
+        "b1": "?",
+    }
 
     def __init__(self, code, *_):
         if code not in self.CODES:
@@ -195,20 +246,42 @@ def _inert_globals():
     """Let a file name the few harmless objects that the authors' files hold; what it gets are the stand-ins above."""
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < NAMED_GLOBALS:
         return contextlib.nullcontext()
-    callbacks = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping", "lr_monitor.LearningRateMonitor",
-                 "progress.ProgressBar", "base.Callback")
-    return torch.serialization.safe_globals([
-        (_Dtype, "numpy.dtype"), (_scalar, "numpy.core.multiarray.scalar"), (_scalar, "numpy._core.multiarray.scalar"),
-        (_Namespace, "argparse.Namespace"), (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-        *((type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}") for name in callbacks)])
+    callbacks = (
+        "model_checkpoint.ModelCheckpoint",
+        "early_stopping.EarlyStopping",
+        "lr_monitor.LearningRateMonitor",
+        "progress.ProgressBar",
+        "base.Callback",
+    )
+    return torch.serialization.safe_globals(
+        [
+            (_Dtype, "numpy.dtype"),
+            (_scalar, "numpy.core.multiarray.scalar"),
+            (_scalar, "numpy._core.multiarray.scalar"),
+            (_Namespace, "argparse.Namespace"),
+            (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+            *(
+                (type(name, (_Name,), {}), f"pytorch_lightning.callbacks.{name}")
+                for name in callbacks
+            ),
+        ]
+    )
 
 
 def _state(path: Path, state) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        what = f"a dict with {_some(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        what = (
+            f"a dict with {_some(state)}"
+            if isinstance(state, dict)
+            else f"a {type(state).__name__}"
+        )
         raise CheckpointError(f"{path}: expected a state dict (names -> tensors), found {what}")
     if all(k.startswith("module.") for k in state):
-        state = {k[len("module."):]: v for k, v in state.items()}
+        state = {k[len("module.") :]: v for k, v in state.items()}
     return dict(state)
 
 
@@ -218,6 +291,7 @@ def _rest(content: dict, *used) -> dict:
 
 # fitting
 
+
 class _Fit(NamedTuple):
     state: dict[str, Tensor]
     missing: list[str]
@@ -225,8 +299,15 @@ class _Fit(NamedTuple):
     shapes: list[str]
 
     def problems(self) -> str:
-        parts = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-                 for what, keys in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.shapes)) if keys]
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (
+                ("missing", self.missing),
+                ("unexpected", self.unexpected),
+                ("of another shape", self.shapes),
+            )
+            if keys
+        ]
         return "; ".join(parts)
 
 
@@ -239,7 +320,7 @@ def _views(checkpoint: Checkpoint, target: dict):
     if checkpoint.format == "lightning":
         yield {k: v for k, v in state.items() if not k.startswith(LATENT[2:])}, ()
         for part, optional in (("encoder.", ("fc.",)), ("ae.", ())):
-            yield {k[len(part):]: v for k, v in state.items() if k.startswith(part)}, optional
+            yield {k[len(part) :]: v for k, v in state.items() if k.startswith(part)}, optional
 
 
 def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
@@ -251,8 +332,18 @@ def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
             unexpected.append(key)
         else:
             state[ours] = tensor
-    missing = [k for k in target if k not in state and not k.endswith("num_batches_tracked") and not k.startswith(optional or ("\0",))]
-    shapes = [f"{k}: file {tuple(v.shape)}, network {tuple(target[k].shape)}" for k, v in state.items() if v.shape != target[k].shape]
+    missing = [
+        k
+        for k in target
+        if k not in state
+        and not k.endswith("num_batches_tracked")
+        and not k.startswith(optional or ("\0",))
+    ]
+    shapes = [
+        f"{k}: file {tuple(v.shape)}, network {tuple(target[k].shape)}"
+        for k, v in state.items()
+        if v.shape != target[k].shape
+    ]
     return _Fit(state, missing, unexpected, shapes)
 
 

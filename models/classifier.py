@@ -1,4 +1,5 @@
 """What every network here answers: logits, pooled features, feature maps and the head, all from one forward pass."""
+
 from __future__ import annotations
 
 import difflib
@@ -69,7 +70,9 @@ class Classifier(nn.Module):
         stages = self.stages(images)
         maps = self.finish(stages)
         features = self.embed(maps[-1])
-        return Activations(self.fc(features), features, maps, stages, self.pool_taps(stages, maps, features))
+        return Activations(
+            self.fc(features), features, maps, stages, self.pool_taps(stages, maps, features)
+        )
 
     def taps(self, images: Tensor) -> list[Tensor]:
         """The pooled vectors that are joined to a feature ensemble: (N, C_k) for k = 1, 2, 3, then the features.
@@ -93,8 +96,10 @@ def average(maps: Tensor, window: int | None) -> Tensor:
         return maps.mean((2, 3))
     pooled = F.avg_pool2d(maps, window)
     if pooled.shape[2:] != (1, 1):
-        raise ModelError(f"the last map is {maps.shape[2]} x {maps.shape[3]} but this network averages one window of {window} x "
-                         f"{window}: use images of the size it was built for, or build it with pool='adaptive'")
+        raise ModelError(
+            f"the last map is {maps.shape[2]} x {maps.shape[3]} but this network averages one window of {window} x "
+            f"{window}: use images of the size it was built for, or build it with pool='adaptive'"
+        )
     return pooled.flatten(1)
 
 
@@ -107,11 +112,16 @@ def pool_window(arch: str, pool: str, window: int, image_size: int, last: int) -
     fixed = f"{window}x{window}"
     one_of("pool", pool, (fixed, "adaptive"))
     if pool == "adaptive":
-        require(image_size >= 8, f"{arch} needs images of at least 8 x 8 pixels, got image_size={image_size}")
+        require(
+            image_size >= 8,
+            f"{arch} needs images of at least 8 x 8 pixels, got image_size={image_size}",
+        )
         return None
-    require(window <= last < 2 * window,
-            f"{arch} averages one {fixed} window but its last map would be {last} x {last} at image_size={image_size}: too "
-            f"{'small' if last < window else 'large'}; pass pool='adaptive' or choose a small_* network")
+    require(
+        window <= last < 2 * window,
+        f"{arch} averages one {fixed} window but its last map would be {last} x {last} at image_size={image_size}: too "
+        f"{'small' if last < window else 'large'}; pass pool='adaptive' or choose a small_* network",
+    )
     return window
 
 
@@ -119,7 +129,9 @@ def init_fan_out(network: nn.Module) -> None:
     """conv ~ Normal(0, sqrt(2 / (k * k * out_channels))), norm weight 1 and bias 0, linear bias 0 (its weight: PyTorch's default)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0, (2 / (module.weight[0, 0].numel() * module.out_channels)) ** 0.5)
+            nn.init.normal_(
+                module.weight, 0, (2 / (module.weight[0, 0].numel() * module.out_channels)) ** 0.5
+            )
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
@@ -138,8 +150,14 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         near = difflib.get_close_matches(str(value), allowed, 1, 0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        shown = allowed if len(allowed) <= 24 or not near else difflib.get_close_matches(str(value), allowed, 8, 0.3)
-        raise ModelError(f"unknown {what} {value!r}; {hint}allowed: {', '.join(shown)}{'' if shown is allowed else ', ...'}")
+        shown = (
+            allowed
+            if len(allowed) <= 24 or not near
+            else difflib.get_close_matches(str(value), allowed, 8, 0.3)
+        )
+        raise ModelError(
+            f"unknown {what} {value!r}; {hint}allowed: {', '.join(shown)}{'' if shown is allowed else ', ...'}"
+        )
 
 
 def parameters(network: nn.Module) -> int:

@@ -3,6 +3,7 @@
 Source: Hornauer & Belagiannis, "Heatmap-based Out-of-Distribution Detection", WACV 2023, arXiv 2211.08115. Keys as in their files:
 fc1, conv_block{i}.0 (transposed convolution), conv_block{i}.1 (BN). Weights start as PyTorch sets them.
 """
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from models.classifier import Classifier, ModelError, device_of, require
 
 # (architecture, classes) -> bottleneck, channels, first block that takes a skip connection
-PUBLISHED = {("resnet18", 10): (100, (512, 256, 128, 64), 1),
-             ("resnet18", 100): (512, (512, 256, 128, 64), 1),
-             ("wideresnet", 10): (128, (256, 128, 64, 32), 2),
-             ("wideresnet", 100): (128, (256, 128, 64, 32), 2),
-             ("resnet50", 200): (512, (2048, 1024, 512, 256, 128), 1)}
+PUBLISHED = {
+    ("resnet18", 10): (100, (512, 256, 128, 64), 1),
+    ("resnet18", 100): (512, (512, 256, 128, 64), 1),
+    ("wideresnet", 10): (128, (256, 128, 64, 32), 2),
+    ("wideresnet", 100): (128, (256, 128, 64, 32), 2),
+    ("resnet50", 200): (512, (2048, 1024, 512, 256, 128), 1),
+}
 
 
 class Decoder(nn.Module):
@@ -38,25 +41,54 @@ class Decoder(nn.Module):
         ModelError: image_size cannot be reached by doubling.
     """
 
-    def __init__(self, feature_dim: int, num_classes: int, bottleneck: int = 100, channels: Sequence[int] = (512, 256, 128, 64),
-                 out_channels: int = 3, image_size: int = 32, first_skip: int = 1):
+    def __init__(
+        self,
+        feature_dim: int,
+        num_classes: int,
+        bottleneck: int = 100,
+        channels: Sequence[int] = (512, 256, 128, 64),
+        out_channels: int = 3,
+        image_size: int = 32,
+        first_skip: int = 1,
+    ):
         super().__init__()
         channels = tuple(channels)
-        require(len(channels) >= 1 and image_size % 2 ** (len(channels) - 1) == 0,
-                f"a decoder with {len(channels)} blocks cannot end at image_size={image_size}: it must be a multiple of "
-                f"{2 ** max(len(channels) - 1, 0)}")
-        require(1 <= first_skip <= len(channels), f"first_skip must be a block (1..{len(channels)}), got {first_skip}")
-        self.arch = {"feature_dim": feature_dim, "num_classes": num_classes, "bottleneck": bottleneck, "channels": list(channels),
-                     "out_channels": out_channels, "image_size": image_size, "first_skip": first_skip}
+        require(
+            len(channels) >= 1 and image_size % 2 ** (len(channels) - 1) == 0,
+            f"a decoder with {len(channels)} blocks cannot end at image_size={image_size}: it must be a multiple of "
+            f"{2 ** max(len(channels) - 1, 0)}",
+        )
+        require(
+            1 <= first_skip <= len(channels),
+            f"first_skip must be a block (1..{len(channels)}), got {first_skip}",
+        )
+        self.arch = {
+            "feature_dim": feature_dim,
+            "num_classes": num_classes,
+            "bottleneck": bottleneck,
+            "channels": list(channels),
+            "out_channels": out_channels,
+            "image_size": image_size,
+            "first_skip": first_skip,
+        }
         self.num_classes, self.first_skip, self.depth = num_classes, first_skip, len(channels)
         self.fc1 = nn.Linear(feature_dim + num_classes, bottleneck)
         before = bottleneck
         for i, after in enumerate(channels, 1):
             shape = (4, 2, 1) if i > 1 else (image_size // 2 ** (len(channels) - 1), 1, 0)
-            self.add_module(f"conv_block{i}", nn.Sequential(nn.ConvTranspose2d(before, after, *shape, bias=False), nn.BatchNorm2d(after),
-                                                            nn.ReLU()))
+            self.add_module(
+                f"conv_block{i}",
+                nn.Sequential(
+                    nn.ConvTranspose2d(before, after, *shape, bias=False),
+                    nn.BatchNorm2d(after),
+                    nn.ReLU(),
+                ),
+            )
             before = after
-        self.add_module(f"conv_block{self.depth + 1}", nn.Sequential(nn.ConvTranspose2d(before, out_channels, 1, bias=False), nn.Tanh()))
+        self.add_module(
+            f"conv_block{self.depth + 1}",
+            nn.Sequential(nn.ConvTranspose2d(before, out_channels, 1, bias=False), nn.Tanh()),
+        )
 
     def forward(self, features: Tensor, labels: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
         """The map in (-1, 1).
@@ -74,13 +106,17 @@ class Decoder(nn.Module):
         x = self.fc1(torch.cat([features, one_hot], 1))[:, :, None, None]
         skips = dict(enumerate(maps, self.first_skip))
         if skips and max(skips) > self.depth:
-            raise ModelError(f"this decoder takes at most {self.depth - self.first_skip + 1} maps, got {len(maps)}")
+            raise ModelError(
+                f"this decoder takes at most {self.depth - self.first_skip + 1} maps, got {len(maps)}"
+            )
         for i in range(1, self.depth + 1):
             x = self.get_submodule(f"conv_block{i}")(x)
             if i in skips:
                 if skips[i].shape != x.shape:
-                    raise ModelError(f"map {tuple(skips[i].shape)} cannot be added after block {i}, which gives {tuple(x.shape)}; "
-                                     "use fw_layers=1 with this classifier")
+                    raise ModelError(
+                        f"map {tuple(skips[i].shape)} cannot be added after block {i}, which gives {tuple(x.shape)}; "
+                        "use fw_layers=1 with this classifier"
+                    )
                 x = x + skips[i]
         return self.get_submodule(f"conv_block{self.depth + 1}")(x)
 
@@ -101,9 +137,16 @@ def decoder_for(network: Classifier, fw_layers: int = 1, **overrides) -> Decoder
     require(fw_layers in (1, 2, 3, 4), f"fw_layers must be 1, 2, 3 or 4, got {fw_layers!r}")
     arch = network.arch
     size, channels = arch["image_size"], arch["in_channels"]
-    settings = {"feature_dim": network.fc.in_features, "num_classes": network.fc.out_features, "out_channels": channels, "image_size": size}
+    settings = {
+        "feature_dim": network.fc.in_features,
+        "num_classes": network.fc.out_features,
+        "out_channels": channels,
+        "image_size": size,
+    }
     published = PUBLISHED.get((arch["arch"], network.fc.out_features))
-    plain = arch.get("width") in (None, 64, 2) and size == (64 if arch["arch"] == "resnet50" else 32)
+    plain = arch.get("width") in (None, 64, 2) and size == (
+        64 if arch["arch"] == "resnet50" else 32
+    )
     if published and plain:
         settings |= dict(zip(("bottleneck", "channels", "first_skip"), published))
     else:
@@ -112,7 +155,11 @@ def decoder_for(network: Classifier, fw_layers: int = 1, **overrides) -> Decoder
     if fw_layers > 1:
         stages = [stage.cpu() for stage in _stages(network)]
         with torch.no_grad():
-            decoder.eval()(torch.zeros(1, network.fc.in_features), torch.zeros(1, dtype=torch.long), stages[::-1][:fw_layers - 1])
+            decoder.eval()(
+                torch.zeros(1, network.fc.in_features),
+                torch.zeros(1, dtype=torch.long),
+                stages[::-1][: fw_layers - 1],
+            )
     return decoder.train()
 
 
@@ -121,7 +168,9 @@ def _stages(network: Classifier) -> list[Tensor]:
     size, channels = network.arch["image_size"], network.arch["in_channels"]
     was_training = network.training
     with torch.no_grad():
-        stages = network.eval().stages(torch.zeros(1, channels, size, size, device=device_of(network)))
+        stages = network.eval().stages(
+            torch.zeros(1, channels, size, size, device=device_of(network))
+        )
     network.train(was_training)
     return stages
 
@@ -135,7 +184,16 @@ def _cut_to(network: Classifier) -> dict:
     channels: list[int] = []
     for side in reversed(sides):
         below = [widths[s] for s in sorted(widths) if s <= side]
-        channels.append(widths.get(side) or (max(channels[-1] // 2, 8) if channels else below[-1] if below else network.fc.in_features))
+        channels.append(
+            widths.get(side)
+            or (
+                max(channels[-1] // 2, 8)
+                if channels
+                else below[-1]
+                if below
+                else network.fc.in_features
+            )
+        )
     deepest = stages[-1].shape[-1]
     first = list(reversed(sides)).index(deepest) + 1 if deepest in sides else 1
     return {"bottleneck": channels[0], "channels": channels, "first_skip": first}

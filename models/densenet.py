@@ -4,6 +4,7 @@ Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, arX
 State-dict keys are those of the public weight files of the papers above: conv1, block{1,2,3}.layer.{i}.{bn1,conv1,bn2,conv2},
 trans{1,2}.{bn1,conv1}, bn1, fc.
 """
+
 from __future__ import annotations
 
 import torch
@@ -40,7 +41,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, growth: int, count: int, dropout: float):
         super().__init__()
-        self.layer = nn.Sequential(*(Layer(channels + i * growth, growth, dropout) for i in range(count)))
+        self.layer = nn.Sequential(
+            *(Layer(channels + i * growth, growth, dropout) for i in range(count))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -75,11 +78,28 @@ class DenseNet(Classifier):
     Maps: after transition 1, after transition 2, after the final BN and ReLU (as VMDLS taps them); raw: the last before BN.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, depth: int = 100, growth: int = 12,
-                 reduction: float = 0.5, dropout: float = 0.0, pool: str = "8x8", init: str = "fan_out"):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        *,
+        depth: int = 100,
+        growth: int = 12,
+        reduction: float = 0.5,
+        dropout: float = 0.0,
+        pool: str = "8x8",
+        init: str = "fan_out",
+    ):
         super().__init__()
-        require(depth >= 10 and (depth - 4) % 6 == 0, f"the depth of a DenseNet-BC must be 6 n + 4 (10, 16, ... 100), got {depth}")
-        require(growth >= 1 and 0 < reduction <= 1, f"growth must be >= 1 and reduction in (0, 1], got {growth}, {reduction}")
+        require(
+            depth >= 10 and (depth - 4) % 6 == 0,
+            f"the depth of a DenseNet-BC must be 6 n + 4 (10, 16, ... 100), got {depth}",
+        )
+        require(
+            growth >= 1 and 0 < reduction <= 1,
+            f"growth must be >= 1 and reduction in (0, 1], got {growth}, {reduction}",
+        )
         require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
         one_of("init", init, ("fan_out", "released", "default"))
         self.window = pool_window("densenet", pool, 8, image_size, image_size // 4)
@@ -103,8 +123,8 @@ class DenseNet(Classifier):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         first = self.trans1(self.block1(self.conv1(images)))  # (N, 108, 16, 16)
-        second = self.trans2(self.block2(first))              # (N, 150, 8, 8)
-        return [first, second, self.block3(second)]           # (N, 342, 8, 8)
+        second = self.trans2(self.block2(first))  # (N, 150, 8, 8)
+        return [first, second, self.block3(second)]  # (N, 342, 8, 8)
 
     def finish(self, stages: list[Tensor]) -> list[Tensor]:
         return [*stages[:-1], F.relu(self.bn1(stages[-1]))]

@@ -3,6 +3,7 @@
 Source: Dinari & Freifeld, UAI 2022 (encoder `mnist-conv`); their VAE carries no classifier, the head `fc` is ours.
 Keys: encoder.{0,2,5,7,10}, dec_layer as theirs, fc.
 """
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -24,12 +25,24 @@ class MnistConv(Classifier):
 
     def __init__(self, num_classes: int, in_channels: int = 1, image_size: int = 28):
         super().__init__()
-        require(image_size >= 8, f"mnist_conv halves its images three times: at least 8 x 8 pixels, got image_size={image_size}")
+        require(
+            image_size >= 8,
+            f"mnist_conv halves its images three times: at least 8 x 8 pixels, got image_size={image_size}",
+        )
 
         def conv(channels):
             return [nn.Conv2d(channels, 100, 3, padding=1), nn.ReLU()]
-        self.encoder = nn.Sequential(*conv(in_channels), *conv(100), nn.MaxPool2d(2), *conv(100), *conv(100), nn.MaxPool2d(2),
-                                     *conv(100), nn.MaxPool2d(2))
+
+        self.encoder = nn.Sequential(
+            *conv(in_channels),
+            *conv(100),
+            nn.MaxPool2d(2),
+            *conv(100),
+            *conv(100),
+            nn.MaxPool2d(2),
+            *conv(100),
+            nn.MaxPool2d(2),
+        )
         side = image_size // 8
         self.dec_layer = nn.Linear(100 * side * side, 500)
         self.fc = nn.Linear(500, num_classes)

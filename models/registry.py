@@ -1,4 +1,5 @@
 """Architectures by name: `@register` on a class, `build` with checked options, `names`."""
+
 from __future__ import annotations
 
 import inspect
@@ -12,8 +13,8 @@ TORCHVISION = "torchvision_"
 
 class Entry(NamedTuple):
     factory: Callable[..., Classifier]
-    fixed: dict       # arguments that define the name and cannot be overridden
-    options: dict     # option -> default, in the order of the constructor
+    fixed: dict  # arguments that define the name and cannot be overridden
+    options: dict  # option -> default, in the order of the constructor
     in_channels: int
     image_size: int
 
@@ -21,17 +22,25 @@ class Entry(NamedTuple):
 _ENTRIES: dict[str, Entry] = {}
 
 
-def register(name: str, fixed: dict | None = None, in_channels: int = 3, image_size: int = 32, **defaults):
+def register(
+    name: str, fixed: dict | None = None, in_channels: int = 3, image_size: int = 32, **defaults
+):
     """Decorator: make `factory(num_classes, in_channels, image_size, **options)` buildable as `name`.
 
     One factory may be registered under several names with other fixed arguments and defaults.
     """
+
     def add(factory):
         fixed_ = fixed or {}
         signature = inspect.signature(factory).parameters
-        options = {k: defaults.get(k, p.default) for k, p in signature.items() if k not in COMMON and k not in fixed_}
+        options = {
+            k: defaults.get(k, p.default)
+            for k, p in signature.items()
+            if k not in COMMON and k not in fixed_
+        }
         _ENTRIES[name] = Entry(factory, fixed_, options, in_channels, image_size)
         return factory
+
     return add
 
 
@@ -46,7 +55,13 @@ def options(arch: str) -> dict:
     return dict(_ENTRIES[arch].options)
 
 
-def build(arch: str, num_classes: int, in_channels: int | None = None, image_size: int | None = None, **options) -> Classifier:
+def build(
+    arch: str,
+    num_classes: int,
+    in_channels: int | None = None,
+    image_size: int | None = None,
+    **options,
+) -> Classifier:
     """Build a network with fresh weights.
 
     Args:
@@ -59,19 +74,32 @@ def build(arch: str, num_classes: int, in_channels: int | None = None, image_siz
     Raises:
         ModelError: unknown architecture or option (the nearest one is named), wrong type, images too small.
     """
-    require(_is_int(num_classes) and num_classes >= 1, f"num_classes must be a positive integer, got {num_classes!r}")
+    require(
+        _is_int(num_classes) and num_classes >= 1,
+        f"num_classes must be a positive integer, got {num_classes!r}",
+    )
     for name, value in (("in_channels", in_channels), ("image_size", image_size)):
-        require(value is None or _is_int(value) and value >= 1, f"{name} must be a positive integer, got {value!r}")
+        require(
+            value is None or _is_int(value) and value >= 1,
+            f"{name} must be a positive integer, got {value!r}",
+        )
     if str(arch).startswith(TORCHVISION):
         from models.adapter import build_torchvision
+
         return build_torchvision(arch, num_classes, in_channels, image_size, **options)
-    require(arch != "adapted", "an adapted network is built by its own code: models.adapt(your_network)")
+    require(
+        arch != "adapted", "an adapted network is built by its own code: models.adapt(your_network)"
+    )
     one_of("architecture", arch, names())
     entry = _ENTRIES[arch]
     for key, value in options.items():
         one_of(f"option of {arch}", key, entry.options)
         _check_type(arch, key, value, entry.options[key])
-    common = {"num_classes": num_classes, "in_channels": in_channels or entry.in_channels, "image_size": image_size or entry.image_size}
+    common = {
+        "num_classes": num_classes,
+        "in_channels": in_channels or entry.in_channels,
+        "image_size": image_size or entry.image_size,
+    }
     chosen = {**entry.options, **options}
     network = entry.factory(**common, **entry.fixed, **chosen)
     network.arch = {"arch": arch, **common, **chosen}
@@ -79,12 +107,19 @@ def build(arch: str, num_classes: int, in_channels: int | None = None, image_siz
 
 
 def _check_type(arch: str, key: str, value, default) -> None:
-    right = (isinstance(value, bool) if isinstance(default, bool) else
-             _is_int(value) if isinstance(default, int) else
-             _is_int(value) or isinstance(value, float) if isinstance(default, float) else
-             isinstance(value, type(default)))
+    right = (
+        isinstance(value, bool)
+        if isinstance(default, bool)
+        else _is_int(value)
+        if isinstance(default, int)
+        else _is_int(value) or isinstance(value, float)
+        if isinstance(default, float)
+        else isinstance(value, type(default))
+    )
     if not right:
-        raise ModelError(f"option {key} of {arch} must be of type {type(default).__name__} (default {default!r}), got {value!r}")
+        raise ModelError(
+            f"option {key} of {arch} must be of type {type(default).__name__} (default {default!r}), got {value!r}"
+        )
 
 
 def _is_int(value) -> bool:

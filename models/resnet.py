@@ -4,6 +4,7 @@ Source: He et al., CVPR 2016, arXiv 1512.03385, in the form that Hornauer & Bela
 Detection", WACV 2023, arXiv 2211.08115) train for CIFAR (18) and Tiny ImageNet (50), and VMDLS for CIFAR (18, pool='adaptive').
 Keys: conv1, bn1, layer{1..4}.{i}.{conv1,bn1,conv2,bn2,shortcut.0,shortcut.1}, fc (theirs: linear). Weights start as PyTorch sets them.
 """
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -56,10 +57,17 @@ def shortcut(channels: int, out_channels: int, stride: int) -> nn.Sequential:
     """Identity, or a strided 1 x 1 projection with BN where the shape changes."""
     if stride == 1 and channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
 
 
-LAYOUTS = {10: (BasicBlock, (1, 1, 1, 1)), 18: (BasicBlock, (2, 2, 2, 2)), 34: (BasicBlock, (3, 4, 6, 3)), 50: (Bottleneck, (3, 4, 6, 3))}
+LAYOUTS = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
 
 
 @register("resnet18", fixed={"depth": 18})
@@ -77,8 +85,16 @@ class ResNet(Classifier):
     Maps: the four stage outputs, e.g. (N, 64, 32, 32) (N, 128, 16, 16) (N, 256, 8, 8) (N, 512, 4, 4) for resnet18 at 32 x 32.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, depth: int = 18, width: int = 64,
-                 pool: str = "4x4"):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        *,
+        depth: int = 18,
+        width: int = 64,
+        pool: str = "4x4",
+    ):
         super().__init__()
         require(depth in LAYOUTS, f"a ResNet has depth {', '.join(map(str, LAYOUTS))}, got {depth}")
         require(width >= 1, f"width must be >= 1, got {width}")
@@ -92,8 +108,8 @@ class ResNet(Classifier):
         for i, count in enumerate(counts):
             blocks = []
             for j in range(count):
-                blocks.append(block(channels, width * 2 ** i, 2 if i and not j else 1))
-                channels = width * 2 ** i * block.expansion
+                blocks.append(block(channels, width * 2**i, 2 if i and not j else 1))
+                channels = width * 2**i * block.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.fc = nn.Linear(channels, num_classes)
 

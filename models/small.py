@@ -3,6 +3,7 @@
 Its siblings small_resnet, small_wideresnet and small_densenet are the networks of resnet.py, wideresnet.py and densenet.py with
 fewer and narrower layers and adaptive pooling. All take 28 x 28 or 32 x 32 images, grey or colour.
 """
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ class SmallCNN(Classifier):
     Maps at 28 x 28 and width 32: (N, 32, 14, 14), (N, 64, 7, 7), (N, 128, 3, 3).
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, width: int = 32):
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, width: int = 32
+    ):
         super().__init__()
         require(width >= 1, f"width must be >= 1, got {width}")
         self.window = pool_window("small_cnn", "adaptive", 4, image_size, image_size // 8)
@@ -37,5 +40,9 @@ class SmallCNN(Classifier):
 
 
 def _stage(channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(),
-                         nn.MaxPool2d(2))
+    return nn.Sequential(
+        nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )

@@ -3,6 +3,7 @@
 Source: Dinari & Freifeld, UAI 2022 (encoder `vgg`); their VAE carries no classifier, the head `fc` is ours.
 Keys: encoder.{0..30} as theirs, fc.
 """
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -24,16 +25,29 @@ class VGG(Classifier):
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32):
         super().__init__()
-        require(image_size >= 8, f"vgg halves its images three times: at least 8 x 8 pixels, got image_size={image_size}")
+        require(
+            image_size >= 8,
+            f"vgg halves its images three times: at least 8 x 8 pixels, got image_size={image_size}",
+        )
         layers, channels = [], in_channels
         for entry in LAYOUT:
             if entry == "pool":
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.BatchNorm2d(entry), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, entry, 3, padding=1),
+                    nn.BatchNorm2d(entry),
+                    nn.ReLU(),
+                ]
                 channels = entry
         side = image_size // 8
-        layers += [nn.Flatten(), nn.Linear(channels * side * side, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()]
+        layers += [
+            nn.Flatten(),
+            nn.Linear(channels * side * side, 1024),
+            nn.ReLU(),
+            nn.Linear(1024, 1024),
+            nn.ReLU(),
+        ]
         self.encoder = nn.Sequential(*layers)
         self.fc = nn.Linear(1024, num_classes)
 
@@ -49,7 +63,7 @@ class VGG(Classifier):
         return [F.relu(stage) for stage in stages]
 
     def embed(self, last_map: Tensor) -> Tensor:
-        return self.encoder[CUTS[-1] + 1:](last_map)
+        return self.encoder[CUTS[-1] + 1 :](last_map)
 
     def pool_taps(self, stages, maps, features) -> list[Tensor]:
         return [average(stage, None) for stage in stages] + [features]

@@ -3,6 +3,7 @@
 
 Source: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146.
 """
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -18,13 +19,23 @@ POSITIONS = ("before_conv2", "before_bn2")
 class WRNBlock(nn.Module):
     """Pre-activation block; where the width changes, the ACTIVATED input feeds conv1 and the 1 x 1 shortcut."""
 
-    def __init__(self, channels: int, width: int, stride: int, dropout: float, position: str, drop_at_test: bool):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        dropout: float,
+        position: str,
+        drop_at_test: bool,
+    ):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.convShortcut = None if channels == width else nn.Conv2d(channels, width, 1, stride, bias=False)
+        self.convShortcut = (
+            None if channels == width else nn.Conv2d(channels, width, 1, stride, bias=False)
+        )
         self.dropout, self.position, self.drop_at_test = dropout, position, drop_at_test
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +55,12 @@ class WRNGroup(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, count: int, *dropout):
         super().__init__()
-        self.layer = nn.Sequential(*(WRNBlock(width if i else channels, width, 1 if i else stride, *dropout) for i in range(count)))
+        self.layer = nn.Sequential(
+            *(
+                WRNBlock(width if i else channels, width, 1 if i else stride, *dropout)
+                for i in range(count)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -67,9 +83,20 @@ class WRN(Classifier):
         init: 'fan_out', or 'default' for PyTorch's (VMDLS).
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, depth: int = 28, width: int = 10,
-                 dropout: float = 0.0, dropout_position: str = "before_conv2", dropout_at_test: bool = False, pool: str = "8x8",
-                 init: str = "fan_out"):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        *,
+        depth: int = 28,
+        width: int = 10,
+        dropout: float = 0.0,
+        dropout_position: str = "before_conv2",
+        dropout_at_test: bool = False,
+        pool: str = "8x8",
+        init: str = "fan_out",
+    ):
         super().__init__()
         count = blocks_per_group(depth, width, dropout)
         one_of("dropout_position", dropout_position, POSITIONS)
@@ -86,8 +113,8 @@ class WRN(Classifier):
             init_fan_out(self)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        first = self.block1(self.conv1(images))      # (N, 16 width, 32, 32)
-        second = self.block2(first)                  # (N, 32 width, 16, 16)
+        first = self.block1(self.conv1(images))  # (N, 16 width, 32, 32)
+        second = self.block2(first)  # (N, 32 width, 16, 16)
         return [first, second, self.block3(second)]  # (N, 64 width, 8, 8), before bn1 and ReLU
 
     def finish(self, stages: list[Tensor]) -> list[Tensor]:
@@ -103,7 +130,11 @@ class BiasedBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1)
-        self.shortcut = nn.Sequential() if stride == 1 and channels == width else nn.Sequential(nn.Conv2d(channels, width, 1, stride))
+        self.shortcut = (
+            nn.Sequential()
+            if stride == 1 and channels == width
+            else nn.Sequential(nn.Conv2d(channels, width, 1, stride))
+        )
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,8 +155,18 @@ class WideResNet(Classifier):
         pool: '8x8' or 'adaptive'.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32, *, depth: int = 40, width: int = 2,
-                 dropout: float = 0.3, final_momentum: float = 0.9, pool: str = "8x8"):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 32,
+        *,
+        depth: int = 40,
+        width: int = 2,
+        dropout: float = 0.3,
+        final_momentum: float = 0.9,
+        pool: str = "8x8",
+    ):
         super().__init__()
         count = blocks_per_group(depth, width, dropout)
         require(0 < final_momentum <= 1, f"final_momentum must be in (0, 1], got {final_momentum}")
@@ -134,22 +175,35 @@ class WideResNet(Classifier):
         channels = 16
         for i in (1, 2, 3):
             out = 16 * width * 2 ** (i - 1)
-            blocks = [BiasedBlock(out if j else channels, out, 2 if i > 1 and not j else 1, dropout) for j in range(count)]
+            blocks = [
+                BiasedBlock(out if j else channels, out, 2 if i > 1 and not j else 1, dropout)
+                for j in range(count)
+            ]
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
             channels = out
         self.bn1 = nn.BatchNorm2d(channels, momentum=final_momentum)
         self.fc = nn.Linear(channels, num_classes)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        first = self.layer1(self.conv1(images))      # (N, 32, 32, 32)
-        second = self.layer2(first)                  # (N, 64, 16, 16)
-        return [first, second, self.layer3(second)]  # (N, 128, 8, 8), before bn1 and ReLU: may be negative
+        first = self.layer1(self.conv1(images))  # (N, 32, 32, 32)
+        second = self.layer2(first)  # (N, 64, 16, 16)
+        return [
+            first,
+            second,
+            self.layer3(second),
+        ]  # (N, 128, 8, 8), before bn1 and ReLU: may be negative
 
     def finish(self, stages: list[Tensor]) -> list[Tensor]:
         return [*stages[:-1], F.relu(self.bn1(stages[-1]))]
 
 
 def blocks_per_group(depth: int, width: int, dropout: float) -> int:
-    require(depth >= 10 and (depth - 4) % 6 == 0, f"the depth of a wide ResNet must be 6 n + 4 (10, 16, ... 28, 40), got {depth}")
-    require(width >= 1 and 0 <= dropout < 1, f"width must be >= 1 and dropout in [0, 1), got {width}, {dropout}")
+    require(
+        depth >= 10 and (depth - 4) % 6 == 0,
+        f"the depth of a wide ResNet must be 6 n + 4 (10, 16, ... 28, 40), got {depth}",
+    )
+    require(
+        width >= 1 and 0 <= dropout < 1,
+        f"width must be >= 1 and dropout in [0, 1), got {width}, {dropout}",
+    )
     return (depth - 4) // 6

@@ -1,4 +1,5 @@
 """Labelled image batches for training and for measuring: order, augmentation, and the part of each process in a distributed run."""
+
 from __future__ import annotations
 
 import itertools
@@ -11,7 +12,7 @@ from torch import Tensor
 from ood import distributed
 from ood.data.transforms import PartGenerator
 
-RESIDENT_BYTES = 4 * 2**30      # image arrays up to this size live on the GPU during training
+RESIDENT_BYTES = 4 * 2**30  # image arrays up to this size live on the GPU during training
 
 
 class ImageBatches:
@@ -30,9 +31,26 @@ class ImageBatches:
         views: how often a batch has each image, every time augmented anew: (views * B, C, H, W), all first views, then all second ones.
     """
 
-    def __init__(self, images, batch_size: int, *, transform: Callable, device: torch.device, seed: int = 0, indices=None,
-                 targets=None, shuffle: bool = True, balanced: bool = False, views: int = 1):
-        self.images, self.batch_size, self.transform, self.device = images, batch_size, transform, device
+    def __init__(
+        self,
+        images,
+        batch_size: int,
+        *,
+        transform: Callable,
+        device: torch.device,
+        seed: int = 0,
+        indices=None,
+        targets=None,
+        shuffle: bool = True,
+        balanced: bool = False,
+        views: int = 1,
+    ):
+        self.images, self.batch_size, self.transform, self.device = (
+            images,
+            batch_size,
+            transform,
+            device,
+        )
         self.seed, self.shuffle, self.balanced, self.views = seed, shuffle, balanced, views
         self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
         self.targets = torch.as_tensor(np.asarray(images.labels if targets is None else targets))
@@ -45,21 +63,33 @@ class ImageBatches:
         """(images (B, C, H, W), labels (B,)) on the device; `views` times as many rows."""
         spans = distributed.spans(len(self.indices), self.batch_size, train=self.shuffle)
         spans = [span for span in spans if span.stop > span.start]
-        chance = PartGenerator(self.device).seed_parts(mix(self.seed, number, 1), distributed.rank(), distributed.world())
+        chance = PartGenerator(self.device).seed_parts(
+            mix(self.seed, number, 1), distributed.rank(), distributed.world()
+        )
         indices = self._order(number)
-        mine = torch.cat([indices[span.start:span.stop] for span in spans]) if spans else indices[:0]
+        mine = (
+            torch.cat([indices[span.start : span.stop] for span in spans]) if spans else indices[:0]
+        )
         sizes = [span.stop - span.start for span in spans]
-        parts = zip(spans, self._pixels(mine, sizes), self.targets[mine].to(self.device).split(sizes))
+        parts = zip(
+            spans, self._pixels(mine, sizes), self.targets[mine].to(self.device).split(sizes)
+        )
         for span, pixels, labels in parts:
             chance.part = (span.start - span.first, span.last - span.first)
             if self.views == 1:
                 yield self.transform(pixels, chance), labels
             else:
-                yield torch.cat([self.transform(pixels, chance) for _ in range(self.views)]), labels.repeat(self.views)
+                yield (
+                    torch.cat([self.transform(pixels, chance) for _ in range(self.views)]),
+                    labels.repeat(self.views),
+                )
 
     def _order(self, number: int) -> Tensor:
         """The image numbers of an epoch, of all processes."""
-        order, indices = torch.Generator().manual_seed(mix(self.seed, number)), torch.as_tensor(self.indices)
+        order, indices = (
+            torch.Generator().manual_seed(mix(self.seed, number)),
+            torch.as_tensor(self.indices),
+        )
         if self.balanced:
             return indices[balanced_order(self.targets[indices], order)]
         return indices[torch.randperm(len(indices), generator=order)] if self.shuffle else indices
@@ -69,8 +99,11 @@ class ImageBatches:
             yield from (self.resident[part] for part in indices.to(self.device).split(sizes))
             return
         rows, last = indices.numpy(), sum(sizes[:-1])
-        if sizes and sizes[-1] > self.batch_size:                     # it took in a remainder, see distributed.steps
-            read = itertools.chain(self.images.batches(self.batch_size, rows[:last]), self.images.batches(sizes[-1], rows[last:]))
+        if sizes and sizes[-1] > self.batch_size:  # it took in a remainder, see distributed.steps
+            read = itertools.chain(
+                self.images.batches(self.batch_size, rows[:last]),
+                self.images.batches(sizes[-1], rows[last:]),
+            )
         else:
             read = self.images.batches(self.batch_size, rows)
         for pixels in read:
@@ -88,10 +121,15 @@ def balanced_order(labels: Tensor, generator: torch.Generator | None = None) -> 
     columns = []
     for label in classes:
         rows = torch.nonzero(labels == label)[:, 0]
-        turns = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-rounds // len(rows)))]
+        turns = [
+            rows[torch.randperm(len(rows), generator=generator)]
+            for _ in range(-(-rounds // len(rows)))
+        ]
         columns.append(torch.cat(turns)[:rounds])
-    table = torch.stack(columns, 1)                                                       # (rounds, K)
-    return table.gather(1, torch.rand(table.shape, generator=generator).argsort(1)).flatten()[:len(labels)]
+    table = torch.stack(columns, 1)  # (rounds, K)
+    return table.gather(1, torch.rand(table.shape, generator=generator).argsort(1)).flatten()[
+        : len(labels)
+    ]
 
 
 def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +141,10 @@ def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarra
 
 def mix(*numbers: int) -> int:
     """One 63-bit seed from several numbers; neighbouring numbers give unrelated seeds."""
-    return int(np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
 
 
 def on_device(images, device: torch.device) -> Tensor | None:

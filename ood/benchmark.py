@@ -1,4 +1,5 @@
 """Scores every detector on every set of a benchmark, with one forward pass per set."""
+
 from __future__ import annotations
 
 import time
@@ -21,29 +22,46 @@ from ood.storage import size
 @dataclass
 class TestSet:
     """One OOD test set as a benchmark names it."""
-    name: str                     # of the data set: file names, the `dataset` column
-    images: object                # ImageSet
-    group: str = ""               # near, far, or nothing
-    label: str = ""               # as the paper prints it
+
+    name: str  # of the data set: file names, the `dataset` column
+    images: object  # ImageSet
+    group: str = ""  # near, far, or nothing
+    label: str = ""  # as the paper prints it
 
 
 @dataclass
 class Result:
-    rows: list[dict]                                 # one per detector and OOD set, the columns of metrics.csv
-    scores: dict[str, dict[str, np.ndarray]]         # {data set: {detector: (N,)}}, the ID set first
-    accuracies: dict[str, float]                     # on the ID test set: of the classifier, of each method that classifies
-    digests: dict[str, str]                          # of the network and of each data set
+    rows: list[dict]  # one per detector and OOD set, the columns of metrics.csv
+    scores: dict[str, dict[str, np.ndarray]]  # {data set: {detector: (N,)}}, the ID set first
+    accuracies: dict[
+        str, float
+    ]  # on the ID test set: of the classifier, of each method that classifies
+    digests: dict[str, str]  # of the network and of each data set
     seconds: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, dict] = field(default_factory=dict)   # {label: {"fit_seconds", "ms_per_image" beyond the shared pass, "mib" fitted, "in_pass"}};
+    costs: dict[str, dict] = field(
+        default_factory=dict
+    )  # {label: {"fit_seconds", "ms_per_image" beyond the shared pass, "mib" fitted, "in_pass"}};
     #                                                        of an "in_pass" detector with its part of the pass, None where a cache held it
-    diagnosis: Diagnosis | None = None                     # of the ID features
-    advice: list[str] = field(default_factory=list)        # where a detector's assumption does not hold
+    diagnosis: Diagnosis | None = None  # of the ID features
+    advice: list[str] = field(default_factory=list)  # where a detector's assumption does not hold
 
 
-def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detectors: dict[str, Detector], preprocess, *,
-             methods: dict | None = None, device: torch.device | str = "cpu", batch_size: int = 256, precision: str = "fp32",
-             cache: Cache | None = None, progress: Callable[..., Iterable] | None = None,
-             log: Callable[[str], None] = lambda line: None) -> Result:
+def evaluate(
+    network: nn.Module | None,
+    train,
+    test,
+    ood: list[TestSet],
+    detectors: dict[str, Detector],
+    preprocess,
+    *,
+    methods: dict | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    cache: Cache | None = None,
+    progress: Callable[..., Iterable] | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Result:
     """Fit the detectors on the ID training images and score the ID test images against every OOD set.
 
     Args:
@@ -72,14 +90,29 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
 
     def outputs_of(images, name: str, perturbing=()) -> Outputs:
         with timed(f"pass over {name}"):
-            outputs = extract(network, images, preprocess, device=device, batch_size=batch_size, precision=precision, taps=taps,
-                              digest=digests["network"], image_detectors=perturbing, cache=cache,
-                              progress=progress and (lambda batches, **k: progress(batches, name, unit="images", **k)))
+            outputs = extract(
+                network,
+                images,
+                preprocess,
+                device=device,
+                batch_size=batch_size,
+                precision=precision,
+                taps=taps,
+                digest=digests["network"],
+                image_detectors=perturbing,
+                cache=cache,
+                progress=progress
+                and (lambda batches, **k: progress(batches, name, unit="images", **k)),
+            )
         took = seconds[f"pass over {name}"]
-        log(f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)")
+        log(
+            f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)"
+        )
         return outputs
 
-    spent: dict[str, dict[str, float | None]] = {label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)}
+    spent: dict[str, dict[str, float | None]] = {
+        label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)
+    }
 
     @contextmanager
     def charged(label: str, what: str):
@@ -105,26 +138,56 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
 
     to_fit = any(d.requires_fit for d in detectors.values())
     if detectors:
-        fitting = outputs_of(train, f"{train.name} train", [d for d in image_detectors if d.measures_train]) if to_fit else no_images(network)
+        fitting = (
+            outputs_of(
+                train, f"{train.name} train", [d for d in image_detectors if d.measures_train]
+            )
+            if to_fit
+            else no_images(network)
+        )
         with timed("fit"):
             for label, detector in detectors.items():
                 if getattr(detector, "measures_train", False):
                     charge(label, "fit", fitting.seconds.get(detector.key))
-                if distributed.first() or isinstance(detector, ImageDetector):           # the latter score within every process's passes
+                if distributed.first() or isinstance(
+                    detector, ImageDetector
+                ):  # the latter score within every process's passes
                     with charged(label, "fit"):
                         detector.fit(fitting)
     known = outputs_of(test, test.name, image_detectors) if detectors else None
     scores = {test.name: scores_of(test, known)}
-    prepared = {label: metrics.prepare(values, f"{label} on {test.name}") for label, values in scores[test.name].items()}
+    prepared = {
+        label: metrics.prepare(values, f"{label} on {test.name}")
+        for label, values in scores[test.name].items()
+    }
     rows = []
     for entry in ood:
-        scores[entry.name] = scores_of(entry.images, outputs_of(entry.images, entry.name, image_detectors) if detectors else None)
-        rows += [{"detector": label, "dataset": entry.name, "group": entry.group, "n_id": len(test), "n_ood": len(entry.images),
-                  **metrics.evaluate(prepared[label], values)._asdict()} for label, values in scores[entry.name].items()]
+        scores[entry.name] = scores_of(
+            entry.images,
+            outputs_of(entry.images, entry.name, image_detectors) if detectors else None,
+        )
+        rows += [
+            {
+                "detector": label,
+                "dataset": entry.name,
+                "group": entry.group,
+                "n_id": len(test),
+                "n_ood": len(entry.images),
+                **metrics.evaluate(prepared[label], values)._asdict(),
+            }
+            for label, values in scores[entry.name].items()
+        ]
     rows.sort(key=lambda row: list(prepared).index(row["detector"]))
     images = len(test) + sum(len(entry.images) for entry in ood)
-    costs = {label: {"fit_seconds": used["fit"], "ms_per_image": None if used["score"] is None else 1000 * used["score"] / images,
-                     "in_pass": isinstance(detectors.get(label), ImageDetector), "mib": size(detectors[label]) / 2**20 if label in detectors else None} for label, used in spent.items()}
+    costs = {
+        label: {
+            "fit_seconds": used["fit"],
+            "ms_per_image": None if used["score"] is None else 1000 * used["score"] / images,
+            "in_pass": isinstance(detectors.get(label), ImageDetector),
+            "mib": size(detectors[label]) / 2**20 if label in detectors else None,
+        }
+        for label, used in spent.items()
+    }
     found = None
     if detectors and distributed.first():
         with timed("diagnosis"):
@@ -136,8 +199,16 @@ def evaluate(network: nn.Module | None, train, test, ood: list[TestSet], detecto
         digests[f"{train.name} train"] = train.digest
     accuracies = {"classifier": accuracy(known)} if detectors else {}
     accuracies |= {label: method.accuracy(test) for label, method in methods.items()}
-    return Result(rows, scores, {k: v for k, v in accuracies.items() if v is not None}, digests, seconds, costs, found,
-                  advice(found, detectors) if found else [])
+    return Result(
+        rows,
+        scores,
+        {k: v for k, v in accuracies.items() if v is not None},
+        digests,
+        seconds,
+        costs,
+        found,
+        advice(found, detectors) if found else [],
+    )
 
 
 def accuracy(outputs: Outputs) -> float | None:
@@ -152,4 +223,9 @@ def no_images(network: nn.Module) -> Outputs:
     """Outputs of zero images: detectors that need no training set still look at the head."""
     weight, bias = network.fc.weight.detach().float().cpu(), network.fc.bias
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float().cpu()
-    return Outputs(weight.new_zeros(0, weight.shape[1]), weight.new_zeros(0, len(weight)), torch.zeros(0, dtype=torch.long), Head(weight, bias))
+    return Outputs(
+        weight.new_zeros(0, weight.shape[1]),
+        weight.new_zeros(0, len(weight)),
+        torch.zeros(0, dtype=torch.long),
+        Head(weight, bias),
+    )

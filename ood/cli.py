@@ -1,4 +1,5 @@
 """What every script shares: flags in both dash styles, exit codes, device, seed, progress bars and log lines."""
+
 from __future__ import annotations
 
 import argparse
@@ -17,8 +18,9 @@ import torch
 from ood import distributed
 from ood.config import InputError, nearest
 
-OTHERS_WAIT = 10.0    # seconds before a process other than the first says what went wrong
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3      # of glibc's malloc.h
+OTHERS_WAIT = 10.0  # seconds before a process other than the first says what went wrong
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+
 
 class Parser(argparse.ArgumentParser):
     """argparse where `-flag` and `--flag` are the same, prefixes are never guessed and `-h` shows every default.
@@ -28,18 +30,28 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, epilog: str | None = None):
-        super().__init__(description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Formatter)
+        super().__init__(
+            description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Formatter
+        )
         self._flags: set[str] = set()
 
-    def flag(self, name: str, *, help: str, default=None, aliases: tuple[str, ...] = (), **options) -> None:
+    def flag(
+        self, name: str, *, help: str, default=None, aliases: tuple[str, ...] = (), **options
+    ) -> None:
         """Declare `-name` and `--name` (and aliases in both styles). `default` is shown and returned when it is not None."""
         names = [dash + n.lstrip("-") for n in (name, *aliases) for dash in ("-", "--")]
         self._flags.update(names)
         shown = "" if default is None or "default" in help else f" [default: {default}]"
         options.setdefault("dest", name.lstrip("-").replace("-", "_"))
-        if options.get("action") in (None, "store", "append") and not options.keys() & {"nargs", "metavar", "choices"}:
+        if options.get("action") in (None, "store", "append") and not options.keys() & {
+            "nargs",
+            "metavar",
+            "choices",
+        }:
             options["metavar"] = name.lstrip("-").upper()
-        self.add_argument(*names, default=default, help=(help + shown).replace("%", "%%"), **options)
+        self.add_argument(
+            *names, default=default, help=(help + shown).replace("%", "%%"), **options
+        )
 
     def error(self, message: str):
         for word in sys.argv[1:]:
@@ -57,11 +69,20 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         single = [s for s in action.option_strings if not s.startswith("--")]
         if not single:
             return super()._format_action_invocation(action)
-        value = "" if action.nargs == 0 else " " + self._format_args(action, action.metavar or action.dest.upper())
+        value = (
+            ""
+            if action.nargs == 0
+            else " " + self._format_args(action, action.metavar or action.dest.upper())
+        )
         return ", ".join(single) + value
 
 
-def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] = (), *, processes: str | None = None) -> None:
+def run(
+    main: Callable[[], int | None],
+    bad_input: tuple[type[Exception], ...] = (),
+    *,
+    processes: str | None = None,
+) -> None:
     """Run a script's main and exit: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted.
 
     Args:
@@ -73,7 +94,9 @@ def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] =
         if processes == "many":
             distributed.begin()
         else:
-            distributed.require_one(os.path.basename(sys.argv[0]), processes or "start it with python3")
+            distributed.require_one(
+                os.path.basename(sys.argv[0]), processes or "start it with python3"
+            )
         code = main() or 0
         sys.stdout.flush()
         distributed.end(code)
@@ -91,7 +114,11 @@ def run(main: Callable[[], int | None], bad_input: tuple[type[Exception], ...] =
         code = 1
     except Exception as error:
         if distributed.lost(error):
-            _say_error(RunError("another process of this job has ended or cannot be reached; a training run continues with -resume"))
+            _say_error(
+                RunError(
+                    "another process of this job has ended or cannot be reached; a training run continues with -resume"
+                )
+            )
         else:
             traceback.print_exc()
         code = 1
@@ -104,7 +131,9 @@ def keep_freed_memory() -> None:
     On glibc every tensor above 128 KiB is a fresh mapping whose pages the kernel must clear; in a forward pass on the CPU that can
     take longer than the arithmetic. Huge pages serve what is larger than the 32 MiB that glibc lets us keep. No effect elsewhere.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")           # read by torch at its first large allocation
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # read by torch at its first large allocation
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
@@ -127,12 +156,20 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"-device '{name}' is no device; use cpu, cuda:0, cuda:1, ... or mps") from None
+        raise InputError(
+            f"-device '{name}' is no device; use cpu, cuda:0, cuda:1, ... or mps"
+        ) from None
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + distributed.local_rank())
         if device.index >= torch.cuda.device_count():
-            what = f"-device '{name}'" if device.index == distributed.local_rank() == 0 or distributed.launched() == 1 else f"{device} for process {distributed.local_rank()}"
-            raise InputError(f"{what} is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu")
+            what = (
+                f"-device '{name}'"
+                if device.index == distributed.local_rank() == 0 or distributed.launched() == 1
+                else f"{device} for process {distributed.local_rank()}"
+            )
+            raise InputError(
+                f"{what} is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu"
+            )
         torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"-device '{name}' is not here; use -device cpu")
@@ -146,7 +183,11 @@ def describe_device(device: torch.device) -> str:
     many = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){many}"
-    return f"{device} ({torch.get_num_threads()} threads){many}" if device.type == "cpu" else str(device)
+    return (
+        f"{device} ({torch.get_num_threads()} threads){many}"
+        if device.type == "cpu"
+        else str(device)
+    )
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
@@ -166,7 +207,9 @@ def log(line: str) -> None:
         print(line, flush=True)
 
 
-def progress(iterable: Iterable, label: str, total: int | None = None, unit: str = "batch", scale: int = 1) -> Iterator:
+def progress(
+    iterable: Iterable, label: str, total: int | None = None, unit: str = "batch", scale: int = 1
+) -> Iterator:
     """Iterate with a bar on stderr, only on a terminal: the `progress` package for epochs and folds, tqdm for everything else.
 
     `scale` is how many units one step stands for (a batch of 256 images: unit 'images', scale 256).
@@ -177,14 +220,27 @@ def progress(iterable: Iterable, label: str, total: int | None = None, unit: str
         yield from iterable
     elif unit in ("epoch", "fold", "run"):
         from progress.bar import Bar
-        with Bar(label, max=total or 0, suffix="%(index)d/%(max)d " + unit + "s, %(eta_td)s left", file=sys.stderr) as bar:
+
+        with Bar(
+            label,
+            max=total or 0,
+            suffix="%(index)d/%(max)d " + unit + "s, %(eta_td)s left",
+            file=sys.stderr,
+        ) as bar:
             for item in iterable:
                 yield item
                 bar.next()
     else:
         from tqdm import tqdm
-        with tqdm(total=None if total is None else total * scale, desc=label, unit=f" {unit}", file=sys.stderr, leave=False,
-                  dynamic_ncols=True) as bar:
+
+        with tqdm(
+            total=None if total is None else total * scale,
+            desc=label,
+            unit=f" {unit}",
+            file=sys.stderr,
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar:
             for item in iterable:
                 yield item
                 bar.update(scale if bar.total is None else min(scale, bar.total - bar.n))

@@ -3,6 +3,7 @@
 Precedence: flag > JSON > default of the dataclass. A JSON file may group its keys in nested objects (the layout of the heatmap
 authors' files); groups named in `GROUPS` are flattened, later groups win.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,8 +30,12 @@ def read_json(path: str | Path) -> dict:
     """The object in a JSON file, groups flattened. Raises InputError for a missing, unreadable or non-object file."""
     path = Path(path)
     if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
-        raise InputError(f"no config file '{path}'{nearest(path.name, siblings)}; the configs are in ./configs")
+        siblings = (
+            sorted(p.name for p in path.parent.glob("*.json")) if path.parent.is_dir() else []
+        )
+        raise InputError(
+            f"no config file '{path}'{nearest(path.name, siblings)}; the configs are in ./configs"
+        )
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -48,11 +53,20 @@ def build(cls, values: dict, where: str = "config"):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise InputError(f"{where}: unknown key '{key}'{nearest(key, fields)}; known keys: {', '.join(fields)}")
+            raise InputError(
+                f"{where}: unknown key '{key}'{nearest(key, fields)}; known keys: {', '.join(fields)}"
+            )
     hints = typing.get_type_hints(cls)
-    checked = {key: _convert(value, hints[key], f"{where}: '{key}'") for key, value in values.items()}
-    missing = [n for n, f in fields.items() if n not in checked
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    checked = {
+        key: _convert(value, hints[key], f"{where}: '{key}'") for key, value in values.items()
+    }
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in checked
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise InputError(f"{where}: missing key '{missing[0]}'")
     return cls(**checked)
@@ -89,7 +103,9 @@ def _convert(value, hint, where: str):
         return tuple(_convert(v, arguments[0], where) for v in value)
     if origin is typing.Literal:
         if value not in arguments:
-            raise InputError(f"{where} is {value!r}{nearest(value, arguments)}; allowed: {', '.join(map(str, arguments))}")
+            raise InputError(
+                f"{where} is {value!r}{nearest(value, arguments)}; allowed: {', '.join(map(str, arguments))}"
+            )
         return value
     kind = origin or hint
     if kind is typing.Any:

@@ -19,6 +19,7 @@ and the last one of a turn of the outliers, where the counts of two processes di
 relates the images of a batch to each other (ii, cider, the draws of vos, the hinge of leave-out) sees those of its process alone; VMDLS
 exchanges its embeddings, so that its loss is that of one process.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -36,16 +37,23 @@ from torch import Tensor, nn
 
 from ood.config import InputError
 
-PATIENCE = timedelta(days=1)     # rank 0 may fit detectors for hours; a process that dies is noticed at once, by torchrun
+PATIENCE = timedelta(
+    days=1
+)  # rank 0 may fit detectors for hours; a process that dies is noticed at once, by torchrun
 _alone = False
-_code: int | None = None         # exit code of a process that has left the others
+_code: int | None = None  # exit code of a process that has left the others
 
 
 # ---- the processes -----------------------------------------------------------------------------------------------------------
 
+
 def launched() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() else 1
+    return (
+        int(os.environ.get("WORLD_SIZE", 1))
+        if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+        else 1
+    )
 
 
 def begin() -> None:
@@ -53,7 +61,9 @@ def begin() -> None:
     if launched() > 1 and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-        atexit.register(_leave)                     # registered early, so that it runs after what others have registered
+        atexit.register(
+            _leave
+        )  # registered early, so that it runs after what others have registered
 
 
 def end(code: int = 0) -> None:
@@ -76,7 +86,9 @@ def _leave() -> None:
 
 
 def world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    return (
+        dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
+    )
 
 
 def rank() -> int:
@@ -113,8 +125,21 @@ def barrier() -> None:
 def lost(error: Exception) -> bool:
     """Whether an error says that the other processes cannot be reached any more."""
     text = str(error).lower()
-    return world() > 1 and (isinstance(error, dist.DistError) or isinstance(error, RuntimeError)
-                            and any(word in text for word in ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")))
+    return world() > 1 and (
+        isinstance(error, dist.DistError)
+        or isinstance(error, RuntimeError)
+        and any(
+            word in text
+            for word in (
+                "gloo",
+                "nccl",
+                "connection closed",
+                "connection reset",
+                "broken pipe",
+                "socket",
+            )
+        )
+    )
 
 
 def require_one(what: str, instead: str) -> None:
@@ -124,6 +149,7 @@ def require_one(what: str, instead: str) -> None:
 
 
 # ---- values and rows ---------------------------------------------------------------------------------------------------------
+
 
 def gathered(value: Any) -> list:
     """The value of every process, by rank: plain values and tensors on the CPU."""
@@ -146,7 +172,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     if rank() == 0:
         try:
             made[0] = _on_cpu(work())
-        except Exception as error:      # the others wait for an answer
+        except Exception as error:  # the others wait for an answer
             made[1] = error
     dist.broadcast_object_list(made, src=0, device=torch.device("cpu"))
     if made[1] is not None:
@@ -215,8 +241,10 @@ def share_of_rows(count: int, batch_size: int = 1) -> slice:
 
 # ---- training ----------------------------------------------------------------------------------------------------------------
 
+
 class Span(NamedTuple):
     """One step of an epoch: all its images are first..last, those of this process start..stop (positions in the epoch's order)."""
+
     first: int
     start: int
     stop: int
@@ -254,8 +282,12 @@ class Replica(nn.Module):
         super().__init__()
         self.network = network
         known = set(map(id, network.parameters()))
-        self.further = nn.ParameterList([p for group in optimizer.param_groups for p in group["params"] if id(p) not in known])
-        self.call = [objective]                     # in a list: an objective that is a module would register the network twice
+        self.further = nn.ParameterList(
+            [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
+        )
+        self.call = [
+            objective
+        ]  # in a list: an objective that is a module would register the network twice
         self.parts: dict = {}
 
     def forward(self, batch) -> Tensor:
@@ -283,7 +315,7 @@ class Step:
             self.loss, parts = self.wrapped(batch), self.replica.parts
         if self.replica is not None:
             count = torch.full((), float(items), dtype=torch.float64, device=self.device)
-            self.weight = count * world() / total(count)                      # DDP divides by the number of processes
+            self.weight = count * world() / total(count)  # DDP divides by the number of processes
         return self.loss.detach(), parts
 
     def backward(self) -> None:
@@ -299,11 +331,17 @@ class Step:
         used = [any(flags) for flags in zip(*gathered([p.grad is not None for p in parameters]))]
         for parameter, of_any in zip(parameters, used):
             if of_any:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = (
+                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                )
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(world())
         wrapper = nn.parallel.DistributedDataParallel
-        own = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(wrapper).parameters else "broadcast_buffers"
+        own = (
+            "forward_sync_buffers"
+            if "forward_sync_buffers" in inspect.signature(wrapper).parameters
+            else "broadcast_buffers"
+        )
         self.wrapped = wrapper(self.replica, find_unused_parameters=not all(used), **{own: False})
 
 
@@ -319,6 +357,7 @@ def average_buffers(network: nn.Module) -> None:
 
 
 # ---- BatchNorm ---------------------------------------------------------------------------------------------------------------
+
 
 def synchronise_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
     """Let every BatchNorm see the images of all processes: torch's SyncBatchNorm on a GPU, the class below elsewhere."""
@@ -347,17 +386,21 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         over, shape = [d for d in range(images.dim()) if d != 1], [1, -1] + [1] * (images.dim() - 2)
         x = images.float() if images.dtype in (torch.half, torch.bfloat16) else images
         count = total(torch.tensor(float(x.numel() // x.shape[1]), device=x.device))
-        mean = _Sum.apply(x.sum(over)) / count                                       # (C,)
+        mean = _Sum.apply(x.sum(over)) / count  # (C,)
         centred = x - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(over)) / count
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+                share = (
+                    1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+                )
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(images.dtype)
+        return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(
+            images.dtype
+        )
 
 
 class _Sum(torch.autograd.Function):

@@ -7,6 +7,7 @@
 A score is larger for outliers. "Accepted at t" means score <= t, so equal scores are accepted together, and every curve has one point
 per distinct score. Counts are integers; only their ratios are floats (float64). Results are fractions, never percent.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -26,6 +27,7 @@ class Metrics(NamedTuple):
     detection_error     min over thresholds of (share of ID rejected + share of OOD accepted) / 2    (both classes weigh the same)
     fpr95_ood_positive  share of ID flagged at the first threshold that flags >= 95 % of OOD         (pytorch-ood's and OpenOOD's FPR95)
     """
+
     fpr95: float
     auroc: float
     aupr_in: float
@@ -41,7 +43,9 @@ class SortedScores:
     def __init__(self, scores, name: str = "scores"):
         ordered = np.sort(_as_array(scores, name))
         if np.isnan(ordered[-1]):  # NaN sorts last
-            raise InputError(f"{name}: {np.isnan(ordered).sum()} of {ordered.size} are NaN; a NaN cannot be ranked, look at the detector or the data")
+            raise InputError(
+                f"{name}: {np.isnan(ordered).sum()} of {ordered.size} are NaN; a NaN cannot be ranked, look at the detector or the data"
+            )
         distinct = ordered[1:] != ordered[:-1]
         if distinct.all():
             self.values, self.below = ordered, np.arange(ordered.size + 1)
@@ -75,15 +79,19 @@ def evaluate(id_scores, ood_scores, tpr: float = 0.95) -> Metrics:
     # At each distinct ID score: how many distinct OOD values are <= it (upper) and < it (lower); with them the accepted counts.
     upper = np.searchsorted(novel.values, known.values, side="right")
     lower = upper - ((upper > 0) & (novel.values[upper - 1] == known.values))
-    share_id = np.diff(known.below)            # ID scores at each distinct value
-    accepted_id = known.below[1:]              # tp with ID positive
-    accepted_ood = novel.below[upper]          # fp with ID positive
+    share_id = np.diff(known.below)  # ID scores at each distinct value
+    accepted_id = known.below[1:]  # tp with ID positive
+    accepted_ood = novel.below[upper]  # fp with ID positive
     # At each distinct OOD score v: ID values below v are those whose `upper` does not yet count v. Flagged means score >= v.
-    flagged_id = n_id - known.below[np.cumsum(np.bincount(upper, minlength=novel.values.size + 1))[:-1]]
+    flagged_id = (
+        n_id - known.below[np.cumsum(np.bincount(upper, minlength=novel.values.size + 1))[:-1]]
+    )
     flagged_ood = n_ood - novel.below[:-1]
     share_ood = np.diff(novel.below)
 
-    twice_pairs_lost = int(share_id @ (accepted_ood + novel.below[lower]))  # 2 * (#OOD < ID pairs) + #equal pairs, exact
+    twice_pairs_lost = int(
+        share_id @ (accepted_ood + novel.below[lower])
+    )  # 2 * (#OOD < ID pairs) + #equal pairs, exact
     at_id = np.searchsorted(accepted_id, known_count)
     at_ood = np.searchsorted(-flagged_ood, -novel_count, side="right") - 1
     return Metrics(
@@ -122,7 +130,9 @@ def cauroc(id_scores, ood_scores, correct) -> float:
     """
     scores, correct = _as_array(id_scores, "ID scores"), _mask(correct)
     if scores.shape != correct.shape:
-        raise InputError(f"cauroc: {scores.size} ID scores but {correct.size} entries in `correct`; give one per score")
+        raise InputError(
+            f"cauroc: {scores.size} ID scores but {correct.size} entries in `correct`; give one per score"
+        )
     return evaluate(scores[correct], ood_scores).auroc if correct.any() else float("nan")
 
 
@@ -138,13 +148,15 @@ def macro_f1(predictions, labels) -> float:
     predictions, labels = _predicted(predictions), _labels(labels)
     _same_length("macro_f1", predictions, labels)
     classes, codes = np.unique(np.concatenate((predictions, labels)), return_inverse=True)
-    predicted, true = codes[:predictions.size], codes[predictions.size:]
+    predicted, true = codes[: predictions.size], codes[predictions.size :]
     hits = np.bincount(true[predicted == true], minlength=classes.size)
     total = np.bincount(codes, minlength=classes.size)
     return float(np.mean(2 * hits / total))
 
 
-def open_set_f1(id_predictions, id_labels, id_scores, ood_predictions, ood_scores, threshold: float) -> float:
+def open_set_f1(
+    id_predictions, id_labels, id_scores, ood_predictions, ood_scores, threshold: float
+) -> float:
     """Macro F1 over K + 1 classes, where an input with score > threshold is assigned to the extra class -1, as is every OOD label.
 
     Source: the open-set protocol of VMDLS (UAI 2022), with the threshold from `threshold_at_tpr` instead of the best one on the test set.
@@ -172,7 +184,9 @@ def _smallest_count(share: float, total: int) -> int:
 def _numpy(values) -> np.ndarray:
     if hasattr(values, "detach"):  # a torch tensor, on any device, in any precision
         values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+        values = (
+            values.float() if values.is_floating_point() and values.element_size() < 4 else values
+        ).numpy()
     return np.asarray(values)
 
 
@@ -182,7 +196,9 @@ def _as_array(scores, name: str) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name}: must be real numbers, got dtype {array.dtype}")
     if array.ndim != 1:
-        raise InputError(f"{name}: must have shape (N,), got {array.shape}; give one score per image")
+        raise InputError(
+            f"{name}: must have shape (N,), got {array.shape}; give one score per image"
+        )
     if array.size == 0:
         raise InputError(f"{name}: there are none; at least one image is needed")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
@@ -205,4 +221,6 @@ def _predicted(predictions) -> np.ndarray:
 
 def _same_length(what: str, first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape or first.size == 0:
-        raise InputError(f"{what}: {first.shape} predictions for {second.shape} labels or scores; there must be one each, at least one")
+        raise InputError(
+            f"{what}: {first.shape} predictions for {second.shape} labels or scores; there must be one each, at least one"
+        )

@@ -11,6 +11,7 @@ counting by bisection gives what their loops give.
 | leave-out ensemble (ECCV 2018), at the scores | `fpr95_window`   | `auroc_rectangle` | `aupr_in_rates`  | `detection_error_strict` |
 | heatmap decoder (WACV 2023)                   | `fpr95_released` | exact             | exact, by counts | none                     |
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -59,7 +60,9 @@ def odin_thresholds(num_classes: int, tempered: bool, descending: bool = False) 
     """
     ends = {(10, False): 1.0, (10, True): 0.12, (100, False): 1.0, (100, True): 0.0104}
     if (num_classes, tempered) not in ends:
-        raise InputError(f"ODIN's threshold grid exists for 10 and 100 classes, not for {num_classes}; use ood.metrics.evaluate")
+        raise InputError(
+            f"ODIN's threshold grid exists for 10 and 100 classes, not for {num_classes}; use ood.metrics.evaluate"
+        )
     start, end = 1 / num_classes, ends[num_classes, tempered]
     step = (end - start) / 100000
     return np.arange(end, start, -step) if descending else np.arange(start, end, step)
@@ -97,14 +100,19 @@ def aupr_out_rates(id_scores, ood_scores, thresholds=None) -> float:
     """The same with OOD positive: d descends, tp = P(Y < d), fp = P(X < d). ODIN: `odin_thresholds(..., descending=True)`."""
     known, novel = _pair(id_scores, ood_scores)
     t = _thresholds(known, novel, thresholds)[::-1]
-    return _area_by_rates((len(novel) - _at_least(novel, t)) / len(novel), (len(known) - _at_least(known, t)) / len(known))
+    return _area_by_rates(
+        (len(novel) - _at_least(novel, t)) / len(novel),
+        (len(known) - _at_least(known, t)) / len(known),
+    )
 
 
 def detection_error_strict(id_scores, ood_scores, thresholds=None) -> float:
     """min over d of (P(X < d) + P(Y > d)) / 2: an OOD input AT d counts as rejected and an ID input there as accepted."""
     known, novel = _pair(id_scores, ood_scores)
     t = _thresholds(known, novel, thresholds)
-    return float(np.min((len(known) - _at_least(known, t)) / len(known) + _above(novel, t) / len(novel)) / 2)
+    return float(
+        np.min((len(known) - _at_least(known, t)) / len(known) + _above(novel, t) / len(novel)) / 2
+    )
 
 
 def fpr95_released(id_scores, ood_scores) -> float:
@@ -120,8 +128,12 @@ def fpr95_released(id_scores, ood_scores) -> float:
     d = np.arange(0.0, span, span / 10000)
 
     def share_accepted(scores: SortedScores) -> np.ndarray:
-        confidences = (float(high) - scores.values.astype(np.float64))[::-1]  # the authors shift them to start at 0
-        return scores.below[confidences.size - np.searchsorted(confidences, d, side="left")] / len(scores)
+        confidences = (float(high) - scores.values.astype(np.float64))[
+            ::-1
+        ]  # the authors shift them to start at 0
+        return scores.below[confidences.size - np.searchsorted(confidences, d, side="left")] / len(
+            scores
+        )
 
     tpr = share_accepted(known)
     inside = np.flatnonzero((WINDOW[0] <= tpr) & (tpr <= WINDOW[1]))

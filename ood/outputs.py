@@ -4,6 +4,7 @@ Detectors see `Outputs`, never a loader or a device, so thirty of them cost one 
 perturbation) runs inside that same pass. The cache key is a digest of the weights, the architecture's source, the data set's
 files and decoding, the normalisation, the precision and the kind of device: it cannot serve another model's features.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,15 +23,16 @@ from torch import Tensor, nn
 from ood import distributed
 from ood.config import InputError
 
-CHUNK = 65536          # rows a detector looks at in one go, at most: bounds memory, not results
+CHUNK = 65536  # rows a detector looks at in one go, at most: bounds memory, not results
 CHUNK_VALUES = 1 << 23  # and values: 2,048 features give chunks of 4,096 rows
 PRECISIONS = ("fp32", "bf16")
-CPU_PIXELS = 40_000     # in one forward pass on the CPU (39 images of 32 x 32): larger batches leave the caches and gain nothing
+CPU_PIXELS = 40_000  # in one forward pass on the CPU (39 images of 32 x 32): larger batches leave the caches and gain nothing
 
 
 @dataclass(frozen=True)
 class Head:
     """The last linear layer: logits = features @ weight.T + bias. weight (C, D), bias (C,)."""
+
     weight: Tensor
     bias: Tensor
 
@@ -41,39 +43,65 @@ class Head:
 @dataclass(frozen=True)
 class Outputs:
     """What one pass gives for N images. Arrays may be memory-mapped: go through `chunks` when all rows are needed."""
-    features: Tensor                      # (N, D) pooled penultimate features
-    logits: Tensor                        # (N, C)
-    labels: Tensor                        # (N,) int64, negative for OOD
+
+    features: Tensor  # (N, D) pooled penultimate features
+    logits: Tensor  # (N, C)
+    labels: Tensor  # (N,) int64, negative for OOD
     head: Head
-    taps: tuple[Tensor, ...] = ()         # pooled stage outputs, each (N, C_k); only when asked for
-    scores: dict[str, Tensor] = field(default_factory=dict)   # of image detectors, by their key, each (N,) or (N, K)
-    seconds: dict[str, float] = field(default_factory=dict, compare=False)   # that each of them took inside the pass; none for what a cache held
-    memo: dict = field(default_factory=dict, compare=False, repr=False)   # statistics that detectors share, see ood.statistics
+    taps: tuple[Tensor, ...] = ()  # pooled stage outputs, each (N, C_k); only when asked for
+    scores: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # of image detectors, by their key, each (N,) or (N, K)
+    seconds: dict[str, float] = field(
+        default_factory=dict, compare=False
+    )  # that each of them took inside the pass; none for what a cache held
+    memo: dict = field(
+        default_factory=dict, compare=False, repr=False
+    )  # statistics that detectors share, see ood.statistics
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: slice | Tensor) -> Outputs:
-        return replace(self, features=self.features[rows], logits=self.logits[rows], labels=self.labels[rows],
-                       taps=tuple(t[rows] for t in self.taps), scores={k: v[rows] for k, v in self.scores.items()}, memo={})
+        return replace(
+            self,
+            features=self.features[rows],
+            logits=self.logits[rows],
+            labels=self.labels[rows],
+            taps=tuple(t[rows] for t in self.taps),
+            scores={k: v[rows] for k, v in self.scores.items()},
+            memo={},
+        )
 
     def chunks(self, size: int | None = None) -> Iterator[Outputs]:
         """Successive Outputs of at most `size` rows; default: as many as keep memory bounded."""
-        widest = max([1, *(t.shape[1] for t in (self.features, self.logits, *self.taps, *self.scores.values()) if t.dim() == 2)])
+        widest = max(
+            [
+                1,
+                *(
+                    t.shape[1]
+                    for t in (self.features, self.logits, *self.taps, *self.scores.values())
+                    if t.dim() == 2
+                ),
+            ]
+        )
         size = size or max(1, min(CHUNK, CHUNK_VALUES // widest))
         for start in range(0, len(self), size):
-            yield self[start:start + size]
+            yield self[start : start + size]
 
 
 @dataclass(frozen=True)
 class Pass:
     """One batch on its way through the network, for detectors that need the images themselves."""
+
     network: nn.Module
-    images: Tensor                        # (B, C, H, W) normalised; they carry gradients
-    features: Tensor                      # (B, D) of these images, attached to their graph
-    logits: Tensor                        # (B, C)
-    std: tuple[float, ...]                # of the normalisation, per channel: 1 / std is one pixel unit
-    maps: tuple[Tensor, ...] = ()         # feature maps (B, C, H, W), earliest first, when a detector needs 'maps'
+    images: Tensor  # (B, C, H, W) normalised; they carry gradients
+    features: Tensor  # (B, D) of these images, attached to their graph
+    logits: Tensor  # (B, C)
+    std: tuple[float, ...]  # of the normalisation, per channel: 1 / std is one pixel unit
+    maps: tuple[
+        Tensor, ...
+    ] = ()  # feature maps (B, C, H, W), earliest first, when a detector needs 'maps'
 
 
 class Cache:
@@ -94,7 +122,9 @@ class Cache:
     def create(self, key: str, part: str, shape: tuple[int, ...], dtype) -> np.ndarray:
         """A writable array on disk that becomes visible with `commit`."""
         self.entry(key).mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(self._aside(key, part), mode="w+", dtype=dtype, shape=shape)
+        return np.lib.format.open_memmap(
+            self._aside(key, part), mode="w+", dtype=dtype, shape=shape
+        )
 
     def commit(self, key: str, part: str) -> None:
         os.replace(self._aside(key, part), self.entry(key) / f"{part}.npy")
@@ -109,12 +139,14 @@ class Cache:
 def network_digest(network: nn.Module) -> str:
     """sha256 over the architecture (its printed structure and the source of its classes) and every tensor of the state dict."""
     digest = hashlib.sha256(repr(network).encode())
-    for cls in sorted({type(m) for m in network.modules()}, key=lambda c: (c.__module__, c.__qualname__)):
+    for cls in sorted(
+        {type(m) for m in network.modules()}, key=lambda c: (c.__module__, c.__qualname__)
+    ):
         digest.update(f"{cls.__module__}.{cls.__qualname__}".encode())
         if not cls.__module__.startswith("torch."):
             try:
                 digest.update(inspect.getsource(cls).encode())
-            except (OSError, TypeError):      # a class typed in at a prompt has no source
+            except (OSError, TypeError):  # a class typed in at a prompt has no source
                 pass
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -122,9 +154,20 @@ def network_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu",
-            batch_size: int = 256, precision: str = "fp32", taps: bool = False, image_detectors: Iterable = (),
-            cache: Cache | None = None, digest: str | None = None, progress: Callable[..., Iterable] | None = None) -> Outputs:
+def extract(
+    network: nn.Module,
+    images,
+    preprocess: Callable[[Tensor], Tensor],
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    taps: bool = False,
+    image_detectors: Iterable = (),
+    cache: Cache | None = None,
+    digest: str | None = None,
+    progress: Callable[..., Iterable] | None = None,
+) -> Outputs:
     """Run `network` once over `images` and return its Outputs; parts that the cache holds are not computed again.
 
     Args:
@@ -150,7 +193,11 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
     head = Head(network.fc.weight.detach().float(), _bias(network.fc))
     detectors = {d.key: d for d in image_detectors}
 
-    key = _pass_key(digest or network_digest(network), images.digest, preprocess, precision, device) if cache else ""
+    key = (
+        _pass_key(digest or network_digest(network), images.digest, preprocess, precision, device)
+        if cache
+        else ""
+    )
     have = distributed.from_first(lambda: cache.parts(key)) if cache else set()
     wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
     missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
@@ -159,14 +206,18 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
     if missing:
         todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
         alone = distributed.world() == 1
-        mine = images if alone else images.subset(distributed.share_of_rows(len(images), batch_size))
+        mine = (
+            images if alone else images.subset(distributed.share_of_rows(len(images), batch_size))
+        )
         parts = _Parts(missing, len(mine), cache if alone else None, key)
         batches = mine.batches(batch_size)
         if progress:
             batches = progress(batches, total=-(-len(mine) // batch_size), scale=batch_size)
         try:
             for batch in batches:
-                for name, values in _forward(network, preprocess, batch, device, precision, "taps" in missing, todo, seconds).items():
+                for name, values in _forward(
+                    network, preprocess, batch, device, precision, "taps" in missing, todo, seconds
+                ).items():
                     parts.add(name, values)
             arrays = parts.finish()
         except BaseException:
@@ -174,15 +225,36 @@ def extract(network: nn.Module, images, preprocess: Callable[[Tensor], Tensor], 
             raise
         if not alone:
             arrays = _of_all(arrays, len(images), cache, key)
-            seconds = {name: sum(own.get(name, 0.0) for own in distributed.gathered(seconds)) for name in todo}
+            seconds = {
+                name: sum(own.get(name, 0.0) for own in distributed.gathered(seconds))
+                for name in todo
+            }
     if cache:
         arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
-    tap_names = sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
-    return Outputs(arrays["features"], arrays["logits"], torch.as_tensor(images.labels), Head(head.weight.cpu(), head.bias.cpu()),
-                   tuple(arrays[n] for n in tap_names), {k: arrays[f"score-{k}"] for k in detectors}, seconds)
+    tap_names = (
+        sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
+    )
+    return Outputs(
+        arrays["features"],
+        arrays["logits"],
+        torch.as_tensor(images.labels),
+        Head(head.weight.cpu(), head.bias.cpu()),
+        tuple(arrays[n] for n in tap_names),
+        {k: arrays[f"score-{k}"] for k in detectors},
+        seconds,
+    )
 
 
-def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, detectors: dict, seconds: dict[str, float]) -> dict[str, Tensor]:
+def _forward(
+    network,
+    preprocess,
+    batch: Tensor,
+    device,
+    precision,
+    taps: bool,
+    detectors: dict,
+    seconds: dict[str, float],
+) -> dict[str, Tensor]:
     """One batch: everything that is asked for, by part name. The shared forward feeds the image detectors' gradients.
 
     `seconds` grows by what each detector took.
@@ -193,20 +265,28 @@ def _forward(network, preprocess, batch: Tensor, device, precision, taps: bool, 
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad() if perturb else torch.inference_mode():
-            x = preprocess(batch.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)   # (B, C, H, W)
+            x = preprocess(batch.to(device, non_blocking=True)).contiguous(
+                memory_format=torch.channels_last
+            )  # (B, C, H, W)
             x.requires_grad_(perturb)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 mapped = taps or any("maps" in d.needs for d in detectors.values())
                 maps = network.feature_maps(x) if mapped else []
-                features = network.embed(maps[-1]) if mapped else network.features(x)                            # (B, D)
+                features = network.embed(maps[-1]) if mapped else network.features(x)  # (B, D)
             features = features.float()
-            logits = nn.functional.linear(features, network.fc.weight.float(), _bias(network.fc))                # (B, C)
+            logits = nn.functional.linear(
+                features, network.fc.weight.float(), _bias(network.fc)
+            )  # (B, C)
             out = {"features": features.detach(), "logits": logits.detach()}
             if taps:
-                out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
+                out |= {
+                    f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)
+                }
             for name, detector in detectors.items():
                 began = _now(device)
-                out[f"score-{name}"] = detector.score_images(Pass(network, x, features, logits, tuple(preprocess.std), tuple(maps))).detach()
+                out[f"score-{name}"] = detector.score_images(
+                    Pass(network, x, features, logits, tuple(preprocess.std), tuple(maps))
+                ).detach()
                 seconds[name] = seconds.get(name, 0.0) + _now(device) - began
     finally:
         for parameter in frozen:
@@ -235,10 +315,14 @@ class _Parts:
         rows = values.cpu().numpy()
         if name not in self.arrays:
             shape = (self.length, *rows.shape[1:])
-            self.arrays[name] = self.cache.create(self.key, name, shape, rows.dtype) if self.cache else np.empty(shape, rows.dtype)
+            self.arrays[name] = (
+                self.cache.create(self.key, name, shape, rows.dtype)
+                if self.cache
+                else np.empty(shape, rows.dtype)
+            )
             self.filled[name] = 0
         start = self.filled[name]
-        self.arrays[name][start:start + len(rows)] = rows
+        self.arrays[name][start : start + len(rows)] = rows
         self.filled[name] = start + len(rows)
 
     def finish(self) -> dict[str, Tensor]:
@@ -258,9 +342,11 @@ class _Parts:
                 self.cache.discard(self.key, name)
 
 
-def _of_all(arrays: dict[str, Tensor], length: int, cache: Cache | None, key: str) -> dict[str, Tensor]:
+def _of_all(
+    arrays: dict[str, Tensor], length: int, cache: Cache | None, key: str
+) -> dict[str, Tensor]:
     """The rows of all processes; with a cache rank 0 writes them and everyone reads them from there."""
-    names = distributed.gathered(list(arrays))[0]                 # rank 0 has rows, if there are any
+    names = distributed.gathered(list(arrays))[0]  # rank 0 has rows, if there are any
     whole = {}
     for name in names:
         rows = distributed.gather_rows(arrays.pop(name, None))
@@ -273,13 +359,21 @@ def _of_all(arrays: dict[str, Tensor], length: int, cache: Cache | None, key: st
             cache.commit(key, name)
     distributed.barrier()
     if cache and not set(names) <= cache.parts(key):
-        raise InputError(f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a disk that all machines share (-cache_dir), or -no_cache")
+        raise InputError(
+            f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a disk that all machines share (-cache_dir), or -no_cache"
+        )
     return whole
 
 
 def _pass_key(network: str, data: str, preprocess, precision: str, device: torch.device) -> str:
-    return hashlib.sha256("\n".join((network, data, repr(preprocess), precision, device.type)).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        "\n".join((network, data, repr(preprocess), precision, device.type)).encode()
+    ).hexdigest()[:32]
 
 
 def _bias(fc: nn.Linear) -> Tensor:
-    return fc.bias.detach().float() if fc.bias is not None else fc.weight.new_zeros(len(fc.weight)).float()
+    return (
+        fc.bias.detach().float()
+        if fc.bias is not None
+        else fc.weight.new_zeros(len(fc.weight)).float()
+    )

@@ -1,9 +1,10 @@
 """A user's own pictures: found folder by folder, decoded ahead in threads, scored batch by batch; memory does not grow with their number.
 
-    for row in score(folder, stored, network, device="cpu"):
-        row.file, row.score, row.p_value, row.accepted, row.error
-    sheet(rows, "contact_sheet.png", folder, "Least ID-like ...")
+for row in score(folder, stored, network, device="cpu"):
+    row.file, row.score, row.p_value, row.accepted, row.error
+sheet(rows, "contact_sheet.png", folder, "Least ID-like ...")
 """
+
 from __future__ import annotations
 
 import heapq
@@ -27,17 +28,22 @@ from ood.outputs import extract
 from ood.report import replacing
 from ood.storage import Stored
 
-GROUP = 4096                                    # files that are listed at a time
-CELL, CAPTION, GAP = 132, 34, 10                # pixels of a contact sheet: side of a picture, height of its caption, space between
+GROUP = 4096  # files that are listed at a time
+CELL, CAPTION, GAP = (
+    132,
+    34,
+    10,
+)  # pixels of a contact sheet: side of a picture, height of its caption, space between
 COLUMNS = 8
-ACCEPTED, REJECTED = "#009E73", "#D55E00"       # frames, Okabe and Ito's green and vermilion
+ACCEPTED, REJECTED = "#009E73", "#D55E00"  # frames, Okabe and Ito's green and vermilion
 
 
 class Row(NamedTuple):
     """One picture; of a damaged one only `file` and `error`."""
-    file: str                                   # relative to the folder
+
+    file: str  # relative to the folder
     score: float | None = None
-    p_value: float | None = None                # None without a calibration
+    p_value: float | None = None  # None without a calibration
     accepted: bool | None = None
     error: str = ""
 
@@ -45,9 +51,25 @@ class Row(NamedTuple):
 class Pictures(StreamedImages):
     """Files of any kind as images of one shape; what cannot be decoded is black and noted in `errors` {row: message}."""
 
-    def __init__(self, folder: Path, files: list[str], recipe: Recipe, shape: tuple[int, int, int], workers: int | None = None):
-        super().__init__(folder, recipe, workers=workers, name=folder.name, split="all", labels=np.full(len(files), -1), shape=shape,
-                         source=str(folder), paths=files)
+    def __init__(
+        self,
+        folder: Path,
+        files: list[str],
+        recipe: Recipe,
+        shape: tuple[int, int, int],
+        workers: int | None = None,
+    ):
+        super().__init__(
+            folder,
+            recipe,
+            workers=workers,
+            name=folder.name,
+            split="all",
+            labels=np.full(len(files), -1),
+            shape=shape,
+            source=str(folder),
+            paths=files,
+        )
         self.errors: dict[int, str] = {}
 
     def _decode_into(self, images, place, row):
@@ -60,15 +82,26 @@ class Pictures(StreamedImages):
 def find(folder: Path) -> Iterator[str]:
     """Paths of all pictures below `folder`, relative to it, folder by folder in string order; hidden ones and links to folders are left out."""
     for root, folders, files in os.walk(folder, onerror=_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name != "__MACOSX"
+        )
         inside = os.path.relpath(root, folder)
         for name in sorted(files):
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield name if inside == "." else f"{inside}/{name}".replace(os.sep, "/")
 
 
-def score(folder: str | Path, stored: Stored, network: torch.nn.Module, *, files: Iterable[str] | None = None, device: torch.device | str = "cpu",
-          batch_size: int = 64, precision: str = "fp32", strict: bool = False) -> Iterator[Row]:
+def score(
+    folder: str | Path,
+    stored: Stored,
+    network: torch.nn.Module,
+    *,
+    files: Iterable[str] | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    precision: str = "fp32",
+    strict: bool = False,
+) -> Iterator[Row]:
     """A Row for every picture in `folder`, in the order of `find` (or for `files`, relative to it).
 
     Args: strict: raise InputError at the first damaged picture instead of giving a Row with its error.
@@ -84,12 +117,24 @@ def score(folder: str | Path, stored: Stored, network: torch.nn.Module, *, files
             start += len(batch)
             whole = [row for row in rows if row not in pictures.errors]
             if strict and len(whole) < len(batch):
-                raise InputError(next(pictures.errors[row] for row in rows if row in pictures.errors))
+                raise InputError(
+                    next(pictures.errors[row] for row in rows if row in pictures.errors)
+                )
             scores = {}
             if whole:
-                images = ArrayImages(batch[[row - rows[0] for row in whole]].numpy(), source="batch")
-                outputs = extract(network, images, stored.preprocess, device=device, batch_size=batch_size, precision=precision,
-                                  taps="taps" in detector.needs, image_detectors=beside)
+                images = ArrayImages(
+                    batch[[row - rows[0] for row in whole]].numpy(), source="batch"
+                )
+                outputs = extract(
+                    network,
+                    images,
+                    stored.preprocess,
+                    device=device,
+                    batch_size=batch_size,
+                    precision=precision,
+                    taps="taps" in detector.needs,
+                    image_detectors=beside,
+                )
                 scores = dict(zip(whole, chunked_score(detector, outputs).tolist()))
             for row in rows:
                 yield _row(group[row], scores.get(row), stored, pictures.errors.pop(row, ""))
@@ -100,7 +145,9 @@ def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
     size, resize, channels = values["size"], values["resize"], values["channels"]
     sides = (size, size) if size else resize if isinstance(resize, tuple) else None
     if sides is None or channels is None:
-        raise InputError(f"the detector's data recipe {values} leaves the shape of an image open; fit it again on a benchmark with a size")
+        raise InputError(
+            f"the detector's data recipe {values} leaves the shape of an image open; fit it again on a benchmark with a size"
+        )
     return Recipe(channels, resize or size, size), (channels, *sides)
 
 
@@ -139,14 +186,27 @@ def sheet(parts: dict[str, list[Row]], path: str | Path, folder: Path) -> Path:
     for (title, rows), height in zip(parts.items(), heights):
         draw.text((GAP, top + 4), title, "black", bold)
         for number, row in enumerate(rows):
-            left, y = GAP + number % COLUMNS * (CELL + GAP), top + 28 + number // COLUMNS * (CELL + CAPTION + GAP)
+            left, y = (
+                GAP + number % COLUMNS * (CELL + GAP),
+                top + 28 + number // COLUMNS * (CELL + CAPTION + GAP),
+            )
             _place(image, folder / row.file, left, y)
-            draw.rectangle((left - 2, y - 2, left + CELL + 1, y + CELL + 1), outline=_colour(row), width=3)
+            draw.rectangle(
+                (left - 2, y - 2, left + CELL + 1, y + CELL + 1), outline=_colour(row), width=3
+            )
             draw.text((left, y + CELL + 4), _fitted(Path(row.file).name, plain), "black", plain)
-            draw.text((left, y + CELL + 18), f"score {row.score:.4g}" if row.p_value is None else f"p = {row.p_value:.3g}", "#555555", plain)
+            draw.text(
+                (left, y + CELL + 18),
+                f"score {row.score:.4g}" if row.p_value is None else f"p = {row.p_value:.3g}",
+                "#555555",
+                plain,
+            )
         top += height
     if any(row.accepted is not None for rows in parts.values() for row in rows):
-        for left, colour, text in ((GAP, ACCEPTED, "accepted as in-distribution"), (230, REJECTED, "rejected")):
+        for left, colour, text in (
+            (GAP, ACCEPTED, "accepted as in-distribution"),
+            (230, REJECTED, "rejected"),
+        ):
             draw.rectangle((left, top + 8, left + 14, top + 22), outline=colour, width=3)
             draw.text((left + 20, top + 8), text, "black", plain)
     with replacing(path) as temporary:
@@ -159,7 +219,12 @@ def _row(file: str, value: float | None, stored: Stored, error: str) -> Row:
         return Row(file, error=error)
     if stored.calibration is None:
         return Row(file, value)
-    return Row(file, value, float(stored.calibration.p_values([value])[0]), bool(stored.calibration.accepts([value])[0]))
+    return Row(
+        file,
+        value,
+        float(stored.calibration.p_values([value])[0]),
+        bool(stored.calibration.accepts([value])[0]),
+    )
 
 
 def _place(image: Image.Image, file: Path, left: int, top: int) -> None:
@@ -168,10 +233,12 @@ def _place(image: Image.Image, file: Path, left: int, top: int) -> None:
         with Image.open(file) as opened:
             opened.draft("RGB", (2 * CELL, 2 * CELL))
             picture = opened.convert("RGB")
-    except Exception:                           # it was whole when it was scored: removed since, or on a disk that fails
+    except Exception:  # it was whole when it was scored: removed since, or on a disk that fails
         return
     small = max(picture.size) < CELL
-    picture = ImageOps.contain(picture, (CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR)
+    picture = ImageOps.contain(
+        picture, (CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
+    )
     image.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
 
 
@@ -182,14 +249,25 @@ def _colour(row: Row) -> str:
 def _fitted(text: str, font) -> str:
     """The text, or its ends around a dot-dot-dot, no wider than a picture."""
     keep = len(text)
-    while font.getlength(shown := text if keep == len(text) else f"{text[:keep // 2]}…{text[len(text) - keep + keep // 2:]}") > CELL and keep > 2:
+    while (
+        font.getlength(
+            shown := text
+            if keep == len(text)
+            else f"{text[: keep // 2]}…{text[len(text) - keep + keep // 2 :]}"
+        )
+        > CELL
+        and keep > 2
+    ):
         keep -= 1
     return shown
 
 
 def _font(size: int, name: str = "DejaVuSans"):
     import matplotlib
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size)
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size
+    )
 
 
 def _unreadable(error: OSError):

@@ -2,6 +2,7 @@
 
 A record is docs/data/<name>.json: what was run, on what, with which seeds, and tables of what came out. Nothing in docs/ is typed by hand.
 """
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,20 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs"
 PAGES = {"results": "Results", "benchmarks": "Benchmarks"}
 
 
-def write(name: str, *, page: str, order: int, title: str, tables: list[dict], text: list[str] = (), command: str | None = None,
-          device: str = "cpu", seeds: list[int] | None = None, seconds: dict | None = None, folder: Path = FOLDER) -> Path:
+def write(
+    name: str,
+    *,
+    page: str,
+    order: int,
+    title: str,
+    tables: list[dict],
+    text: list[str] = (),
+    command: str | None = None,
+    device: str = "cpu",
+    seeds: list[int] | None = None,
+    seconds: dict | None = None,
+    folder: Path = FOLDER,
+) -> Path:
     """Write docs/data/<name>.json.
 
     Args:
@@ -24,9 +37,19 @@ def write(name: str, *, page: str, order: int, title: str, tables: list[dict], t
         text: paragraphs before the tables: data, differences from the paper, what was not run.
         command: what rebuilds the record; default: the command line of this process.
     """
-    made = report.provenance(command or " ".join(["python3", *sys.argv]), {}, None, device, {}, seconds or {})
-    record = {"page": page, "order": order, "title": title, "command": command or " ".join(["python3", *sys.argv]), "seeds": seeds,
-              "text": list(text), "tables": tables, "provenance": made}
+    made = report.provenance(
+        command or " ".join(["python3", *sys.argv]), {}, None, device, {}, seconds or {}
+    )
+    record = {
+        "page": page,
+        "order": order,
+        "title": title,
+        "command": command or " ".join(["python3", *sys.argv]),
+        "seeds": seeds,
+        "text": list(text),
+        "tables": tables,
+        "provenance": made,
+    }
     path = folder / "data" / f"{name}.json"
     report.write_text(path, json.dumps(report.plain(record), indent=1) + "\n")
     return path
@@ -38,7 +61,9 @@ def build(folder: Path = FOLDER) -> list[Path]:
     written = []
     for page, title in PAGES.items():
         chosen = sorted((r for r in records if r["page"] == page), key=lambda r: r["order"])
-        parts = [f"# {title}\n\nBuilt by `python3 scripts/build_docs.py` from the records in `docs/data/`, which the commands named below write.\n"]
+        parts = [
+            f"# {title}\n\nBuilt by `python3 scripts/build_docs.py` from the records in `docs/data/`, which the commands named below write.\n"
+        ]
         parts += [_section(record) for record in chosen]
         report.write_text(folder / f"{page}.md", "\n".join(parts))
         written.append(folder / f"{page}.md")
@@ -53,17 +78,29 @@ def _section(record: dict) -> str:
         if table.get("caption"):
             lines += [f"**{table['caption']}**", ""]
         lines += ["| " + " | ".join(table["columns"]) + " |", "|" + "---|" * len(table["columns"])]
-        lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table["rows"]] + [""]
+        lines += [
+            "| " + " | ".join(_cell(value) for value in row) + " |" for row in table["rows"]
+        ] + [""]
     seeds = f" Seeds: {', '.join(map(str, record['seeds']))}." if record["seeds"] else ""
     lines += [f"Command: `{record['command']}`.{seeds} {_machine(record['provenance'])}", ""]
     return "\n".join(lines)
 
 
 def _cell(value) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    return (
+        "–"
+        if value is None
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value).replace("|", "\\|")
+    )
 
 
 def _machine(made: dict) -> str:
     versions = made.get("versions", {})
-    named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "torchvision", "numpy") if name in versions)
+    named = ", ".join(
+        f"{name} {versions[name]}"
+        for name in ("python", "torch", "torchvision", "numpy")
+        if name in versions
+    )
     return f"Machine: {made.get('device')}; {named}; {str(made.get('time', made.get('date', '')))[:10]}."

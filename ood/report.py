@@ -7,6 +7,7 @@
 A row is a dict with the keys COLUMNS (`result_row` makes one from `Metrics`); more keys are kept in metrics.json. Every file is written
 whole or not at all.
 """
+
 from __future__ import annotations
 
 import csv
@@ -32,8 +33,14 @@ from ood.cli import RunError
 from ood.metrics import Metrics
 
 COLUMNS = ("detector", "dataset", "group", "n_id", "n_ood", *Metrics._fields)
-TITLES = {"fpr95": "FPR95", "auroc": "AUROC", "aupr_in": "AUPR-In", "aupr_out": "AUPR-Out", "detection_error": "Detection error",
-          "fpr95_ood_positive": "FPR95 (OOD positive)"}
+TITLES = {
+    "fpr95": "FPR95",
+    "auroc": "AUROC",
+    "aupr_in": "AUPR-In",
+    "aupr_out": "AUPR-Out",
+    "detection_error": "Detection error",
+    "fpr95_ood_positive": "FPR95 (OOD positive)",
+}
 HIGHER_IS_BETTER = {"auroc", "aupr_in", "aupr_out"}
 AVERAGE = "average"
 MISSING = "–"
@@ -48,9 +55,19 @@ LEGEND = """\
 - Averages are unweighted means over the OOD sets, whatever their sizes."""
 
 
-def result_row(detector: str, dataset: str, metrics: Metrics, n_id: int, n_ood: int, group: str = "", **more) -> dict:
+def result_row(
+    detector: str, dataset: str, metrics: Metrics, n_id: int, n_ood: int, group: str = "", **more
+) -> dict:
     """One row of the results; `more` goes to metrics.json only."""
-    return {"detector": detector, "dataset": dataset, "group": group, "n_id": n_id, "n_ood": n_ood, **metrics._asdict(), **more}
+    return {
+        "detector": detector,
+        "dataset": dataset,
+        "group": group,
+        "n_id": n_id,
+        "n_ood": n_ood,
+        **metrics._asdict(),
+        **more,
+    }
 
 
 def averages(rows: list[dict]) -> list[dict]:
@@ -62,27 +79,42 @@ def averages(rows: list[dict]) -> list[dict]:
         for group in [*groups, "all"]:
             chosen = [row for row in own if group in ("all", row["group"])]
             if chosen:
-                means.append({"detector": detector, "dataset": AVERAGE, "group": group, "n_sets": len(chosen),
-                              **{m: math.fsum(row[m] for row in chosen) / len(chosen) for m in Metrics._fields}})
+                means.append(
+                    {
+                        "detector": detector,
+                        "dataset": AVERAGE,
+                        "group": group,
+                        "n_sets": len(chosen),
+                        **{
+                            m: math.fsum(row[m] for row in chosen) / len(chosen)
+                            for m in Metrics._fields
+                        },
+                    }
+                )
     return means
 
 
 @dataclasses.dataclass
 class Report:
     """One evaluation: `rows` (fractions) and where they come from."""
+
     rows: list[dict]
     provenance: dict
-    paper: dict | None = None               # {detector: {data set, its label, "average" or "average <group>": {metric: fraction}}}
-    source: str | None = None               # where the paper's numbers stand
+    paper: dict | None = (
+        None  # {detector: {data set, its label, "average" or "average <group>": {metric: fraction}}}
+    )
+    source: str | None = None  # where the paper's numbers stand
     title: str = "OOD detection"
-    setting: dict = dataclasses.field(default_factory=dict)     # {what: value}, shown first
-    accuracy: float | None = None           # of the classifier on the ID test set, a fraction
-    labels: dict = dataclasses.field(default_factory=dict)      # {data set: how the paper prints it}
-    datasets: tuple[str, ...] | None = None  # every OOD set of the benchmark; the paper's averages are shown only if all were evaluated
-    figures: tuple = ()                     # paths of images, or (path, caption)
-    notes: tuple[str, ...] = ()             # sentences below the tables
-    uncertainty: dict | None = None         # what `uncertainty.summarise` gives
-    costs: dict | None = None               # {detector: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}
+    setting: dict = dataclasses.field(default_factory=dict)  # {what: value}, shown first
+    accuracy: float | None = None  # of the classifier on the ID test set, a fraction
+    labels: dict = dataclasses.field(default_factory=dict)  # {data set: how the paper prints it}
+    datasets: tuple[str, ...] | None = (
+        None  # every OOD set of the benchmark; the paper's averages are shown only if all were evaluated
+    )
+    figures: tuple = ()  # paths of images, or (path, caption)
+    notes: tuple[str, ...] = ()  # sentences below the tables
+    uncertainty: dict | None = None  # what `uncertainty.summarise` gives
+    costs: dict | None = None  # {detector: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}
 
     def __post_init__(self):
         if not self.rows:
@@ -109,13 +141,25 @@ class Report:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in self.rows:
-            writer.writerow([repr(float(row[c])) if c in Metrics._fields else row[c] for c in COLUMNS])
+            writer.writerow(
+                [repr(float(row[c])) if c in Metrics._fields else row[c] for c in COLUMNS]
+            )
         return text.getvalue()
 
     def json(self) -> str:
         """rows, averages, accuracy, the paper's numbers and the provenance; nan is null."""
-        content = {"title": self.title, "setting": self.setting, "accuracy": self.accuracy, "rows": self.rows, "averages": averages(self.rows),
-                   "uncertainty": self.uncertainty, "costs": self.costs, "paper": self.paper or {}, "source": self.source, "provenance": self.provenance}
+        content = {
+            "title": self.title,
+            "setting": self.setting,
+            "accuracy": self.accuracy,
+            "rows": self.rows,
+            "averages": averages(self.rows),
+            "uncertainty": self.uncertainty,
+            "costs": self.costs,
+            "paper": self.paper or {},
+            "source": self.source,
+            "provenance": self.provenance,
+        }
         return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
 
     def console(self, width: int = 120) -> str:
@@ -124,23 +168,57 @@ class Report:
         head = "% (ID positive); averages are unweighted means over the OOD sets"
         if len(table.detectors) == 1:
             lines = [["OOD set", *TITLES.values()]]
-            lines += [[table.heading(c), *(table.ours(table.detectors[0], c, m) for m in TITLES)] for c in table.columns]
+            lines += [
+                [table.heading(c), *(table.ours(table.detectors[0], c, m) for m in TITLES)]
+                for c in table.columns
+            ]
             return f"{table.detectors[0]}, in {head}\n" + _align(lines, width)
         lines = [["detector", *(table.heading(c) for c in table.columns)]]
-        lines += [[d, *(f"{table.ours(d, c, 'fpr95')} / {table.ours(d, c, 'auroc')}" for c in table.columns)] for d in table.detectors]
+        lines += [
+            [
+                d,
+                *(
+                    f"{table.ours(d, c, 'fpr95')} / {table.ours(d, c, 'auroc')}"
+                    for c in table.columns
+                ),
+            ]
+            for d in table.detectors
+        ]
         return f"FPR95 / AUROC in {head}\n" + _align(lines, width)
 
     def markdown(self, out_dir: str | Path = ".") -> str:
         """The text of report.md; links to the figures are relative to `out_dir`."""
         table = _Table(self)
-        setting = {**self.setting, **({} if self.accuracy is None else {"accuracy of the classifier": f"{_percent(self.accuracy)} %"})}
-        parts = [f"# {self.title}", _bullets(f"{key}: {value}" for key, value in setting.items()), _provenance_line(self.provenance),
-                 "## Data", _data_table(self)]
+        setting = {
+            **self.setting,
+            **(
+                {}
+                if self.accuracy is None
+                else {"accuracy of the classifier": f"{_percent(self.accuracy)} %"}
+            ),
+        }
+        parts = [
+            f"# {self.title}",
+            _bullets(f"{key}: {value}" for key, value in setting.items()),
+            _provenance_line(self.provenance),
+            "## Data",
+            _data_table(self),
+        ]
         for metric, better in (("fpr95", "lower is better"), ("auroc", "higher is better")):
-            shown = f"{TITLES[metric]} in %, {better}" + (", paper / ours" if table.compared(metric) else "")
+            shown = f"{TITLES[metric]} in %, {better}" + (
+                ", paper / ours" if table.compared(metric) else ""
+            )
             parts += [f"## {shown}", table.markdown(metric)]
-        over = "average over the OOD sets" if len(table.datasets) > 1 else table.heading(table.columns[0])
-        parts += [f"## All metrics in %, {over}", table.all_metrics(), "Per OOD set: [metrics.csv](metrics.csv)."]
+        over = (
+            "average over the OOD sets"
+            if len(table.datasets) > 1
+            else table.heading(table.columns[0])
+        )
+        parts += [
+            f"## All metrics in %, {over}",
+            table.all_metrics(),
+            "Per OOD set: [metrics.csv](metrics.csv).",
+        ]
         parts += self._uncertainty(over) + self._costs()
         parts += [_bullets([*table.remarks(), *self.notes])]
         if self.figures:
@@ -157,28 +235,62 @@ class Report:
             return []
         body = []
         for detector in _unique(row["detector"] for row in self.rows):
-            cells = [f"{_percent(list(found[m][detector].values())[-1][0])} – {_percent(list(found[m][detector].values())[-1][1])}" for m in ("auroc", "fpr95")]
+            cells = [
+                f"{_percent(list(found[m][detector].values())[-1][0])} – {_percent(list(found[m][detector].values())[-1][1])}"
+                for m in ("auroc", "fpr95")
+            ]
             versus = found["versus_best"].get(detector)
-            cells += ["best", MISSING] if versus is None else [f"{100 * versus['difference']:.2f} ({100 * versus['low']:.2f} to {100 * versus['high']:.2f})",
-                                                               "< 0.0001" if versus["p_value"] < 1e-4 else f"{versus['p_value']:.4f}"]
+            cells += (
+                ["best", MISSING]
+                if versus is None
+                else [
+                    f"{100 * versus['difference']:.2f} ({100 * versus['low']:.2f} to {100 * versus['high']:.2f})",
+                    "< 0.0001" if versus["p_value"] < 1e-4 else f"{versus['p_value']:.4f}",
+                ]
+            )
             body.append([detector, *cells])
         level = f"{100 * found['level']:g} %"
-        text = (f"AUROC: DeLong; FPR95: bootstrap of {found['rounds']:,} rounds, ID and OOD images drawn separately; the ID images are shared by the OOD sets, and the "
-                "intervals of an average know it. The difference to the detector with the best average AUROC is a paired DeLong test on the same images, not "
-                "corrected for the number of detectors. Only the test images count as random, not the training of the network. Intervals per OOD set: "
-                "[metrics.json](metrics.json).")
-        return [f"## {level} intervals, {over}", markdown_table(["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body), text]
+        text = (
+            f"AUROC: DeLong; FPR95: bootstrap of {found['rounds']:,} rounds, ID and OOD images drawn separately; the ID images are shared by the OOD sets, and the "
+            "intervals of an average know it. The difference to the detector with the best average AUROC is a paired DeLong test on the same images, not "
+            "corrected for the number of detectors. Only the test images count as random, not the training of the network. Intervals per OOD set: "
+            "[metrics.json](metrics.json)."
+        )
+        return [
+            f"## {level} intervals, {over}",
+            markdown_table(
+                ["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body
+            ),
+            text,
+        ]
 
     def _costs(self) -> list[str]:
         if not self.costs:
             return []
-        body = [[name, *(MISSING if cost.get(key) is None else f"{cost[key]:.{digits}f}" for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3)))]
-                for name, cost in self.costs.items()]
+        body = [
+            [
+                name,
+                *(
+                    MISSING if cost.get(key) is None else f"{cost[key]:.{digits}f}"
+                    for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3))
+                ),
+            ]
+            for name, cost in self.costs.items()
+        ]
         inside = [name for name, cost in self.costs.items() if cost.get("in_pass")]
-        return ["## Cost", markdown_table(["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body),
-                "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
-                "detectors need are computed once, by the first of them."
-                + (f" What {', '.join(inside)} did inside the pass is included; {MISSING} where it was read from the cache, so that nothing was measured." if inside else "")]
+        return [
+            "## Cost",
+            markdown_table(
+                ["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body
+            ),
+            "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
+            "detectors need are computed once, by the first of them."
+            + (
+                f" What {', '.join(inside)} did inside the pass is included; {MISSING} where it was read from the cache, so that nothing was measured."
+                if inside
+                else ""
+            ),
+        ]
 
 
 class _Table:
@@ -192,17 +304,30 @@ class _Table:
         groups = _unique(row["group"] for row in report.rows)
         self.columns: list[tuple[str, str]] = []
         for group in groups:
-            members = [(name, group) for name in _unique(row["dataset"] for row in report.rows if row["group"] == group)]
+            members = [
+                (name, group)
+                for name in _unique(row["dataset"] for row in report.rows if row["group"] == group)
+            ]
             several = len(members) > 1 and len(groups) > 1 and group not in ("", "all")
             self.columns += members + ([(AVERAGE, group)] if several else [])
         self.columns += [(AVERAGE, "all")] if len(self.datasets) > 1 else []
-        sizes = {group: sum(1 for name, g in self.columns if name != AVERAGE and group in ("all", g)) for group in [*groups, "all"]}
+        sizes = {
+            group: sum(1 for name, g in self.columns if name != AVERAGE and group in ("all", g))
+            for group in [*groups, "all"]
+        }
         for row in averages(report.rows):
-            if row["n_sets"] == sizes[row["group"]]:  # a mean over fewer sets than its neighbours' is not comparable
+            if (
+                row["n_sets"] == sizes[row["group"]]
+            ):  # a mean over fewer sets than its neighbours' is not comparable
                 self.cells[row["detector"], AVERAGE, row["group"]] = row
         # The paper's mean is over its own list of sets. Without a list, the sets for which it gives single numbers are that list.
         names = set(self.datasets) | {report.labels.get(name) for name in self.datasets}
-        wanted = report.datasets or _unique(n for numbers in (report.paper or {}).values() for n in numbers if not n.startswith(AVERAGE))
+        wanted = report.datasets or _unique(
+            n
+            for numbers in (report.paper or {}).values()
+            for n in numbers
+            if not n.startswith(AVERAGE)
+        )
         self.not_evaluated = [name for name in wanted if name not in names]
 
     def heading(self, column: tuple[str, str]) -> str:
@@ -223,10 +348,16 @@ class _Table:
         if column[0] == AVERAGE and self.not_evaluated:
             return None
         numbers = (self.report.paper or {}).get(detector, {})
-        return (numbers.get(column[0] if column[0] != AVERAGE else self.heading(column)) or numbers.get(self.heading(column)) or {}).get(metric)
+        return (
+            numbers.get(column[0] if column[0] != AVERAGE else self.heading(column))
+            or numbers.get(self.heading(column))
+            or {}
+        ).get(metric)
 
     def compared(self, metric: str) -> bool:
-        return any(self.theirs(d, c, metric) is not None for d in self.detectors for c in self.columns)
+        return any(
+            self.theirs(d, c, metric) is not None for d in self.detectors for c in self.columns
+        )
 
     def cell(self, detector: str, column: tuple[str, str], metric: str) -> str:
         text = self.ours(detector, column, metric)
@@ -239,12 +370,17 @@ class _Table:
         return text if theirs is None else f"{_percent(theirs)} / {text}"
 
     def markdown(self, metric: str) -> str:
-        return markdown_table(["detector", *(self.heading(c) for c in self.columns)],
-                               [[d, *(self.cell(d, c, metric) for c in self.columns)] for d in self.detectors])
+        return markdown_table(
+            ["detector", *(self.heading(c) for c in self.columns)],
+            [[d, *(self.cell(d, c, metric) for c in self.columns)] for d in self.detectors],
+        )
 
     def all_metrics(self) -> str:
         last = self.columns[-1]
-        return markdown_table(["detector", *TITLES.values()], [[d, *(self.cell(d, last, m) for m in TITLES)] for d in self.detectors])
+        return markdown_table(
+            ["detector", *TITLES.values()],
+            [[d, *(self.cell(d, last, m) for m in TITLES)] for d in self.detectors],
+        )
 
     def remarks(self) -> list[str]:
         """What a reader of paper / ours has to know: the source, the largest difference, what is not compared."""
@@ -254,13 +390,24 @@ class _Table:
         if any(self.compared(metric) for metric in TITLES):
             found.append("A cell with a single number is ours; the paper gives none for it.")
         for metric in ("fpr95", "auroc"):
-            pairs = [(self.value(d, c, metric) - theirs, d, c) for d in self.detectors for c in self.columns
-                     if (theirs := self.theirs(d, c, metric)) is not None and not math.isnan(self.value(d, c, metric))]
+            pairs = [
+                (self.value(d, c, metric) - theirs, d, c)
+                for d in self.detectors
+                for c in self.columns
+                if (theirs := self.theirs(d, c, metric)) is not None
+                and not math.isnan(self.value(d, c, metric))
+            ]
             if pairs:
                 gap, detector, column = max(pairs, key=lambda pair: abs(pair[0]))
-                found.append(f"Largest difference in {TITLES[metric]}, ours - paper: {100 * gap:+.2f} points ({detector}, {self.heading(column)}).")
-        if self.not_evaluated and any(n.startswith(AVERAGE) for numbers in self.report.paper.values() for n in numbers):
-            found.append(f"The paper's averages are left out: they include sets that were not evaluated here ({', '.join(self.not_evaluated)}).")
+                found.append(
+                    f"Largest difference in {TITLES[metric]}, ours - paper: {100 * gap:+.2f} points ({detector}, {self.heading(column)})."
+                )
+        if self.not_evaluated and any(
+            n.startswith(AVERAGE) for numbers in self.report.paper.values() for n in numbers
+        ):
+            found.append(
+                f"The paper's averages are left out: they include sets that were not evaluated here ({', '.join(self.not_evaluated)})."
+            )
         return found
 
 
@@ -271,16 +418,38 @@ def provenance(command, config, seed: int | None, device, digests: dict, seconds
         that starts with its name; digests: {what: hex} of weights and data; seconds: {stage: s}.
     """
     import torchvision
+
     where = str(device).partition(" ")[0]  # 'cuda:0' of 'cuda:0 (NVIDIA H100)'
-    gpu = torch.cuda.get_device_name(where) if where.startswith("cuda") and torch.cuda.is_available() else None
-    return plain({
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": command if isinstance(command, str) else shlex.join(map(str, command)),
-        "config": config, "seed": seed, "device": str(device), "digests": digests, "seconds": seconds,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__},
-        "git": _git_revision(Path(__file__).resolve().parent.parent),
-        "machine": {"platform": platform.platform(), "cpu": _cpu_name(), "cpu_count": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
-    })
+    gpu = (
+        torch.cuda.get_device_name(where)
+        if where.startswith("cuda") and torch.cuda.is_available()
+        else None
+    )
+    return plain(
+        {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": command if isinstance(command, str) else shlex.join(map(str, command)),
+            "config": config,
+            "seed": seed,
+            "device": str(device),
+            "digests": digests,
+            "seconds": seconds,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+                "numpy": np.__version__,
+            },
+            "git": _git_revision(Path(__file__).resolve().parent.parent),
+            "machine": {
+                "platform": platform.platform(),
+                "cpu": _cpu_name(),
+                "cpu_count": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpu": gpu,
+            },
+        }
+    )
 
 
 def write_scores(out_dir: str | Path, scores: dict[str, dict[str, np.ndarray]]) -> list[Path]:
@@ -314,7 +483,9 @@ def replacing(path: str | Path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"cannot write '{path}': {error}; what was there before is untouched") from error
+        raise RunError(
+            f"cannot write '{path}': {error}; what was there before is untouched"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -361,7 +532,17 @@ def _align(lines: list[list[str]], width: int) -> str:
         stop, used = start + 1, widths[0] + 2 + widths[start]
         while stop < len(widths) and used + 2 + widths[stop] <= width:
             used, stop = used + 2 + widths[stop], stop + 1
-        blocks.append("\n".join("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(start, stop))]) for line in lines))
+        blocks.append(
+            "\n".join(
+                "  ".join(
+                    [
+                        line[0].ljust(widths[0]),
+                        *(line[i].rjust(widths[i]) for i in range(start, stop)),
+                    ]
+                )
+                for line in lines
+            )
+        )
         start = stop
     return "\n\n".join(blocks)
 
@@ -369,12 +550,24 @@ def _align(lines: list[list[str]], width: int) -> str:
 def _data_table(report: Report) -> str:
     sets = {row["dataset"]: row for row in report.rows}
     grouped = any(row["group"] for row in report.rows)
-    body = [[report.labels.get(name) or name, *([row["group"]] * grouped), f"{row['n_ood']:,}", f"{row['n_id']:,}"] for name, row in sets.items()]
+    body = [
+        [
+            report.labels.get(name) or name,
+            *([row["group"]] * grouped),
+            f"{row['n_ood']:,}",
+            f"{row['n_id']:,}",
+        ]
+        for name, row in sets.items()
+    ]
     return markdown_table(["OOD set", *["group"] * grouped, "OOD images", "ID images"], body)
 
 
 def _image(figure, out_dir: str | Path) -> str:
-    path, caption = figure if isinstance(figure, (tuple, list)) else (figure, Path(figure).stem.replace("_", " "))
+    path, caption = (
+        figure
+        if isinstance(figure, (tuple, list))
+        else (figure, Path(figure).stem.replace("_", " "))
+    )
     return f"![{caption}]({quote(Path(os.path.relpath(path, out_dir)).as_posix())})"
 
 
@@ -382,10 +575,19 @@ def _provenance_line(made: dict) -> str:
     """One line: when, with what, on what, how long."""
     versions, machine, git = made.get("versions", {}), made.get("machine", {}), made.get("git")
     total = made.get("seconds", {}).get("total")
-    facts = [made.get("time"), ", ".join(f"{name} {version}" for name, version in versions.items()),
-             git and f"revision {git['revision'][:10]}" + (" with local changes" if git["dirty"] else ""),
-             machine and (machine.get("gpu") or f"{machine.get('cpu')}, {machine.get('threads')} thread{'s' * (machine.get('threads') != 1)}"),
-             None if made.get("seed") is None else f"seed {made['seed']}", None if total is None else f"{total:.1f} s"]
+    facts = [
+        made.get("time"),
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        git
+        and f"revision {git['revision'][:10]}" + (" with local changes" if git["dirty"] else ""),
+        machine
+        and (
+            machine.get("gpu")
+            or f"{machine.get('cpu')}, {machine.get('threads')} thread{'s' * (machine.get('threads') != 1)}"
+        ),
+        None if made.get("seed") is None else f"seed {made['seed']}",
+        None if total is None else f"{total:.1f} s",
+    ]
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -394,8 +596,16 @@ def _git_revision(root: Path) -> dict | None:
     if not (root / ".git").exists():
         return None
     try:
-        revision, changes = (subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-                             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
+        revision, changes = (
+            subprocess.run(
+                ["git", "-C", str(root), *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return {"revision": revision, "dirty": bool(changes)}

@@ -4,6 +4,7 @@ A folder is `checkpoints/<stem>_<timestamp>` or what -out_dir names. It holds a 
 never overwritten: `create` refuses, `reopen` continues. `find_newest` finds a run by the exact values of its configuration, never
 by parts of its name (a name with 'cifar10' in it is also one with 'cifar100' in it). Of several processes only rank 0 writes.
 """
+
 from __future__ import annotations
 
 import json
@@ -43,9 +44,19 @@ class Run:
         path = self.folder / name
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        except (
+            OSError,
+            EOFError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"cannot read '{path}' ({reason}); delete that file and run again with -resume to start it anew") from None
+            raise InputError(
+                f"cannot read '{path}' ({reason}); delete that file and run again with -resume to start it anew"
+            ) from None
 
     def log(self, record: dict) -> None:
         """Append one JSON line to log.jsonl, in the order of the keys given."""
@@ -83,7 +94,9 @@ def require_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
-        raise InputError("-tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise InputError(
+            "-tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from None
 
 
 @contextmanager
@@ -94,17 +107,28 @@ def board(run: Run, wanted: bool):
         return
     require_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
+
     done = max((r.get("epoch", 0) for r in run.records()), default=0) if run.last.exists() else 0
     with SummaryWriter(str(run.folder / "tensorboard"), purge_step=done + 1) as writer:
-        yield lambda epoch, record: [writer.add_scalar(name, value, epoch) for name, value in record.items()
-                                     if name not in ("epoch", "best")] and None
+        yield (
+            lambda epoch, record: (
+                [
+                    writer.add_scalar(name, value, epoch)
+                    for name, value in record.items()
+                    if name not in ("epoch", "best")
+                ]
+                and None
+            )
+        )
 
 
 def holds_run(folder: str | Path) -> bool:
     return any((Path(folder) / name).exists() for name in FILES)
 
 
-def create(stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir: str | Path | None = None) -> Run:
+def create(
+    stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir: str | Path | None = None
+) -> Run:
     """Make the folder of a new run and write its config.json (plus `started`, by which the newest run is found).
 
     Args:
@@ -113,10 +137,13 @@ def create(stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir
         out_dir: the folder itself, instead of root/stem_time.
     Raises: InputError when the folder holds a run already or cannot be made.
     """
+
     def make() -> tuple[Path, dict]:
         now = datetime.now()
         if out_dir is not None and holds_run(out_dir):
-            raise InputError(f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir")
+            raise InputError(
+                f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir"
+            )
         try:
             if out_dir is not None:
                 folder = Path(out_dir)
@@ -126,10 +153,14 @@ def create(stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir
             run = Run(folder)
             run.update(**config, started=now.isoformat())
         except (OSError, RunError) as error:
-            raise InputError(f"cannot make the run folder '{out_dir or root}': {error}; give another -out_dir") from None
+            raise InputError(
+                f"cannot make the run folder '{out_dir or root}': {error}; give another -out_dir"
+            ) from None
         return folder, run.config
 
-    folder, stored = distributed.from_first(make)     # a folder on another machine's disk would have no config.json
+    folder, stored = distributed.from_first(
+        make
+    )  # a folder on another machine's disk would have no config.json
     run = Run(folder)
     run.config = stored
     return run
@@ -139,9 +170,13 @@ def reopen(out_dir: str | Path) -> Run:
     """The run in a folder, to be continued. Raises InputError when its config.json is not readable."""
     run = Run(out_dir)
     for name in FILES if distributed.first() else ():
-        _temporary(run.folder / name).unlink(missing_ok=True)      # left by a run that was killed while it wrote
+        _temporary(run.folder / name).unlink(
+            missing_ok=True
+        )  # left by a run that was killed while it wrote
     if not run.config:
-        raise InputError(f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir")
+        raise InputError(
+            f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir"
+        )
     return run
 
 
@@ -152,12 +187,16 @@ def agree(stored: dict, given: dict, free: tuple[str, ...], where: str | Path) -
     """
     for key, value in given.items():
         if key not in free and key in stored and _plain(value) != stored[key]:
-            raise InputError(f"the run in '{where}' has {key} {stored[key]!r}, now {key} {value!r} is asked for; "
-                             f"leave -{key} out to continue it, or leave -resume out to start a new run")
+            raise InputError(
+                f"the run in '{where}' has {key} {stored[key]!r}, now {key} {value!r} is asked for; "
+                f"leave -{key} out to continue it, or leave -resume out to start a new run"
+            )
     return {**stored, **{key: value for key, value in given.items() if key in free}}
 
 
-def find_newest(root: str | Path, match: dict, *, file: str = "best.pt", command: str | None = None) -> Run:
+def find_newest(
+    root: str | Path, match: dict, *, file: str = "best.pt", command: str | None = None
+) -> Run:
     """The newest run below `root` whose config.json has exactly the values of `match` and which holds `file`.
 
     Args:
@@ -204,9 +243,11 @@ def _replacing(path: Path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:      # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write '{path}': {error}; what was there before is untouched") from error
+        raise RunError(
+            f"cannot write '{path}': {error}; what was there before is untouched"
+        ) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -5,6 +5,7 @@ set pays nothing. Rows with a negative label are no ID images and are passed ove
 
 A `view` names the vectors that are meant: 'features', 'unit' (features of length 1) or 'tap0', 'tap1', ... (pooled stages).
 """
+
 from __future__ import annotations
 
 import functools
@@ -18,8 +19,8 @@ from torch.nn.functional import normalize
 from ood.config import InputError
 from ood.outputs import Outputs
 
-SINGULAR = 1e-12      # eigenvalues below this share of the largest one count as zero
-GROUP = 1 << 24       # values of one feature group that `feature_quantiles` holds
+SINGULAR = 1e-12  # eigenvalues below this share of the largest one count as zero
+GROUP = 1 << 24  # values of one feature group that `feature_quantiles` holds
 
 
 def known(train: Outputs) -> Iterator[Outputs]:
@@ -29,12 +30,16 @@ def known(train: Outputs) -> Iterator[Outputs]:
         if (chunk.labels < 0).any():
             chunk = chunk[(chunk.labels >= 0).nonzero().flatten()]
         if not torch.isfinite(chunk.features.sum()) or not torch.isfinite(chunk.logits.sum()):
-            raise InputError("the training features or logits hold NaN or infinite values: no detector can be fitted to them")
+            raise InputError(
+                "the training features or logits hold NaN or infinite values: no detector can be fitted to them"
+            )
         seen += len(chunk)
         if len(chunk):
             yield chunk
     if not seen:
-        raise InputError(f"no ID image to fit a detector to: {len(train)} rows, none with a label >= 0")
+        raise InputError(
+            f"no ID image to fit a detector to: {len(train)} rows, none with a label >= 0"
+        )
 
 
 def vectors(outputs: Outputs, view: str = "features") -> Tensor:
@@ -46,12 +51,14 @@ def vectors(outputs: Outputs, view: str = "features") -> Tensor:
 
 def remembered(function):
     """Keep function(train, *arguments) with the training set it was computed for."""
+
     @functools.wraps(function)
     def remember(train: Outputs, *arguments):
         key = (function.__name__, *arguments)
         if key not in train.memo:
             train.memo[key] = function(train, *arguments)
         return train.memo[key]
+
     return remember
 
 
@@ -70,7 +77,9 @@ def mean(train: Outputs, view: str = "features") -> Tensor:
 @remembered
 def second_moment(train: Outputs, view: str = "features") -> Tensor:
     """E[x x^T], (D, D) float64, not centred."""
-    return sum(x.T @ x for x in (vectors(chunk, view).double() for chunk in known(train))) / count(train)
+    return sum(x.T @ x for x in (vectors(chunk, view).double() for chunk in known(train))) / count(
+        train
+    )
 
 
 @remembered
@@ -82,7 +91,12 @@ def class_sums(train: Outputs, view: str = "features", by: str = "label") -> tup
     """
     classes = max(train.logits.shape[1], int(train.labels.max()) + 1 if len(train) else 0)
     counts = torch.zeros(classes, dtype=torch.float64, device=train.features.device)
-    sums = torch.zeros(classes, vectors(train[:1], view).shape[1], dtype=torch.float64, device=train.features.device)
+    sums = torch.zeros(
+        classes,
+        vectors(train[:1], view).shape[1],
+        dtype=torch.float64,
+        device=train.features.device,
+    )
     for chunk in known(train):
         label = chunk.labels if by == "label" else chunk.logits.argmax(1)
         x = vectors(chunk, view).double()
@@ -102,8 +116,13 @@ def class_means(train: Outputs, view: str = "features", by: str = "label") -> Te
 
 def means_of_all(train: Outputs, view: str = "features", by: str = "label") -> Tensor:
     """(C, D) float64: a class's mean; where `by` finds no row, the mean of its labelled rows, else the overall mean."""
-    (counts, sums), (labelled, label_sums) = class_sums(train, view, by), class_sums(train, view, "label")
-    fallback = torch.where(labelled[:, None] > 0, label_sums / labelled[:, None].clamp(min=1), mean(train, view))
+    (counts, sums), (labelled, label_sums) = (
+        class_sums(train, view, by),
+        class_sums(train, view, "label"),
+    )
+    fallback = torch.where(
+        labelled[:, None] > 0, label_sums / labelled[:, None].clamp(min=1), mean(train, view)
+    )
     return torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), fallback)
 
 
@@ -146,7 +165,9 @@ def whitening(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()
     if not failed and (diagonal.min() / diagonal.max()) ** 2 > SINGULAR:
-        return torch.linalg.solve_triangular(factor, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), upper=False).T.contiguous()
+        return torch.linalg.solve_triangular(
+            factor, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), upper=False
+        ).T.contiguous()
     values, columns = torch.linalg.eigh(matrix)
     kept = values > SINGULAR * values.amax().clamp(min=torch.finfo(matrix.dtype).tiny)
     return columns[:, kept] / values[kept].sqrt()
@@ -170,7 +191,9 @@ def quantiles(train: Outputs, wanted: tuple[float, ...]) -> list[float]:
     """
     missing = [q for q in dict.fromkeys(wanted) if ("quantile", q) not in train.memo]
     if missing:
-        train.memo.update({("quantile", q): value for q, value in zip(missing, _select(train, missing))})
+        train.memo.update(
+            {("quantile", q): value for q, value in zip(missing, _select(train, missing))}
+        )
     return [train.memo["quantile", q] for q in wanted]
 
 
@@ -179,13 +202,18 @@ def feature_quantiles(train: Outputs, wanted: tuple[float, ...]) -> tuple[Tensor
     width = max(1, GROUP // count(train))
     found = []
     for start in range(0, train.features.shape[1], width):
-        columns = torch.cat([chunk.features[:, start:start + width] for chunk in known(train)]).double().cpu().numpy()
+        columns = (
+            torch.cat([chunk.features[:, start : start + width] for chunk in known(train)])
+            .double()
+            .cpu()
+            .numpy()
+        )
         found.append(np.quantile(columns, wanted, axis=0))
     return tuple(torch.from_numpy(np.concatenate(found, axis=1)))
 
 
 def _select(train: Outputs, wanted: list[float]) -> list[float]:
-    upto = _upper_counts(train).cumsum(0)                                        # (65536,)
+    upto = _upper_counts(train).cumsum(0)  # (65536,)
     positions = [q * (int(upto[-1]) - 1) for q in wanted]
     ranks = sorted({r for p in positions for r in (int(p), min(int(p) + 1, int(upto[-1]) - 1))})
     buckets = {rank: int(torch.searchsorted(upto, rank, right=True)) for rank in ranks}
@@ -194,8 +222,15 @@ def _select(train: Outputs, wanted: list[float]) -> list[float]:
         keys = _ordered(chunk.features)
         for bucket, counts in lower.items():
             counts += torch.bincount(keys[keys >> 16 == bucket] & 0xFFFF, minlength=1 << 16).cpu()
-    values = {rank: _value(bucket, lower[bucket], rank - (int(upto[bucket - 1]) if bucket else 0)) for rank, bucket in buckets.items()}
-    return [values[int(p)] + (values[min(int(p) + 1, int(upto[-1]) - 1)] - values[int(p)]) * (p - int(p)) for p in positions]
+    values = {
+        rank: _value(bucket, lower[bucket], rank - (int(upto[bucket - 1]) if bucket else 0))
+        for rank, bucket in buckets.items()
+    }
+    return [
+        values[int(p)]
+        + (values[min(int(p) + 1, int(upto[-1]) - 1)] - values[int(p)]) * (p - int(p))
+        for p in positions
+    ]
 
 
 @remembered

@@ -15,6 +15,7 @@
 The order within an epoch: before_epoch, training, validate, schedule, log line, best.pt, last.pt. A run that is killed anywhere
 loses at most the epoch that it was in. Under torchrun every process calls `fit` with the same arguments: see ood/distributed.py.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -40,23 +41,43 @@ from ood.runs import Run
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("plateau", "steps", "cosine", "onecycle", "constant")
 PRECISIONS = ("fp32", "bf16")
-CHECK_EVERY = 50                # batches between looks at the losses on a GPU (a look waits for the device); 1 on the CPU
+CHECK_EVERY = (
+    50  # batches between looks at the losses on a GPU (a look waits for the device); 1 on the CPU
+)
 
 
 @dataclass
 class History:
     """What `fit` gives back: epochs done, the best value of the selection metric with its epoch, the metrics of the last epoch."""
+
     epochs: int = 0
     best: float | None = None
     best_epoch: int = 0
     metrics: dict = field(default_factory=dict)
 
 
-def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimizer: torch.optim.Optimizer, schedule: Schedule,
-        run: Run, pack: Callable[[int, dict], dict], validate: Callable[[int], dict] | None = None, select: str | None = None,
-        mode: str = "max", resume: bool = False, precision: str = "fp32", clip_norm: float | None = None, ema: float | None = None,
-        before_epoch: Callable[[int], None] | None = None, state: dict | None = None, say: Callable[[str], None] = log,
-        tell: Callable[[int, dict], None] | None = None) -> History:
+def fit(
+    objective: Callable,
+    network: nn.Module,
+    batches,
+    *,
+    epochs: int,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    run: Run,
+    pack: Callable[[int, dict], dict],
+    validate: Callable[[int], dict] | None = None,
+    select: str | None = None,
+    mode: str = "max",
+    resume: bool = False,
+    precision: str = "fp32",
+    clip_norm: float | None = None,
+    ema: float | None = None,
+    before_epoch: Callable[[int], None] | None = None,
+    state: dict | None = None,
+    say: Callable[[str], None] = log,
+    tell: Callable[[int, dict], None] | None = None,
+) -> History:
     """Train `network` to the given number of epochs.
 
     Args:
@@ -93,7 +114,19 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         network.train()
         if average:
             average.swap()
-        train, seen = _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm, average)
+        train, seen = _train_epoch(
+            objective,
+            network,
+            batches,
+            epoch,
+            epochs,
+            optimizer,
+            schedule,
+            device,
+            precision,
+            clip_norm,
+            average,
+        )
         distributed.average_buffers(network)
         if average:
             average.swap()
@@ -107,11 +140,25 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         if select:
             _require_finite(metrics[select], select, epoch)
             schedule.observe(metrics[select])
-        better = select is None or history.best is None or \
-            (metrics[select] > history.best if mode == "max" else metrics[select] < history.best)
-        history = History(epoch, metrics.get(select) if better else history.best, epoch if better else history.best_epoch, metrics)
-        record = {"epoch": epoch, **metrics, "lr": rate, "best": better, "images_per_s": round(seen / (trained - began), 1),
-                  "seconds": round(time.perf_counter() - began, 3)}
+        better = (
+            select is None
+            or history.best is None
+            or (metrics[select] > history.best if mode == "max" else metrics[select] < history.best)
+        )
+        history = History(
+            epoch,
+            metrics.get(select) if better else history.best,
+            epoch if better else history.best_epoch,
+            metrics,
+        )
+        record = {
+            "epoch": epoch,
+            **metrics,
+            "lr": rate,
+            "best": better,
+            "images_per_s": round(seen / (trained - began), 1),
+            "seconds": round(time.perf_counter() - began, 3),
+        }
         run.log(record)
         payload = pack(epoch, metrics)
         if better:
@@ -120,17 +167,31 @@ def fit(objective: Callable, network: nn.Module, batches, *, epochs: int, optimi
         say(_line(record, epochs))
         if tell:
             tell(epoch, record)
-    distributed.barrier()                                        # best.pt is there when anyone goes on to read it
+    distributed.barrier()  # best.pt is there when anyone goes on to read it
     network.eval()
     return history
 
 
-def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule, device, precision, clip_norm, average) -> tuple[dict, int]:
+def _train_epoch(
+    objective,
+    network,
+    batches,
+    epoch,
+    epochs,
+    optimizer,
+    schedule,
+    device,
+    precision,
+    clip_norm,
+    average,
+) -> tuple[dict, int]:
     """One pass over the batches. Returns (mean loss and parts over the items counted, their number), of all processes."""
     means = Means(epoch, check_every=1 if device.type == "cpu" else CHECK_EVERY)
     parameters = _parameters(optimizer)
     steps, step = len(batches), distributed.Step(objective, network, optimizer)
-    for number, batch in enumerate(progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)):
+    for number, batch in enumerate(
+        progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)
+    ):
         schedule.start(epoch - 1 + number / steps)
         items = _items(batch)
         with autocast(device, precision):
@@ -146,7 +207,9 @@ def _train_epoch(objective, network, batches, epoch, epochs, optimizer, schedule
     result = means.result()
     floats = [t for t in (*network.state_dict().values(), *parameters) if t.is_floating_point()]
     if not torch.stack([t.isfinite().all() for t in floats]).all():
-        raise RunError(f"the weights are not finite after epoch {epoch}; lower the learning rate (-lr) and continue with -resume")
+        raise RunError(
+            f"the weights are not finite after epoch {epoch}; lower the learning rate (-lr) and continue with -resume"
+        )
     return result, means.items
 
 
@@ -185,8 +248,10 @@ class Means:
             self.batches += 1
             values = {name: float(value) for name, value in values.items()}
             if not math.isfinite(values["loss"]):
-                raise RunError(f"the loss is {values['loss']} in epoch {self.epoch}, batch {self.batches}; "
-                               f"lower the learning rate (-lr) and continue the epochs before with -resume")
+                raise RunError(
+                    f"the loss is {values['loss']} in epoch {self.epoch}, batch {self.batches}; "
+                    f"lower the learning rate (-lr) and continue the epochs before with -resume"
+                )
             self.items += items
             for name, value in values.items():
                 self.sums[name] = self.sums.get(name, 0.0) + items * value
@@ -206,16 +271,24 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float, further: Iterable[Tensor] = ()):
         if not 0 <= decay < 1:
-            raise InputError(f"ema is {decay}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999")
+            raise InputError(
+                f"ema is {decay}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999"
+            )
         self.decay, self.steps = decay, 0
-        tensors = {id(t): t.detach() for t in (*network.state_dict(keep_vars=True).values(), *further) if t.is_floating_point()}
+        tensors = {
+            id(t): t.detach()
+            for t in (*network.state_dict(keep_vars=True).values(), *further)
+            if t.is_floating_point()
+        }
         self.held = list(tensors.values())
         self.other = [t.clone() for t in self.held]
 
     @torch.no_grad()
     def update(self) -> None:
         self.steps += 1
-        torch._foreach_lerp_(self.other, self.held, 1 - min(self.decay, (1 + self.steps) / (10 + self.steps)))
+        torch._foreach_lerp_(
+            self.other, self.held, 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        )
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -234,6 +307,7 @@ class Average:
 
 # ---- learning rates ----------------------------------------------------------------------------------------------------------
 
+
 class Schedule:
     """Learning rates as a factor on each group's first rate, a function of the epochs done; only `plateau` remembers anything.
 
@@ -244,17 +318,30 @@ class Schedule:
         epochs: length of the run; cosine and onecycle depend on it.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, name: str, epochs: int, *, milestones: Iterable[float] = (),
-                 gamma: float = 0.1, patience: int = 10, mode: str = "max"):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        name: str,
+        epochs: int,
+        *,
+        milestones: Iterable[float] = (),
+        gamma: float = 0.1,
+        patience: int = 10,
+        mode: str = "max",
+    ):
         if name not in SCHEDULES:
-            raise InputError(f"schedule '{name}' is unknown{nearest(name, SCHEDULES)}; allowed: {', '.join(SCHEDULES)}")
+            raise InputError(
+                f"schedule '{name}' is unknown{nearest(name, SCHEDULES)}; allowed: {', '.join(SCHEDULES)}"
+            )
         self.name, self.epochs, self.milestones, self.gamma = name, epochs, tuple(milestones), gamma
         self.optimizer = optimizer
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         self.plateau = None
         if name == "plateau":
-            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode=mode, factor=gamma, patience=patience)
+            self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, mode=mode, factor=gamma, patience=patience
+            )
 
     def start(self, position: float) -> None:
         """Set the rates for the batch at `position` (in epochs: 2.5 is the middle of the third one)."""
@@ -274,7 +361,11 @@ class Schedule:
         if self.name == "cosine":
             return _cosine(1.0, 0.0, t)
         if self.name == "onecycle":
-            return _cosine(1 / 25, 1.0, t / 0.3) if t < 0.3 else _cosine(1.0, 1e-4 / 25, (t - 0.3) / 0.7)
+            return (
+                _cosine(1 / 25, 1.0, t / 0.3)
+                if t < 0.3
+                else _cosine(1.0, 1e-4 / 25, (t - 0.3) / 0.7)
+            )
         return 1.0
 
     def state_dict(self) -> dict:
@@ -285,23 +376,40 @@ class Schedule:
             self.plateau.load_state_dict(state["plateau"])
 
 
-def make_optimizer(name: str, parameters, lr: float, *, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0,
-                   betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str,
+    parameters,
+    lr: float,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
     """SGD or Adam over all parameters given (weight decay on every one of them, as all four papers have it)."""
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-    raise InputError(f"optimizer '{name}' is unknown{nearest(name, OPTIMIZERS)}; allowed: {', '.join(OPTIMIZERS)}")
+    raise InputError(
+        f"optimizer '{name}' is unknown{nearest(name, OPTIMIZERS)}; allowed: {', '.join(OPTIMIZERS)}"
+    )
 
 
 # ---- classifiers -------------------------------------------------------------------------------------------------------------
 
-def measure(network: nn.Module, batches: ImageBatches, *, precision: str = "fp32", epoch: int = 0) -> dict[str, float]:
+
+def measure(
+    network: nn.Module, batches: ImageBatches, *, precision: str = "fp32", epoch: int = 0
+) -> dict[str, float]:
     """Mean cross-entropy and accuracy (a fraction) of a classifier in eval mode over unshuffled batches, of all processes."""
     network.eval()
     device = next(network.parameters()).device
-    sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)     # loss, correct, images
+    sums = torch.zeros(
+        3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
+    )  # loss, correct, images
     with torch.inference_mode(), autocast(device, precision):
         for images, labels in batches.epoch(epoch):
             logits = network(images).float()
@@ -314,8 +422,12 @@ def measure(network: nn.Module, batches: ImageBatches, *, precision: str = "fp32
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
     """Let torch.compile translate `network` at its first call, in place: its names, weights and files stay as they are."""
-    if device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
-        raise InputError("-compile on the CPU needs a C++ compiler and there is none (g++ or clang++); install one, or leave the flag out")
+    if device.type == "cpu" and not any(
+        map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))
+    ):
+        raise InputError(
+            "-compile on the CPU needs a C++ compiler and there is none (g++ or clang++); install one, or leave the flag out"
+        )
     network.compile()
     if hasattr(network, "features"):
         network.features = torch.compile(network.features)
@@ -324,10 +436,15 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 
 def autocast(device: torch.device, precision: str):
     """bf16 autocast, or nothing for fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if precision == "bf16"
+        else contextlib.nullcontext()
+    )
 
 
 # ---- state -------------------------------------------------------------------------------------------------------------------
+
 
 def _begin() -> History:
     """Every process but the first gets random numbers of its own (dropout); the weights were drawn alike before."""
@@ -340,20 +457,33 @@ def _resume(run: Run, network: nn.Module, stateful: dict) -> History:
     """Go on from last.pt in every process, or begin in every one: as rank 0 finds it. Raises RunError when they would differ."""
     if not distributed.from_first(run.last.exists):
         return _begin()
-    blind = [rank for rank, there in enumerate(distributed.gathered(run.last.exists())) if not there]
+    blind = [
+        rank for rank, there in enumerate(distributed.gathered(run.last.exists())) if not there
+    ]
     if blind:
-        raise RunError(f"process {blind[0]} does not see '{run.last}', which process 0 does; the run folder must lie on a disk that all machines share")
+        raise RunError(
+            f"process {blind[0]} does not see '{run.last}', which process 0 does; the run folder must lie on a disk that all machines share"
+        )
     history = _restore(run, network, stateful)
     epochs = distributed.gathered(history.epochs)
     if len(set(epochs)) > 1:
-        raise RunError(f"the processes find different epochs in '{run.last}' ({', '.join(map(str, epochs))}); the run folder must be the same one for all")
+        raise RunError(
+            f"the processes find different epochs in '{run.last}' ({', '.join(map(str, epochs))}); the run folder must be the same one for all"
+        )
     return history
 
 
 def _trainer_state(history: History, stateful: dict, device: torch.device) -> dict:
     own, *others = distributed.gathered(random_state(device))
-    return {"epochs": history.epochs, "best": history.best, "best_epoch": history.best_epoch, "metrics": history.metrics,
-            "parts": {name: thing.state_dict() for name, thing in stateful.items()}, "random": own, "random_of_others": others}
+    return {
+        "epochs": history.epochs,
+        "best": history.best,
+        "best_epoch": history.best_epoch,
+        "metrics": history.metrics,
+        "parts": {name: thing.state_dict() for name, thing in stateful.items()},
+        "random": own,
+        "random_of_others": others,
+    }
 
 
 def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
@@ -367,19 +497,27 @@ def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
         states = [trainer["random"], *trainer.get("random_of_others", ())]
         if distributed.rank() < len(states):
             set_random_state(states[distributed.rank()], next(network.parameters()).device)
-        else:                                                    # more processes than before
+        else:  # more processes than before
             torch.manual_seed(mix(torch.initial_seed(), distributed.rank(), trainer["epochs"]))
-        return History(trainer["epochs"], trainer["best"], trainer["best_epoch"], trainer["metrics"])
+        return History(
+            trainer["epochs"], trainer["best"], trainer["best_epoch"], trainer["metrics"]
+        )
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"'{run.last}' does not fit this training ({str(error).splitlines()[0]}); give the run's own settings, "
-                         f"or another -out_dir without -resume") from None
+        raise InputError(
+            f"'{run.last}' does not fit this training ({str(error).splitlines()[0]}); give the run's own settings, "
+            f"or another -out_dir without -resume"
+        ) from None
 
 
 def random_state(device: torch.device) -> dict:
     """State of every global random generator, as tensors and numbers."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
-    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss), "python": random.getstate()}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
 
 
 def set_random_state(state: dict, device: torch.device) -> None:
@@ -398,7 +536,9 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _require_finite(value: float, name: str, epoch: int) -> None:
     if not math.isfinite(value):
-        raise RunError(f"{name} is {value} after epoch {epoch}; there is nothing to select the best weights by")
+        raise RunError(
+            f"{name} is {value} after epoch {epoch}; there is nothing to select the best weights by"
+        )
 
 
 def _items(batch) -> int:

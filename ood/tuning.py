@@ -9,6 +9,7 @@ The criterion is the AUROC, averaged over kinds of outliers, as in OpenOOD's aut
 and runs the network anew for every candidate. Detectors that work on images are the exception: every candidate of theirs that changes
 the pass needs one; `image_candidates` lists those for a single pass together.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -43,7 +44,10 @@ SPACES: dict[str, dict[str, tuple] | tuple[dict, ...]] = {
     "cadref": {"detector": ("energy", "maxlogit", "msp", "gen")},
     "combood": {"k": (5, 10, 20, 50, 100)},
     "dice": {"percentile": (10.0, 30.0, 50.0, 70.0, 90.0)},
-    "dice_react": {"percentile": (10.0, 30.0, 50.0, 70.0, 90.0), "clip_percentile": (85.0, 90.0, 95.0, 99.0)},
+    "dice_react": {
+        "percentile": (10.0, 30.0, 50.0, 70.0, 90.0),
+        "clip_percentile": (85.0, 90.0, 95.0, 99.0),
+    },
     "energy": {"temperature": (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)},
     "fdbd": {"normalise": ("distance", "norm")},
     "gen": {"gamma": (0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0), "top": (10, 50, 100, 200, 500, 1000)},
@@ -62,7 +66,11 @@ SPACES: dict[str, dict[str, tuple] | tuple[dict, ...]] = {
     "neco": {"dim": (8, 16, 32, 64, 128, 256, 512), "max_logit": (False, True)},
     "nnguide": {"k": (1, 5, 10, 50, 100)},
     "odin": {"temperature": (1.0, 10.0, 100.0, 1000.0), "magnitude": (0.0014, 0.0028)},
-    "openmax": {"tail": (10, 20, 30, 40, 50), "alpha": (1, 3, 5, 10, 15, 20), "euclid_weight": (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "openmax": {
+        "tail": (10, 20, 30, 40, 50),
+        "alpha": (1, 3, 5, 10, 15, 20),
+        "euclid_weight": (0.0, 0.25, 0.5, 0.75, 1.0),
+    },
     "optfs": {"detector": ("vanilla", "energy"), "bins": (20, 50, 100, 200)},
     "pnml": {"logits": ("normalised", "network")},
     "ras": {"order": ("value", "magnitude")},
@@ -73,15 +81,25 @@ SPACES: dict[str, dict[str, tuple] | tuple[dict, ...]] = {
     "she": {"metric": ("inner", "cosine", "euclidean")},
     "ssd": {"clusters": (1, 2, 5, 10)},
     "vim": {"dim": (8, 16, 32, 64, 128, 256, 512, 1000)},
-    "vra": {"lower": (1.0, 5.0, 10.0, 15.0, 50.0, 60.0, 65.0, 70.0), "upper": (80.0, 85.0, 90.0, 95.0, 99.0)},
-    "weiper": tuple({"delta": delta, "lambda_1": a, "lambda_2": b, "smooth": narrow, "smooth_perturbed": wide}
-                    for delta, a, b, narrow, wide in ((1.8, 2.5, 0.1, 4, 15), (2.4, 0.1, 1.0, 4, 40), (2.4, 2.5, 0.25, 40, 15))),
+    "vra": {
+        "lower": (1.0, 5.0, 10.0, 15.0, 50.0, 60.0, 65.0, 70.0),
+        "upper": (80.0, 85.0, 90.0, 95.0, 99.0),
+    },
+    "weiper": tuple(
+        {"delta": delta, "lambda_1": a, "lambda_2": b, "smooth": narrow, "smooth_perturbed": wide}
+        for delta, a, b, narrow, wide in (
+            (1.8, 2.5, 0.1, 4, 15),
+            (2.4, 0.1, 1.0, 4, 40),
+            (2.4, 2.5, 0.25, 40, 15),
+        )
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Search:
     """`candidates` as {hyper-parameter: value}, the default first; `aurocs`[i] = {kind of outliers: AUROC}; `criterion` their means."""
+
     detector: str
     candidates: list[dict]
     aurocs: list[dict[str, float]]
@@ -101,7 +119,13 @@ class Search:
         return self.candidates[self.chosen]
 
 
-def candidates(name: str, train: Outputs, space: dict[str, tuple] | tuple[dict, ...] | None = None, fixed: dict | None = None, images: int | None = None) -> list[dict]:
+def candidates(
+    name: str,
+    train: Outputs,
+    space: dict[str, tuple] | tuple[dict, ...] | None = None,
+    fixed: dict | None = None,
+    images: int | None = None,
+) -> list[dict]:
     """All combinations of the search space that this training set allows, the detector's default first (where it is allowed).
 
     Args: space: {hyper-parameter: values} or settings; None: SPACES[name]. fixed: hyper-parameters that all candidates share. images: of the
@@ -110,17 +134,29 @@ def candidates(name: str, train: Outputs, space: dict[str, tuple] | tuple[dict, 
     """
     space = SPACES.get(name) if space is None else space
     if not space:
-        raise InputError(f"detector '{name}' has no search space{nearest(name, SPACES)}; detectors with one: {', '.join(SPACES)}; "
-                         "or give values, e.g. knn:k=[5,10,20]")
+        raise InputError(
+            f"detector '{name}' has no search space{nearest(name, SPACES)}; detectors with one: {', '.join(SPACES)}; "
+            "or give values, e.g. knn:k=[5,10,20]"
+        )
     default = detectors.create(name, **(fixed or {})).hyperparameters()
-    grid = [dict(zip(space, values)) for values in itertools.product(*space.values())] if isinstance(space, dict) else list(space)
+    grid = (
+        [dict(zip(space, values)) for values in itertools.product(*space.values())]
+        if isinstance(space, dict)
+        else list(space)
+    )
     first = {key: default[key] for key in grid[0] if key in default}
     limits = {"k": images or len(train), "dim": train.features.shape[1] - 1}
-    grid = [c for c in (first, *(c for c in grid if c != first))
-            if all(c.get(key) is None or c[key] <= limit for key, limit in limits.items()) and c.get("lower", 0) < c.get("upper", 100)
-            and (c.get("top", 0) <= train.logits.shape[1] or c["top"] == first["top"])]
+    grid = [
+        c
+        for c in (first, *(c for c in grid if c != first))
+        if all(c.get(key) is None or c[key] <= limit for key, limit in limits.items())
+        and c.get("lower", 0) < c.get("upper", 100)
+        and (c.get("top", 0) <= train.logits.shape[1] or c["top"] == first["top"])
+    ]
     if not grid:
-        raise InputError(f"detector '{name}': none of the values {space} is possible with {images or len(train)} training images of {train.features.shape[1]} features")
+        raise InputError(
+            f"detector '{name}': none of the values {space} is possible with {images or len(train)} training images of {train.features.shape[1]} features"
+        )
     return grid
 
 
@@ -128,7 +164,9 @@ def made(name: str, candidate: dict, fixed: dict | None = None) -> Detector:
     return detectors.create(name, **{**(fixed or {}), **candidate})
 
 
-def image_candidates(name: str, grid: list[dict], train: Outputs | None, fixed: dict | None = None) -> list[ImageDetector]:
+def image_candidates(
+    name: str, grid: list[dict], train: Outputs | None, fixed: dict | None = None
+) -> list[ImageDetector]:
     """The detectors whose measurements a pass must take for all candidates; empty for detectors that see arrays only."""
     several = [made(name, candidate, fixed) for candidate in grid]
     if not isinstance(several[0], ImageDetector):
@@ -138,8 +176,16 @@ def image_candidates(name: str, grid: list[dict], train: Outputs | None, fixed: 
     return list({detector.key: detector for detector in several}.values())
 
 
-def tune(name: str, train: Outputs, known: Outputs, outliers: dict[str, Outputs], *, grid: list[dict] | None = None, fixed: dict | None = None,
-         left_out: list[tuple[Outputs, Outputs, Outputs]] = ()) -> Search:
+def tune(
+    name: str,
+    train: Outputs,
+    known: Outputs,
+    outliers: dict[str, Outputs],
+    *,
+    grid: list[dict] | None = None,
+    fixed: dict | None = None,
+    left_out: list[tuple[Outputs, Outputs, Outputs]] = (),
+) -> Search:
     """AUROCs of every candidate.
 
     Args:
@@ -154,11 +200,25 @@ def tune(name: str, train: Outputs, known: Outputs, outliers: dict[str, Outputs]
     for candidate in grid:
         detector = made(name, candidate, fixed).fit(train)
         ranked = prepare(chunked_score(detector, known))
-        row = {kind: evaluate(ranked, chunked_score(detector, outputs)).auroc for kind, outputs in outliers.items()} if outliers else {}
+        row = (
+            {
+                kind: evaluate(ranked, chunked_score(detector, outputs)).auroc
+                for kind, outputs in outliers.items()
+            }
+            if outliers
+            else {}
+        )
         if {"uniform", "gaussian"} <= set(row):
             row["noise"] = (row.pop("uniform") + row.pop("gaussian")) / 2
         if left_out:
-            row["left_out"] = float(np.mean([_auroc(made(name, candidate, fixed).fit(part), inside, outside) for part, inside, outside in left_out]))
+            row["left_out"] = float(
+                np.mean(
+                    [
+                        _auroc(made(name, candidate, fixed).fit(part), inside, outside)
+                        for part, inside, outside in left_out
+                    ]
+                )
+            )
         rows.append(row)
     return Search(name, grid, rows)
 
@@ -170,13 +230,21 @@ def regret(search: Search, on_test: Search) -> float:
 
 def spelled(name: str, candidate: dict) -> str:
     """'dice:percentile=70.0', as -detectors takes it."""
-    return name + (":" if candidate else "") + ",".join(f"{key}={_plain(value)}" for key, value in candidate.items())
+    return (
+        name
+        + (":" if candidate else "")
+        + ",".join(f"{key}={_plain(value)}" for key, value in candidate.items())
+    )
 
 
 def _plain(value) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(_plain, value))}]"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if isinstance(value, (bool, type(None))) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if isinstance(value, (bool, type(None)))
+        else str(value)
+    )
 
 
 def _auroc(detector: Detector, inside: Outputs, outside: Outputs) -> float:

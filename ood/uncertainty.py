@@ -8,6 +8,7 @@
 What is random here are the images of the test sets, nothing else: another network of another seed may differ by more. A score is larger
 for outliers; ties count half in the AUROC, and are accepted together at a threshold, exactly as in `ood.metrics`.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -19,8 +20,8 @@ from ood.config import InputError
 from ood.metrics import _as_array, _smallest_count
 
 LEVEL = 0.95
-ROUNDS = 2000           # of a bootstrap: the ends of a 95 % interval rest on 50 of them each
-JOINT = 1 << 22         # values that a paired bootstrap holds at a time
+ROUNDS = 2000  # of a bootstrap: the ends of a 95 % interval rest on 50 of them each
+JOINT = 1 << 22  # values that a paired bootstrap holds at a time
 
 
 class Interval(NamedTuple):
@@ -31,6 +32,7 @@ class Interval(NamedTuple):
 
 class Comparison(NamedTuple):
     """`difference` is first - second, with its interval; `p_value` is two-sided, of the hypothesis that both are equal."""
+
     difference: float
     low: float
     high: float
@@ -64,13 +66,26 @@ def networks_interval(scores: list[tuple], level: float = LEVEL) -> Interval:
         bound = (alpha / 2) ** (1 / min(len(of_id), *map(len, of_ood)))
         return Interval(area, *((bound, 1.0) if area else (0.0, 1 - bound)))
     spread = np.sqrt(_variance(of_id, of_ood))
-    if not np.isfinite(spread):                                  # one image says nothing about the spread
+    if not np.isfinite(spread):  # one image says nothing about the spread
         return Interval(area, 0.0, 1.0)
     centre, width = np.log(area / (1 - area)), -ndtri(alpha / 2) * spread / (area * (1 - area))
-    return Interval(area, *(float(1 / (1 + np.exp(-np.clip(end, -500, 500)))) for end in (centre - width, centre + width)))
+    return Interval(
+        area,
+        *(
+            float(1 / (1 + np.exp(-np.clip(end, -500, 500))))
+            for end in (centre - width, centre + width)
+        ),
+    )
 
 
-def fpr_interval(id_scores, ood_scores, level: float = LEVEL, tpr: float = 0.95, rounds: int = ROUNDS, seed: int = 0) -> Interval:
+def fpr_interval(
+    id_scores,
+    ood_scores,
+    level: float = LEVEL,
+    tpr: float = 0.95,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Interval:
     """FPR at `tpr` (ID positive) and its bootstrap percentile interval; ID and OOD images are drawn separately (stratified).
 
     Args: as for `auroc_interval`; rounds: bootstrap samples; seed: of them.
@@ -82,10 +97,18 @@ def fpr_interval(id_scores, ood_scores, level: float = LEVEL, tpr: float = 0.95,
     known, sets = _prepared(id_scores, ood_scores)
     alpha, generator, n = _alpha(level), np.random.default_rng(seed), len(known)
     needed = _smallest_count(tpr, n)
-    thresholds = known[np.minimum((n * generator.beta(needed, n - needed + 1, rounds)).astype(np.int64), n - 1)]       # (rounds,)
+    thresholds = known[
+        np.minimum((n * generator.beta(needed, n - needed + 1, rounds)).astype(np.int64), n - 1)
+    ]  # (rounds,)
     share = [np.searchsorted(novel, thresholds, side="right") / len(novel) for novel in sets]
-    drawn = np.mean([generator.binomial(len(novel), s) / len(novel) for novel, s in zip(sets, share)], axis=0)
-    value = float(np.mean([np.searchsorted(novel, known[needed - 1], side="right") / len(novel) for novel in sets]))
+    drawn = np.mean(
+        [generator.binomial(len(novel), s) / len(novel) for novel, s in zip(sets, share)], axis=0
+    )
+    value = float(
+        np.mean(
+            [np.searchsorted(novel, known[needed - 1], side="right") / len(novel) for novel in sets]
+        )
+    )
     low, high = np.quantile(drawn, (alpha / 2, 1 - alpha / 2))
     bound = (alpha / 2) ** (1 / sum(map(len, sets)))
     high, low = max(high, 1 - bound) if value == 0 else high, min(low, bound) if value == 1 else low
@@ -109,14 +132,23 @@ def compare_networks(first: list[tuple], second: list[tuple], level: float = LEV
     difference = a - b
     if not np.isfinite(variance):
         return Comparison(difference, -1.0, 1.0, 1.0)
-    if variance <= 1e-30:                                        # the same ranks, or one side perfect everywhere
-        return Comparison(difference, difference, difference, 1.0 if abs(difference) < 1e-12 else 0.0)
+    if variance <= 1e-30:  # the same ranks, or one side perfect everywhere
+        return Comparison(
+            difference, difference, difference, 1.0 if abs(difference) < 1e-12 else 0.0
+        )
     spread = float(np.sqrt(variance))
     width = -ndtri(_alpha(level) / 2) * spread
-    return Comparison(difference, float(difference - width), float(difference + width), float(2 * ndtr(-abs(difference) / spread)))
+    return Comparison(
+        difference,
+        float(difference - width),
+        float(difference + width),
+        float(2 * ndtr(-abs(difference) / spread)),
+    )
 
 
-def compare_fpr(first, second, level: float = LEVEL, tpr: float = 0.95, rounds: int = ROUNDS, seed: int = 0) -> Comparison:
+def compare_fpr(
+    first, second, level: float = LEVEL, tpr: float = 0.95, rounds: int = ROUNDS, seed: int = 0
+) -> Comparison:
     """Whether two detectors' FPRs at `tpr` differ on the same images: the paired bootstrap.
 
     Args: as for `compare_auroc`. Each round draws the same images for both detectors. The p-value is twice the share of rounds on the
@@ -131,25 +163,45 @@ def compare_fpr(first, second, level: float = LEVEL, tpr: float = 0.95, rounds: 
     for start in range(0, rounds, step):
         size = min(step, rounds - start)
         drawn = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)                  # how often each ID image was drawn
-        limits = [ordered[(counts[:, order].cumsum(1) < needed).sum(1)] for order, ordered in orders]    # (size,) thresholds of each
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(
+            size, n
+        )  # how often each ID image was drawn
+        limits = [
+            ordered[(counts[:, order].cumsum(1) < needed).sum(1)] for order, ordered in orders
+        ]  # (size,) thresholds of each
         total = np.zeros(size)
         for x, y in zip(a_sets, b_sets):
-            in_a, in_b = x[None] <= limits[0][:, None], y[None] <= limits[1][:, None]             # (size, M) accepted
+            in_a, in_b = (
+                x[None] <= limits[0][:, None],
+                y[None] <= limits[1][:, None],
+            )  # (size, M) accepted
             only_a, only_b = (in_a & ~in_b).sum(1) / len(x), (in_b & ~in_a).sum(1) / len(x)
             more = generator.binomial(len(x), only_a)
             rest = np.divide(only_b, 1 - only_a, out=np.zeros(size), where=only_a < 1)
             total += (more - generator.binomial(len(x) - more, np.clip(rest, 0, 1))) / len(x)
-        differences[start:start + size] = total / len(a_sets)
+        differences[start : start + size] = total / len(a_sets)
     limits = [ordered[needed - 1] for _, ordered in orders]
-    value = float(np.mean([(x <= limits[0]).mean() - (y <= limits[1]).mean() for x, y in zip(a_sets, b_sets)]))
+    value = float(
+        np.mean([(x <= limits[0]).mean() - (y <= limits[1]).mean() for x, y in zip(a_sets, b_sets)])
+    )
     low, high = np.quantile(differences, (_alpha(level) / 2, 1 - _alpha(level) / 2))
     ties = (differences == 0).sum() / 2
     tail = min((differences < 0).sum() + ties, (differences > 0).sum() + ties)
-    return Comparison(value, float(min(low, value)), float(max(high, value)), float(min(1.0, 2 * (tail + 1) / (rounds + 1))))
+    return Comparison(
+        value,
+        float(min(low, value)),
+        float(max(high, value)),
+        float(min(1.0, 2 * (tail + 1) / (rounds + 1))),
+    )
 
 
-def summarise(scores: dict[str, dict[str, np.ndarray]], id_name: str, level: float = LEVEL, rounds: int = ROUNDS, seed: int = 0) -> dict:
+def summarise(
+    scores: dict[str, dict[str, np.ndarray]],
+    id_name: str,
+    level: float = LEVEL,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> dict:
     """Intervals of every detector on every OOD set and on their average, and the paired test against the best average AUROC.
 
     Args: scores: {data set: {detector: (N,)}} with the ID set under `id_name`, as `benchmark.evaluate` gives them.
@@ -161,15 +213,26 @@ def summarise(scores: dict[str, dict[str, np.ndarray]], id_name: str, level: flo
     means: dict[str, float] = {}
     for detector, known in scores[id_name].items():
         own = {name: scores[name][detector] for name in sets}
-        columns = {**{name: values for name, values in own.items()}, **({"average": list(own.values())} if len(own) > 1 else {})}
+        columns = {
+            **{name: values for name, values in own.items()},
+            **({"average": list(own.values())} if len(own) > 1 else {}),
+        }
         areas = {name: auroc_interval(known, values, level) for name, values in columns.items()}
         found["auroc"][detector] = {name: (i.low, i.high) for name, i in areas.items()}
-        found["fpr95"][detector] = {name: fpr_interval(known, values, level, rounds=rounds, seed=seed)[1:] for name, values in columns.items()}
+        found["fpr95"][detector] = {
+            name: fpr_interval(known, values, level, rounds=rounds, seed=seed)[1:]
+            for name, values in columns.items()
+        }
         means[detector] = areas[list(columns)[-1]].value
     found["best"] = best = max(means, key=means.__getitem__)
     reference = scores[id_name][best], [scores[name][best] for name in sets]
-    found["versus_best"] = {d: compare_auroc((scores[id_name][d], [scores[name][d] for name in sets]), reference, level)._asdict()
-                            for d in means if d != best}
+    found["versus_best"] = {
+        d: compare_auroc(
+            (scores[id_name][d], [scores[name][d] for name in sets]), reference, level
+        )._asdict()
+        for d in means
+        if d != best
+    }
     return found
 
 
@@ -179,10 +242,16 @@ def _over_networks(scores: list[tuple]) -> tuple[float, np.ndarray, list[np.ndar
     if len({(len(of_id), *map(len, of_ood)) for _, of_id, of_ood in each}) > 1:
         raise InputError("a mean over networks needs the same images for each of them")
     areas, of_id, of_ood = zip(*each)
-    return float(np.mean(areas)), np.mean(of_id, axis=0), [np.mean(parts, axis=0) for parts in zip(*of_ood)]
+    return (
+        float(np.mean(areas)),
+        np.mean(of_id, axis=0),
+        [np.mean(parts, axis=0) for parts in zip(*of_ood)],
+    )
 
 
-def _placements(rows: np.ndarray, sets: list[np.ndarray]) -> tuple[float, np.ndarray, list[np.ndarray]]:
+def _placements(
+    rows: np.ndarray, sets: list[np.ndarray]
+) -> tuple[float, np.ndarray, list[np.ndarray]]:
     """(mean AUROC, (N,) share of OOD above each ID score averaged over the sets, [(M,) share of ID below each OOD score]), order kept."""
     known, of_id, of_ood = np.sort(rows), np.zeros(len(rows)), []
     for novel in sets:
@@ -198,7 +267,10 @@ def _variance(of_id: np.ndarray, of_ood: list[np.ndarray]) -> float:
     """Of the mean area: the ID images are shared by all sets, the OOD images are each set's own. nan where a class has one image."""
     if min(len(of_id), *map(len, of_ood)) < 2:
         return float("nan")
-    return float(of_id.var(ddof=1) / len(of_id) + sum(part.var(ddof=1) / len(part) for part in of_ood) / len(of_ood) ** 2)
+    return float(
+        of_id.var(ddof=1) / len(of_id)
+        + sum(part.var(ddof=1) / len(part) for part in of_ood) / len(of_ood) ** 2
+    )
 
 
 def _prepared(id_scores, ood_scores) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -210,8 +282,10 @@ def _paired(first, second):
     (a_id, a_ood), (b_id, b_ood) = first, second
     a, b = (_checked(a_id, "ID scores"), _sets(a_ood)), (_checked(b_id, "ID scores"), _sets(b_ood))
     if a[0].shape != b[0].shape or [len(s) for s in a[1]] != [len(s) for s in b[1]]:
-        raise InputError(f"a paired comparison needs the same images for both detectors; got {len(a[0])} and {len(b[0])} ID scores, "
-                         f"{[len(s) for s in a[1]]} and {[len(s) for s in b[1]]} OOD scores")
+        raise InputError(
+            f"a paired comparison needs the same images for both detectors; got {len(a[0])} and {len(b[0])} ID scores, "
+            f"{[len(s) for s in a[1]]} and {[len(s) for s in b[1]]} OOD scores"
+        )
     return a, b
 
 
@@ -223,7 +297,9 @@ def _sets(ood_scores) -> list[np.ndarray]:
 def _checked(scores, name: str) -> np.ndarray:
     values = _as_array(scores, name).astype(np.float64)
     if np.isnan(values).any():
-        raise InputError(f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; a NaN cannot be ranked")
+        raise InputError(
+            f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; a NaN cannot be ranked"
+        )
     return values
 
 

@@ -7,6 +7,7 @@ Every reader is a whole epoch from nothing: list the files, then batches of uint
 array (in a data root of its own under the temporary folder, links to the images, removed afterwards); the second one maps it. Rounds
 alternate, medians are reported; the files are in the page cache for all of them after an untimed pass.
 """
+
 from __future__ import annotations
 
 import os
@@ -39,14 +40,18 @@ def main() -> None:
     parser.flag("-limit", type=int, help="at most so many images; default: all")
     parser.flag("-rounds", type=int, help="timed rounds", default=3)
     parser.flag("-batch_size", type=int, help="images per batch", default=256)
-    parser.flag("-workers", type=int, help="processes of the DataLoader", default=os.cpu_count() or 1)
+    parser.flag(
+        "-workers", type=int, help="processes of the DataLoader", default=os.cpu_count() or 1
+    )
     parser.flag("-no_record", action="store_true", help="print only", default=False)
     flags = parser.parse_args()
     torch.set_num_threads(1)
 
     found = listed(flags.dataset, flags.split, flags.data_dir)
     if found.paths is None or not found.folder.is_dir():
-        raise InputError(f"'{flags.dataset}' is no folder of images; the comparison with ImageFolder needs one")
+        raise InputError(
+            f"'{flags.dataset}' is no folder of images; the comparison with ImageFolder needs one"
+        )
     count = min(len(found), flags.limit or len(found))
 
     with tempfile.TemporaryDirectory(prefix="ood-bench-") as aside:
@@ -55,18 +60,31 @@ def main() -> None:
         def ours(fresh: bool):
             if fresh:
                 shutil.rmtree(root / ".decoded", ignore_errors=True)
-            return sum(len(batch) for batch in load(flags.dataset, flags.split, root, first=flags.limit).batches(flags.batch_size))
+            return sum(
+                len(batch)
+                for batch in load(flags.dataset, flags.split, root, first=flags.limit).batches(
+                    flags.batch_size
+                )
+            )
 
         def theirs(workers: int):
             from torchvision import transforms
             from torchvision.datasets import ImageFolder
+
             images = ImageFolder(found.folder, transforms.PILToTensor())
             images = images if count == len(images) else Subset(images, range(count))
-            return sum(len(batch) for batch, _ in DataLoader(images, batch_size=flags.batch_size, num_workers=workers))
+            return sum(
+                len(batch)
+                for batch, _ in DataLoader(images, batch_size=flags.batch_size, num_workers=workers)
+            )
 
         same(flags, root, found.folder, count)
-        timed = {"first read": lambda: ours(True), "second read": lambda: ours(False), "ImageFolder + DataLoader, 0 workers": lambda: theirs(0),
-                 f"ImageFolder + DataLoader, {flags.workers} workers": lambda: theirs(flags.workers)}
+        timed = {
+            "first read": lambda: ours(True),
+            "second read": lambda: ours(False),
+            "ImageFolder + DataLoader, 0 workers": lambda: theirs(0),
+            f"ImageFolder + DataLoader, {flags.workers} workers": lambda: theirs(flags.workers),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in timed}
         for round_number in range(flags.rounds):
             for name, work in timed.items():
@@ -75,8 +93,12 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - began)
                 if read != count:
                     raise cli.RunError(f"{name} read {read} of {count} images")
-                cli.log(f"round {round_number + 1} of {flags.rounds}: {name}: {seconds[name][-1]:.2f} s, {count / seconds[name][-1]:,.0f} images/s")
-    report(flags, count, {name: statistics.median(values) for name, values in seconds.items()}, seconds)
+                cli.log(
+                    f"round {round_number + 1} of {flags.rounds}: {name}: {seconds[name][-1]:.2f} s, {count / seconds[name][-1]:,.0f} images/s"
+                )
+    report(
+        flags, count, {name: statistics.median(values) for name, values in seconds.items()}, seconds
+    )
 
 
 def linked(folder: Path, data_dir: Path, aside: Path) -> Path:
@@ -91,7 +113,11 @@ def same(flags, root: Path, folder: Path, count: int) -> None:
     """Both read the same pixels with the same labels in the same order; also brings the files into the page cache."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
-    images, reference = load(flags.dataset, flags.split, root, first=flags.limit), ImageFolder(folder, transforms.PILToTensor())
+
+    images, reference = (
+        load(flags.dataset, flags.split, root, first=flags.limit),
+        ImageFolder(folder, transforms.PILToTensor()),
+    )
     for row in range(0, count, max(1, count // 200)):
         pixels, label = reference[row]
         if not torch.equal(images.read([row])[0], pixels) or images.labels[row] != label:
@@ -100,18 +126,41 @@ def same(flags, root: Path, folder: Path, count: int) -> None:
 
 def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list[float]]) -> None:
     best = min(value for name, value in medians.items() if name.startswith("ImageFolder"))
-    rows = [[name, round(value, 2), round(count / value), round(best / value, 2)] for name, value in medians.items()]
+    rows = [
+        [name, round(value, 2), round(count / value), round(best / value, 2)]
+        for name, value in medians.items()
+    ]
     for name, value, rate, ratio in rows:
-        cli.log(f"{name:<40} {value:8.2f} s   {rate:>10,} images/s   {ratio:6.2f} x the faster ImageFolder")
+        cli.log(
+            f"{name:<40} {value:8.2f} s   {rate:>10,} images/s   {ratio:6.2f} x the faster ImageFolder"
+        )
     if flags.no_record:
         return
-    text = [f"{count:,} JPEG files of 32x32 pixels ({flags.dataset}, {flags.split}), one epoch in order, batches of {flags.batch_size} uint8 tensors; listing the files is part "
-            "of every reading. The first read decodes on all cores and keeps the array; the second maps it. Pixels, labels and order are compared with ImageFolder's before "
-            "anything is timed. All files are in the page cache; nothing else is cached for ImageFolder, whose second epoch costs what its first does.",
-            f"Medians of {flags.rounds} rounds; fastest and slowest: " + "; ".join(f"{name} {min(values):.1f} to {max(values):.1f} s" for name, values in seconds.items()) + ". "
-            "The machine was shared with other work while this was measured."]
-    table = {"columns": ["reader", "seconds", "images/s", "times as fast as the faster ImageFolder"], "rows": rows}
-    path = record.write("data_reading", page="benchmarks", order=600, title="Reading 100,000 small images", tables=[table], text=text, command=COMMAND, device="cpu (2 cores)")
+    text = [
+        f"{count:,} JPEG files of 32x32 pixels ({flags.dataset}, {flags.split}), one epoch in order, batches of {flags.batch_size} uint8 tensors; listing the files is part "
+        "of every reading. The first read decodes on all cores and keeps the array; the second maps it. Pixels, labels and order are compared with ImageFolder's before "
+        "anything is timed. All files are in the page cache; nothing else is cached for ImageFolder, whose second epoch costs what its first does.",
+        f"Medians of {flags.rounds} rounds; fastest and slowest: "
+        + "; ".join(
+            f"{name} {min(values):.1f} to {max(values):.1f} s" for name, values in seconds.items()
+        )
+        + ". "
+        "The machine was shared with other work while this was measured.",
+    ]
+    table = {
+        "columns": ["reader", "seconds", "images/s", "times as fast as the faster ImageFolder"],
+        "rows": rows,
+    }
+    path = record.write(
+        "data_reading",
+        page="benchmarks",
+        order=600,
+        title="Reading 100,000 small images",
+        tables=[table],
+        text=text,
+        command=COMMAND,
+        device="cpu (2 cores)",
+    )
     cli.log(f"record: {path}")
 
 

@@ -7,6 +7,7 @@ Both sides see the same batches; their losses and scores are compared before any
 reported: seconds on the clock, and seconds of CPU time, which other programs on the machine disturb less.
 Writes docs/data/bench_leaveout.json; `python3 scripts/build_docs.py` puts it into docs/benchmarks.md.
 """
+
 from __future__ import annotations
 
 import copy
@@ -26,15 +27,33 @@ from ood import cli, record  # noqa: E402
 from ood.methods.leaveout import margin_loss, pass_over, stacked  # noqa: E402
 
 FOLDS, OUTPUTS = 5, 8
-ARCHS = {"small_cnn": dict(width=16), "small_densenet": {}, "small_wideresnet": {}, "small_resnet": {}, "densenet": {}}
+ARCHS = {
+    "small_cnn": dict(width=16),
+    "small_densenet": {},
+    "small_wideresnet": {},
+    "small_resnet": {},
+    "densenet": {},
+}
 NAMED = {"small_cnn": "small_cnn, width 16", "densenet": "DenseNet-BC-100"}
 RATE = 0.05
 
 
 def main() -> None:
     parser = cli.Parser("Time five folds together against one after the other.")
-    parser.flag("-archs", nargs="+", choices=tuple(ARCHS), metavar="NAME", help="networks", default=list(ARCHS))
-    parser.flag("-batch_size", type=int, help="images per step and stream (a tenth for densenet)", default=100)
+    parser.flag(
+        "-archs",
+        nargs="+",
+        choices=tuple(ARCHS),
+        metavar="NAME",
+        help="networks",
+        default=list(ARCHS),
+    )
+    parser.flag(
+        "-batch_size",
+        type=int,
+        help="images per step and stream (a tenth for densenet)",
+        default=100,
+    )
     parser.flag("-steps", type=int, help="training steps per round", default=4)
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
@@ -53,41 +72,87 @@ def main() -> None:
             seconds = timed(sides, flags.rounds, device)
             (one, one_cpu), (all_, all_cpu) = seconds
             images = FOLDS * batch * steps * (2 if what == "train" else 1)
-            tables[what].append([NAMED.get(arch, arch), batch, round(images / one, 1), round(images / all_, 1), round(one / all_, 2), round(one_cpu / all_cpu, 2)])
+            tables[what].append(
+                [
+                    NAMED.get(arch, arch),
+                    batch,
+                    round(images / one, 1),
+                    round(images / all_, 1),
+                    round(one / all_, 2),
+                    round(one_cpu / all_cpu, 2),
+                ]
+            )
             gains[what].append(one / all_)
-            cli.log(f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), together {all_:.3f} s ({all_cpu:.3f} CPU)")
+            cli.log(
+                f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), together {all_:.3f} s ({all_cpu:.3f} CPU)"
+            )
     if flags.no_record:
         return
-    columns = ["network", "batch", "one after the other, images/s", "together, images/s", "gain by the clock", "gain by CPU time"]
-    verdict = {what: "together is faster" if statistics.median(g) > 1.05 else "one after the other is not slower" for what, g in gains.items()}
+    columns = [
+        "network",
+        "batch",
+        "one after the other, images/s",
+        "together, images/s",
+        "gain by the clock",
+        "gain by CPU time",
+    ]
+    verdict = {
+        what: "together is faster"
+        if statistics.median(g) > 1.05
+        else "one after the other is not slower"
+        for what, g in gains.items()
+    }
     load = os.getloadavg()[0]
     record.write(
-        "bench_leaveout", page="benchmarks", order=300, title="Leave-out classifiers: five folds together or one after the other",
-        text=["`together` stacks the weights of the five networks and runs one vectorised pass (`torch.func.stack_module_state`, `torch.vmap`); an image "
-              "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of the "
-              "first step agree to 1e-4, the scores to 1e-6.",
-              f"On this machine, by the median over the networks: training, {verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, "
-              "and scoring does so unless the config says `\"together\": true` (`test.py -together`). Not run here: a GPU, where the many small kernels of "
-              "five separate networks may change the answer; and two processes side by side (`train_all.py -devices cpu cpu`), which says nothing on a busy machine.",
-              f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other programs used at the same time (load average {load:.1f}); medians of {flags.rounds} alternating "
-              "rounds."],
-        tables=[{"caption": "Training: margin loss, two forward passes, backward pass, SGD step", "columns": columns, "rows": tables["train"]},
-                {"caption": "Scoring: forward, backward to the image, forward (T = 1000)", "columns": columns, "rows": tables["score"]}],
-        command=" ".join(["python3 scripts/bench_leaveout.py", *sys.argv[1:]]), device=cli.describe_device(device))
+        "bench_leaveout",
+        page="benchmarks",
+        order=300,
+        title="Leave-out classifiers: five folds together or one after the other",
+        text=[
+            "`together` stacks the weights of the five networks and runs one vectorised pass (`torch.func.stack_module_state`, `torch.vmap`); an image "
+            "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of the "
+            "first step agree to 1e-4, the scores to 1e-6.",
+            f"On this machine, by the median over the networks: training, {verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, "
+            'and scoring does so unless the config says `"together": true` (`test.py -together`). Not run here: a GPU, where the many small kernels of '
+            "five separate networks may change the answer; and two processes side by side (`train_all.py -devices cpu cpu`), which says nothing on a busy machine.",
+            f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other programs used at the same time (load average {load:.1f}); medians of {flags.rounds} alternating "
+            "rounds.",
+        ],
+        tables=[
+            {
+                "caption": "Training: margin loss, two forward passes, backward pass, SGD step",
+                "columns": columns,
+                "rows": tables["train"],
+            },
+            {
+                "caption": "Scoring: forward, backward to the image, forward (T = 1000)",
+                "columns": columns,
+                "rows": tables["score"],
+            },
+        ],
+        command=" ".join(["python3 scripts/bench_leaveout.py", *sys.argv[1:]]),
+        device=cli.describe_device(device),
+    )
 
 
 def networks(arch: str, size: tuple, device) -> list:
     made = []
     for fold in range(FOLDS):
         torch.manual_seed(fold)
-        made.append(models.build(arch, OUTPUTS, in_channels=size[0], image_size=size[1], **ARCHS[arch]).to(device))
+        made.append(
+            models.build(arch, OUTPUTS, in_channels=size[0], image_size=size[1], **ARCHS[arch]).to(
+                device
+            )
+        )
     return made
 
 
 def trainers(arch: str, size: tuple, batch: int, steps: int, device):
     """(one after the other, together): functions that do the same steps and return the losses (steps, F)."""
     generator = torch.Generator().manual_seed(0)
-    inside, outside = (torch.rand(steps, FOLDS, batch, *size, generator=generator).to(device) for _ in range(2))
+    inside, outside = (
+        torch.rand(steps, FOLDS, batch, *size, generator=generator).to(device) for _ in range(2)
+    )
     labels = torch.randint(OUTPUTS, (steps, FOLDS, batch), generator=generator).to(device)
 
     apart = networks(arch, size, device)
@@ -97,7 +162,9 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
         losses = torch.zeros(steps, FOLDS)
         for fold, (network, optimizer) in enumerate(zip(apart, optimizers)):
             for step in range(steps):
-                loss, _ = margin_loss(network(inside[step, fold]), labels[step, fold], network(outside[step, fold]))
+                loss, _ = margin_loss(
+                    network(inside[step, fold]), labels[step, fold], network(outside[step, fold])
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -112,7 +179,9 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
     def fold_loss(weights_, buffers_, x, y, z):
         def forward(images):
             return torch.func.functional_call(base, (weights_, buffers_), (images,))
+
         return margin_loss(forward(x), y, forward(z))[0]
+
     all_losses = torch.vmap(fold_loss, randomness="different")
 
     def together():
@@ -124,7 +193,8 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
             optimizer.step()
             losses[step] = loss.detach()
         return losses
-    agree(arch, one_after_the_other()[0], together()[0], 1e-4)        # later steps amplify rounding
+
+    agree(arch, one_after_the_other()[0], together()[0], 1e-4)  # later steps amplify rounding
     return one_after_the_other, together
 
 
@@ -136,10 +206,18 @@ def scorers(arch: str, size: tuple, batch: int, steps: int, device):
     joined = stacked(made)
 
     def one_after_the_other():
-        return torch.stack([torch.stack([pass_over(n, images, **options)[0] for n in made]) for _ in range(steps)])
+        return torch.stack(
+            [torch.stack([pass_over(n, images, **options)[0] for n in made]) for _ in range(steps)]
+        )
 
     def together():
-        return torch.stack([pass_over(joined, images.expand(FOLDS, *images.shape), **options)[0] for _ in range(steps)])
+        return torch.stack(
+            [
+                pass_over(joined, images.expand(FOLDS, *images.shape), **options)[0]
+                for _ in range(steps)
+            ]
+        )
+
     agree(arch, one_after_the_other(), together(), 1e-6)
     return one_after_the_other, together
 
@@ -157,7 +235,9 @@ def settled(network, images: torch.Tensor):
 def agree(arch: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
     gap = (one - other).abs().max().item()
     if gap > tolerance:
-        raise cli.RunError(f"{arch}: together and one after the other differ by {gap:.2g}; timings would compare different work")
+        raise cli.RunError(
+            f"{arch}: together and one after the other differ by {gap:.2g}; timings would compare different work"
+        )
 
 
 def timed(sides, rounds: int, device) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ scikit-learn's side is what its users write: roc_curve once for FPR95 and the de
 average_precision_score for either positive class. Rounds alternate between the two, because machines are noisy. The values are compared
 before anything is reported. `-tied` rounds the scores to three decimals. Needs requirements-dev.txt.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -27,7 +28,9 @@ def main() -> None:
     parser.flag("-scores", type=int, help="ID and OOD scores together", default=10_000_000)
     parser.flag("-rounds", type=int, help="timed rounds", default=3)
     parser.flag("-dtype", choices=("float32", "float64"), help="of the scores", default="float32")
-    parser.flag("-tied", action="store_true", help="round the scores to three decimals", default=False)
+    parser.flag(
+        "-tied", action="store_true", help="round the scores to three decimals", default=False
+    )
     flags = parser.parse_args()
 
     random = np.random.default_rng(0)
@@ -46,8 +49,10 @@ def main() -> None:
 
     gap = max(abs(a - b) for a, b in zip(values["ours"], values["scikit-learn"]))
     ratio = statistics.median(seconds["scikit-learn"]) / statistics.median(seconds["ours"])
-    cli.log(f"{flags.scores:,} {flags.dtype} scores, median of {flags.rounds}: ours {statistics.median(seconds['ours']):.3f} s (six metrics), "
-            f"scikit-learn {statistics.median(seconds['scikit-learn']):.3f} s (five); {ratio:.1f} times faster; largest difference {gap:.1e}")
+    cli.log(
+        f"{flags.scores:,} {flags.dtype} scores, median of {flags.rounds}: ours {statistics.median(seconds['ours']):.3f} s (six metrics), "
+        f"scikit-learn {statistics.median(seconds['scikit-learn']):.3f} s (five); {ratio:.1f} times faster; largest difference {gap:.1e}"
+    )
     if gap > 1e-12:
         raise cli.RunError(f"the values differ by {gap:.1e}, more than 1e-12")
 
@@ -58,11 +63,19 @@ def ours(known: np.ndarray, novel: np.ndarray) -> tuple[float, ...]:
 
 def theirs(known: np.ndarray, novel: np.ndarray) -> tuple[float, ...]:
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
     scores = np.concatenate((known, novel))
-    is_id = np.concatenate((np.ones(known.size, dtype=np.int64), np.zeros(novel.size, dtype=np.int64)))
+    is_id = np.concatenate(
+        (np.ones(known.size, dtype=np.int64), np.zeros(novel.size, dtype=np.int64))
+    )
     fpr, tpr, _ = roc_curve(is_id, -scores, drop_intermediate=False)
-    return (fpr[np.argmax(tpr >= 0.95)], roc_auc_score(is_id, -scores), average_precision_score(is_id, -scores),
-            average_precision_score(1 - is_id, scores), np.min(1 - tpr + fpr) / 2)
+    return (
+        fpr[np.argmax(tpr >= 0.95)],
+        roc_auc_score(is_id, -scores),
+        average_precision_score(is_id, -scores),
+        average_precision_score(1 - is_id, scores),
+        np.min(1 - tpr + fpr) / 2,
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ scripts make and a user's own loop would not. CPU seconds per image (all threads
 arithmetic of a step, forward and backward, is counted by torch.utils.flop_counter.
 Writes docs/data/bench_train.json.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,9 +32,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 # name: (kind, allocator, precision, compiled)
-LOOPS = {"plain": ("plain", False, "fp32", False), "plain + allocator": ("plain", True, "fp32", False), "reference": ("reference", False, "fp32", False),
-         "reference + allocator": ("reference", True, "fp32", False), "ours fp32": ("ours", True, "fp32", False), "ours bf16": ("ours", True, "bf16", False),
-         "ours bf16 compiled": ("ours", True, "bf16", True)}
+LOOPS = {
+    "plain": ("plain", False, "fp32", False),
+    "plain + allocator": ("plain", True, "fp32", False),
+    "reference": ("reference", False, "fp32", False),
+    "reference + allocator": ("reference", True, "fp32", False),
+    "ours fp32": ("ours", True, "fp32", False),
+    "ours bf16": ("ours", True, "bf16", False),
+    "ours bf16 compiled": ("ours", True, "bf16", True),
+}
 NETWORKS = {"wideresnet": "WideResNet-40-2", "resnet18": "ResNet-18"}
 SGD = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
 WORKERS = 2
@@ -45,27 +52,43 @@ def main() -> None:
     from ood import cli, record
     from ood.config import InputError
     from ood.data import load
+
     parser = cli.Parser("Time our training loop against two plain ones.")
-    parser.flag("-archs", nargs="+", metavar="NAME", help="networks", default=["wideresnet", "resnet18"])
-    parser.flag("-loops", nargs="+", metavar="NAME", help=f"some of: {', '.join(LOOPS)}", default=list(LOOPS))
+    parser.flag(
+        "-archs", nargs="+", metavar="NAME", help="networks", default=["wideresnet", "resnet18"]
+    )
+    parser.flag(
+        "-loops",
+        nargs="+",
+        metavar="NAME",
+        help=f"some of: {', '.join(LOOPS)}",
+        default=list(LOOPS),
+    )
     parser.flag("-batch_size", type=int, help="images per step", default=64)
     parser.flag("-steps", type=int, help="steps per loop and round", default=2)
     parser.flag("-rounds", type=int, help="rounds, after one that warms up", default=5)
     parser.flag("-device", help="cpu, cuda:0, ...", default="cpu")
-    parser.flag("-peak", type=float, metavar="TFLOPS", help="of the chip, dense bf16: adds the share of it that a loop reaches; default: not shown")
+    parser.flag(
+        "-peak",
+        type=float,
+        metavar="TFLOPS",
+        help="of the chip, dense bf16: adds the share of it that a loop reaches; default: not shown",
+    )
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-    parser.flag("-no_record", action="store_true", help="print only, do not write docs/data", default=False)
+    parser.flag(
+        "-no_record", action="store_true", help="print only, do not write docs/data", default=False
+    )
     flags = parser.parse_args()
     for name in flags.loops:
         if name not in LOOPS:
             raise InputError(f"-loops {name} is unknown; allowed: {', '.join(LOOPS)}")
     device, tables = cli.choose_device(flags.device), []
-    load("cifar10", "train", flags.data_dir)                     # there, and decoded, before any loop begins
+    load("cifar10", "train", flags.data_dir)  # there, and decoded, before any loop begins
     for arch in flags.archs:
         loops = {name: Child(name, arch, flags) for name in flags.loops}
         rows = {name: [] for name in loops}
         for number in range(flags.rounds + 1):
-            for name in (list(loops) if number % 2 else list(loops)[::-1]):
+            for name in list(loops) if number % 2 else list(loops)[::-1]:
                 measured = loops[name].go()
                 if number:
                     rows[name].append(measured)
@@ -74,39 +97,99 @@ def main() -> None:
         table = []
         for name, found in rows.items():
             median = {key: float(np.median([r[key] for r in found])) for key in found[0]}
-            table.append([name, median["images_per_s"], 1000 * median["cpu_s_per_image"], 100 * median["loading"], median["faults_per_image"], median["peak_gib"],
-                          median["gflop_per_image"] * median["images_per_s"] / 1e3])
+            table.append(
+                [
+                    name,
+                    median["images_per_s"],
+                    1000 * median["cpu_s_per_image"],
+                    100 * median["loading"],
+                    median["faults_per_image"],
+                    median["peak_gib"],
+                    median["gflop_per_image"] * median["images_per_s"] / 1e3,
+                ]
+            )
             if flags.peak:
                 table[-1].append(100 * table[-1][-1] / flags.peak)
         for row in table:
             row[2:2] = [row[1] / table[0][1]]
             row[4:4] = [table[0][3] / row[3]]
-        tables.append({"caption": f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds of {flags.steps} steps of {flags.batch_size} images",
-                       "columns": ["loop", "images/s", "times plain", "CPU ms per image", "times plain (CPU)", "loading, % of a step", "page faults per image",
-                                   "peak memory, GiB", "TFLOP/s"] + ["% of the peak"] * bool(flags.peak), "rows": table})
+        tables.append(
+            {
+                "caption": f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds of {flags.steps} steps of {flags.batch_size} images",
+                "columns": [
+                    "loop",
+                    "images/s",
+                    "times plain",
+                    "CPU ms per image",
+                    "times plain (CPU)",
+                    "loading, % of a step",
+                    "page faults per image",
+                    "peak memory, GiB",
+                    "TFLOP/s",
+                ]
+                + ["% of the peak"] * bool(flags.peak),
+                "rows": table,
+            }
+        )
         cli.log(tables[-1]["caption"])
         for row in table:
-            cli.log(f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   {row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
-                    f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s" + (f" ({row[9]:.1f} % of the peak)" if flags.peak else ""))
+            cli.log(
+                f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   {row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
+                f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s"
+                + (f" ({row[9]:.1f} % of the peak)" if flags.peak else "")
+            )
     if not flags.no_record:
-        text = [" ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split()) + ". " + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
-                "Read the ratios: the seconds depend on what else the machine does. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
-                "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
-                "BatchNorm statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of a step"
-                + ("; on a GPU 10 times. Not run here: a GPU." if device.type == "cpu" else "; on a GPU 10 times.")]
+        text = [
+            " ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split())
+            + ". "
+            + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
+            "Read the ratios: the seconds depend on what else the machine does. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
+            "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
+            "BatchNorm statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of a step"
+            + (
+                "; on a GPU 10 times. Not run here: a GPU."
+                if device.type == "cpu"
+                else "; on a GPU 10 times."
+            ),
+        ]
         options = f" -batch_size {flags.batch_size} -steps {flags.steps} -rounds {flags.rounds}"
-        options += "" if device.type == "cpu" else f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
-        record.write("bench_train" + ("" if device.type == "cpu" else "_gpu"), page="benchmarks", order=710 + (device.type != "cpu"), tables=tables, text=text, seeds=[0],
-                     title="Training loop against plain loops" + ("" if device.type == "cpu" else ", on a GPU"),
-                     device=f"{cli.describe_device(device)}, {len(os.sched_getaffinity(0))} cores", command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets")
+        options += (
+            ""
+            if device.type == "cpu"
+            else f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
+        )
+        record.write(
+            "bench_train" + ("" if device.type == "cpu" else "_gpu"),
+            page="benchmarks",
+            order=710 + (device.type != "cpu"),
+            tables=tables,
+            text=text,
+            seeds=[0],
+            title="Training loop against plain loops"
+            + ("" if device.type == "cpu" else ", on a GPU"),
+            device=f"{cli.describe_device(device)}, {len(os.sched_getaffinity(0))} cores",
+            command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets",
+        )
 
 
 class Child:
     """A loop in a process of its own that works when told."""
 
     def __init__(self, name: str, arch: str, flags):
-        command = [sys.executable, __file__, "-child", name, arch, str(flags.batch_size), str(flags.steps), flags.data_dir, flags.device]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            __file__,
+            "-child",
+            name,
+            arch,
+            str(flags.batch_size),
+            str(flags.steps),
+            flags.data_dir,
+            flags.device,
+        ]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def go(self) -> dict:
         self.process.stdin.write("go\n")
@@ -114,6 +197,7 @@ class Child:
         answer = self.process.stdout.readline()
         if not answer:
             from ood.cli import RunError
+
             raise RunError("a loop ended before it answered; its message is above")
         return json.loads(answer)
 
@@ -124,15 +208,18 @@ class Child:
 
 # ---- in a child --------------------------------------------------------------------------------------------------------------
 
+
 def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, device: str) -> None:
     kind, allocator, precision, compiled = LOOPS[name]
     if allocator:
         from ood.cli import keep_freed_memory
+
         keep_freed_memory()
     import torch
 
     import models
     import models.wideresnet
+
     torch.manual_seed(0)
     if kind != "ours":
         models.wideresnet.drop = torch.nn.functional.dropout
@@ -140,20 +227,40 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, devi
     flop = 1e-9 * flop_per_image(network, batch_size, device)
     if compiled:
         from ood import train
+
         train.compiled(network, torch.device(device))
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
-    run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device))
+    run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](
+        network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device)
+    )
     for _ in sys.stdin:
-        cpu, faults, began = cpu_seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        cpu, faults, began = (
+            cpu_seconds(),
+            resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
+            time.perf_counter(),
+        )
         waited, loss = run.go()
         if device != "cpu":
             torch.cuda.synchronize(device)
         took, images = time.perf_counter() - began, steps * batch_size
         if not 0 < loss < 20:
             raise RuntimeError(f"{name}: the loss is {loss}")
-        print(json.dumps({"images_per_s": images / took, "cpu_s_per_image": (cpu_seconds() - cpu) / images, "loading": waited / took,
-                          "faults_per_image": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / images,
-                          "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "gflop_per_image": flop}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "images_per_s": images / took,
+                    "cpu_s_per_image": (cpu_seconds() - cpu) / images,
+                    "loading": waited / took,
+                    "faults_per_image": (
+                        resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+                    )
+                    / images,
+                    "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                    "gflop_per_image": flop,
+                }
+            ),
+            flush=True,
+        )
 
 
 def flop_per_image(network, batch_size: int, device: str) -> float:
@@ -162,6 +269,7 @@ def flop_per_image(network, batch_size: int, device: str) -> float:
 
     import torch
     from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         copy.deepcopy(network)(torch.zeros(batch_size, 3, 32, 32, device=device)).sum().backward()
     return counter.get_total_flops() / batch_size
@@ -210,6 +318,7 @@ class Loop:
 
     def go(self) -> tuple[float, float]:
         import torch.nn.functional as F
+
         before = self.batches.seconds
         for _ in range(self.steps):
             images, labels = (part.to(self.device) for part in next(self.batches))
@@ -228,9 +337,17 @@ class Plain(Loop):
         from torchvision import transforms as T
 
         from ood.data import load
+
         images = load("cifar10", "train", data_dir)
         array, labels = images.images.transpose(0, 2, 3, 1), images.labels.tolist()
-        transform = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize((0.5,) * 3, (0.5,) * 3)])
+        transform = T.Compose(
+            [
+                T.RandomCrop(32, padding=4),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize((0.5,) * 3, (0.5,) * 3),
+            ]
+        )
 
         class Decoded(torch.utils.data.Dataset):
             def __len__(self):
@@ -238,6 +355,7 @@ class Plain(Loop):
 
             def __getitem__(self, row):
                 return transform(Image.fromarray(array[row].copy())), labels[row]
+
         return torch.utils.data.DataLoader(Decoded(), batch_size, shuffle=True, drop_last=True)
 
 
@@ -246,10 +364,24 @@ class Reference(Loop):
         import torch
         from torchvision import datasets
         from torchvision.transforms import v2 as T
-        transform = T.Compose([T.RandomCrop(32, padding=4), T.RandomHorizontalFlip(), T.PILToTensor(), T.ToDtype(torch.float32, scale=True),
-                               T.Normalize((0.5,) * 3, (0.5,) * 3)])
-        return torch.utils.data.DataLoader(datasets.ImageFolder(data_dir / "cifar10" / "train", transform), batch_size, shuffle=True, drop_last=True,
-                                           num_workers=WORKERS, persistent_workers=True)
+
+        transform = T.Compose(
+            [
+                T.RandomCrop(32, padding=4),
+                T.RandomHorizontalFlip(),
+                T.PILToTensor(),
+                T.ToDtype(torch.float32, scale=True),
+                T.Normalize((0.5,) * 3, (0.5,) * 3),
+            ]
+        )
+        return torch.utils.data.DataLoader(
+            datasets.ImageFolder(data_dir / "cifar10" / "train", transform),
+            batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=WORKERS,
+            persistent_workers=True,
+        )
 
 
 class Ours:
@@ -261,12 +393,24 @@ class Ours:
 
         from ood import train
         from ood.data import Augment, Preprocess, load
-        torch.backends.cudnn.benchmark = device.type == "cuda"            # as train_classifier does
+
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # as train_classifier does
         preprocess, augment = Preprocess((0.5,) * 3, (0.5,) * 3), Augment("crop_flip")
         network.to(memory_format=torch.channels_last)
-        batches = train.ImageBatches(load("cifar10", "train", data_dir), batch_size, device=device, seed=0,
-                                     transform=lambda p, g: preprocess(augment(p, g)).contiguous(memory_format=torch.channels_last))
-        waiting, schedule, ours = Waiting(self.endless(batches)), train.Schedule(optimizer, "constant", 1), self
+        batches = train.ImageBatches(
+            load("cifar10", "train", data_dir),
+            batch_size,
+            device=device,
+            seed=0,
+            transform=lambda p, g: preprocess(augment(p, g)).contiguous(
+                memory_format=torch.channels_last
+            ),
+        )
+        waiting, schedule, ours = (
+            Waiting(self.endless(batches)),
+            train.Schedule(optimizer, "constant", 1),
+            self,
+        )
 
         class Few:
             def __len__(self):
@@ -277,9 +421,24 @@ class Ours:
 
         def objective(batch):
             logits = network(batch[0])
-            return F.cross_entropy(logits, batch[1]), {"accuracy": (logits.argmax(1) == batch[1]).float().mean()}
+            return F.cross_entropy(logits, batch[1]), {
+                "accuracy": (logits.argmax(1) == batch[1]).float().mean()
+            }
+
         self.waiting, self.number = waiting, 0
-        self.epoch = lambda: train._train_epoch(objective, network, Few(), ours.number, 1, optimizer, schedule, device, precision, None, None)
+        self.epoch = lambda: train._train_epoch(
+            objective,
+            network,
+            Few(),
+            ours.number,
+            1,
+            optimizer,
+            schedule,
+            device,
+            precision,
+            None,
+            None,
+        )
 
     def endless(self, batches):
         number = 0
@@ -299,4 +458,5 @@ if __name__ == "__main__":
         child(name, arch, int(size), int(steps), folder, device)
     else:
         from ood import cli
+
         cli.run(main)

@@ -9,6 +9,7 @@ test images, with the auto-encoder). Both sides' results are compared before any
 reported: seconds on the clock, and of CPU time, which other programs disturb less.
 Writes docs/data/bench_vmdls.json; `python3 scripts/build_docs.py` puts it into docs/benchmarks.md.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -30,15 +31,22 @@ from ood.methods.vmdls_latent import LatentNetwork  # noqa: E402
 from ood.methods.vmdls_loss import TRIPLET_MARGIN, metric_loss  # noqa: E402
 from ood.methods.vmdls_settings import Settings  # noqa: E402
 
-BATCHES = ((20, 20), (10, 40))                       # classes x samples: CIFAR-100; the paper-table size of CIFAR-10
-MARGINS = (0.15, 32.15)                              # before and at the end of the ramp
+BATCHES = ((20, 20), (10, 40))  # classes x samples: CIFAR-100; the paper-table size of CIFAR-10
+MARGINS = (0.15, 32.15)  # before and at the end of the ramp
 AUTOENCODERS = {"mnist_conv": "mnist_conv", "resnet18": "resnet18", "densenet": "resnet18"}
-TRAIN, TEST = 3, 1                                   # MNIST and CIFAR: 60,000 or 50,000 training images to 20,000 test images
+TRAIN, TEST = 3, 1  # MNIST and CIFAR: 60,000 or 50,000 training images to 20,000 test images
 
 
 def main() -> None:
     parser = cli.Parser("Time VMDLS against the form of the released code.")
-    parser.flag("-encoders", nargs="+", choices=tuple(AUTOENCODERS), metavar="NAME", help="encoders of the test stage", default=list(AUTOENCODERS))
+    parser.flag(
+        "-encoders",
+        nargs="+",
+        choices=tuple(AUTOENCODERS),
+        metavar="NAME",
+        help="encoders of the test stage",
+        default=list(AUTOENCODERS),
+    )
     parser.flag("-images", type=int, help="images per pass of the test stage", default=32)
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
@@ -48,13 +56,18 @@ def main() -> None:
     device = cli.choose_device(flags.device)
     torch.set_num_threads(flags.threads)
     losses = [row for batch in BATCHES for row in time_loss(*batch, flags.rounds, device)]
-    stages = [row for encoder in flags.encoders for row in time_stages(encoder, flags.images, flags.rounds, device)]
+    stages = [
+        row
+        for encoder in flags.encoders
+        for row in time_stages(encoder, flags.images, flags.rounds, device)
+    ]
     jitter = time_jitter(max(1, flags.rounds // 2))
     if not flags.no_record:
         write(flags, device, losses, stages, jitter)
 
 
 # ---- the loss
+
 
 def dense_loss(z: Tensor, labels: Tensor, margin: float) -> Tensor:
     """The same loss from a B x B x B mask and the indices in it."""
@@ -69,9 +82,13 @@ def dense_loss(z: Tensor, labels: Tensor, margin: float) -> Tensor:
 def time_loss(classes: int, samples: int, rounds: int, device) -> list[list]:
     chance = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat_interleave(samples).to(device)
-    z = (torch.randn(len(labels), 32, generator=chance) + torch.randn(classes, 32, generator=chance)[labels.cpu()]).to(device)
+    z = (
+        torch.randn(len(labels), 32, generator=chance)
+        + torch.randn(classes, 32, generator=chance)[labels.cpu()]
+    ).to(device)
     rows = []
     for margin in MARGINS:
+
         def step(loss):
             point = z.clone().requires_grad_()
             value = loss(point, labels, margin)
@@ -79,22 +96,43 @@ def time_loss(classes: int, samples: int, rounds: int, device) -> list[list]:
             return value.detach(), point.grad
 
         (dense, dense_grad), (ours, ours_grad) = step(dense_loss), step(metric_loss)
-        assert torch.allclose(dense, ours, rtol=1e-4) and torch.allclose(dense_grad, ours_grad, atol=1e-5)
-        rows.append(row_of([f"{classes} x {samples}", margin], timed(lambda: step(dense_loss), lambda: step(metric_loss), rounds, device), 1000))
+        assert torch.allclose(dense, ours, rtol=1e-4) and torch.allclose(
+            dense_grad, ours_grad, atol=1e-5
+        )
+        rows.append(
+            row_of(
+                [f"{classes} x {samples}", margin],
+                timed(lambda: step(dense_loss), lambda: step(metric_loss), rounds, device),
+                1000,
+            )
+        )
         cli.log("loss " + " ".join(map(str, rows[-1])))
     return rows
 
 
 # ---- the test stage
 
+
 def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
     grey = encoder == "mnist_conv"
     torch.manual_seed(0)
-    network = LatentNetwork(models.build(encoder, 10, **Settings(arch=encoder).network_options() | ({"init": "fan_out"} if encoder == "densenet" else {})), 32)
+    network = LatentNetwork(
+        models.build(
+            encoder,
+            10,
+            **Settings(arch=encoder).network_options()
+            | ({"init": "fan_out"} if encoder == "densenet" else {}),
+        ),
+        32,
+    )
     autoencoder = models.build_autoencoder(AUTOENCODERS[encoder])
     network.to(device, memory_format=torch.channels_last).eval()
     autoencoder.to(device, memory_format=torch.channels_last).eval()
-    images = torch.rand(count, 1 if grey else 3, *(2 * [28 if grey else 32])).to(device).contiguous(memory_format=torch.channels_last)
+    images = (
+        torch.rand(count, 1 if grey else 3, *(2 * [28 if grey else 32]))
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
     def tap(x: Tensor, k: int) -> Tensor:
         """What get_layer_output(x, k) gives, in a pass of its own."""
@@ -110,7 +148,7 @@ def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
     def both() -> tuple[Tensor, Tensor]:
         ensemble = network.ensemble(images)
         first = network.first_tap(autoencoder(images))
-        return ensemble, (ensemble[:, :first.shape[1]] - first).square().mean(1)
+        return ensemble, (ensemble[:, : first.shape[1]] - first).square().mean(1)
 
     rows = []
     with torch.inference_mode():
@@ -118,8 +156,14 @@ def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
             assert torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
         one = timed(per_tap_ensemble, lambda: network.ensemble(images), rounds, device)
         two = timed(per_tap_both, both, rounds, device)
-    whole = [[TRAIN * a + TEST * b for a, b in zip(first, second)] for first, second in zip(one, two)]
-    for name, seconds, share in (("1: training images", one, 1), ("2: test images, with the auto-encoder", two, 1), ("both, 3 training images to 1", whole, TRAIN + TEST)):
+    whole = [
+        [TRAIN * a + TEST * b for a, b in zip(first, second)] for first, second in zip(one, two)
+    ]
+    for name, seconds, share in (
+        ("1: training images", one, 1),
+        ("2: test images, with the auto-encoder", two, 1),
+        ("both, 3 training images to 1", whole, TRAIN + TEST),
+    ):
         rows.append(row_of([encoder, name], seconds, 1000 / (count * share)))
         cli.log("test " + " ".join(map(str, rows[-1])))
     return rows
@@ -127,9 +171,12 @@ def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
 
 # ---- the jitter
 
+
 def time_jitter(rounds: int, size: int = 128, border: float = 4900.5) -> list[list]:
     """A covariance whose smallest eigenvalue lies at -border * 1e-6, as far as others had to go for ResNet-18."""
-    basis = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    basis = torch.linalg.qr(
+        torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    )[0]
     values = torch.linspace(0.1, 1, size, dtype=torch.float64)
     values[0] = -border * STEP
     covariance = (basis * values) @ basis.T
@@ -144,12 +191,19 @@ def time_jitter(rounds: int, size: int = 128, border: float = 4900.5) -> list[li
         return steps + EXTRA_STEPS
 
     assert counted() == jitter_steps(covariance[None])
-    rows = [row_of([f"{size} features, J = {counted()}"], timed(counted, lambda: jitter_steps(covariance[None]), rounds, torch.device("cpu")), 1000)]
+    rows = [
+        row_of(
+            [f"{size} features, J = {counted()}"],
+            timed(counted, lambda: jitter_steps(covariance[None]), rounds, torch.device("cpu")),
+            1000,
+        )
+    ]
     cli.log("jitter " + " ".join(map(str, rows[0])))
     return rows
 
 
 # ---- clocks
+
 
 def timed(theirs, ours, rounds: int, device) -> list[tuple[float, float]]:
     """[(clock, CPU) of theirs, of ours]: medians in seconds; sides alternate, after one unmeasured round."""
@@ -167,23 +221,57 @@ def timed(theirs, ours, rounds: int, device) -> list[tuple[float, float]]:
 
 def row_of(first: list, seconds: list, unit: float) -> list:
     (a, a_cpu), (b, b_cpu) = seconds
-    return [*first, round(a * unit, 3), round(b * unit, 3), round(a / b, 1), round(a_cpu / max(b_cpu, 1e-9), 1)]
+    return [
+        *first,
+        round(a * unit, 3),
+        round(b * unit, 3),
+        round(a / b, 1),
+        round(a_cpu / max(b_cpu, 1e-9), 1),
+    ]
 
 
 def write(flags, device, losses, stages, jitter) -> None:
     ratios = ["ratio", "ratio in CPU time"]
     tables = [
-        {"caption": f"Metric loss, forward and backward, {BATCHES[0][0] * BATCHES[0][1]} embeddings of 32 dimensions (aim: 10 times)",
-         "columns": ["batch", "margin M", "dense mask, ms", "ours, ms", *ratios], "rows": losses},
-        {"caption": "Test stage: features and reconstruction errors (aim: 4 times)",
-         "columns": ["encoder", "stage", "a pass per tap, ms per image", "ours, ms per image", *ratios], "rows": stages},
-        {"caption": "Jitter: counting up in steps of 1e-6 against doubling and bisection, the same J", "columns": ["covariance", "counting, ms", "ours, ms", *ratios], "rows": jitter}]
-    text = ["The other sides are written in the script after the released code's structure and run on the same networks and images; they are not the authors' files. "
-            f"One round is left out, the medians of {flags.rounds} are shown; {flags.threads} thread(s), float32 (jitter: float64). Sides alternate; on a machine shared with other "
-            "programs the ratio in CPU time is the steadier one. The auto-encoder is the same work on both sides and bounds the gain of stage 2."]
+        {
+            "caption": f"Metric loss, forward and backward, {BATCHES[0][0] * BATCHES[0][1]} embeddings of 32 dimensions (aim: 10 times)",
+            "columns": ["batch", "margin M", "dense mask, ms", "ours, ms", *ratios],
+            "rows": losses,
+        },
+        {
+            "caption": "Test stage: features and reconstruction errors (aim: 4 times)",
+            "columns": [
+                "encoder",
+                "stage",
+                "a pass per tap, ms per image",
+                "ours, ms per image",
+                *ratios,
+            ],
+            "rows": stages,
+        },
+        {
+            "caption": "Jitter: counting up in steps of 1e-6 against doubling and bisection, the same J",
+            "columns": ["covariance", "counting, ms", "ours, ms", *ratios],
+            "rows": jitter,
+        },
+    ]
+    text = [
+        "The other sides are written in the script after the released code's structure and run on the same networks and images; they are not the authors' files. "
+        f"One round is left out, the medians of {flags.rounds} are shown; {flags.threads} thread(s), float32 (jitter: float64). Sides alternate; on a machine shared with other "
+        "programs the ratio in CPU time is the steadier one. The auto-encoder is the same work on both sides and bounds the gain of stage 2."
+    ]
     command = "python3 scripts/bench_vmdls.py"
-    path = record.write("bench_vmdls", page="benchmarks", order=400, title="VMDLS: loss and test stage", tables=tables, text=text, command=command,
-                        device=cli.describe_device(device), seeds=[0])
+    path = record.write(
+        "bench_vmdls",
+        page="benchmarks",
+        order=400,
+        title="VMDLS: loss and test stage",
+        tables=tables,
+        text=text,
+        command=command,
+        device=cli.describe_device(device),
+        seeds=[0],
+    )
     cli.log(f"record: {path}; now run python3 scripts/build_docs.py")
 
 

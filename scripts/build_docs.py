@@ -1,4 +1,5 @@
 """Rebuilds docs/results.md and docs/benchmarks.md from the records in docs/data: `python3 scripts/build_docs.py`."""
+
 import sys
 from pathlib import Path
 

@@ -7,6 +7,7 @@
 Counts are held against the published ones; every image is decoded; images whose decoded pixels are in an ID set and in an OOD set (or in
 training and test) are counted and shown. Exit code: 0 nothing is wrong, 1 something is (or a named set is not there), 2 a name is unknown.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,30 +27,56 @@ SHOWN = 5
 
 
 def main() -> int:
-    parser = cli.Parser("Check data sets on disk: counts, damaged files, images that are in two sets.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets or benchmarks; default: every set that is there")
+    parser = cli.Parser(
+        "Check data sets on disk: counts, damaged files, images that are in two sets."
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="data sets or benchmarks; default: every set that is there",
+    )
     parser.flag("-data_dir", help="the data root", default="./datasets")
-    parser.flag("-fast", action="store_true", help="count only; nothing is decoded, so damage and duplicates are not seen", default=False)
+    parser.flag(
+        "-fast",
+        action="store_true",
+        help="count only; nothing is decoded, so damage and duplicates are not seen",
+        default=False,
+    )
     parser.flag("-json", help="also write the findings to this file")
     flags = parser.parse_args()
     data_dir = Path(flags.data_dir).expanduser()
     if not data_dir.is_dir():
         raise InputError(f"no folder '{data_dir}'; -data_dir names the data root")
 
-    rows = [info(name) for name in sets_of(flags.names)] if flags.names else [row for row in map(info, names()) if "folder" not in row.options]
+    rows = (
+        [info(name) for name in sets_of(flags.names)]
+        if flags.names
+        else [row for row in map(info, names()) if "folder" not in row.options]
+    )
     reports, shared = check.check(rows, data_dir, decode=not flags.fast, progress=cli.progress)
-    if not flags.names:                                   # what nobody asked for may be absent
+    if not flags.names:  # what nobody asked for may be absent
         there = {report.name for report in reports if report.state != "absent"}
         reports = [report for report in reports if report.name in there]
     if not reports:
-        cli.log(f"nothing known is in '{data_dir}'; `python3 scripts/download_data.py NAME -data_dir {flags.data_dir}` fetches sets")
+        cli.log(
+            f"nothing known is in '{data_dir}'; `python3 scripts/download_data.py NAME -data_dir {flags.data_dir}` fetches sets"
+        )
         return 1 if flags.names else 0
     show(reports, shared)
     if flags.json:
-        content = {"sets": [dataclasses.asdict(report) for report in reports], "shared": [dataclasses.asdict(pair) for pair in shared]}
+        content = {
+            "sets": [dataclasses.asdict(report) for report in reports],
+            "shared": [dataclasses.asdict(pair) for pair in shared],
+        }
         Path(flags.json).write_text(json.dumps(content, indent=1) + "\n")
-    bad = [report.label for report in reports if report.state not in ("complete", "present")] + [f"{pair.first} / {pair.second}" for pair in shared if pair.mixes]
-    cli.log(f"{len(reports)} splits checked{' (counts only)' if flags.fast else ''}; " + (f"to be looked at: {', '.join(bad)}" if bad else "nothing is wrong"))
+    bad = [report.label for report in reports if report.state not in ("complete", "present")] + [
+        f"{pair.first} / {pair.second}" for pair in shared if pair.mixes
+    ]
+    cli.log(
+        f"{len(reports)} splits checked{' (counts only)' if flags.fast else ''}; "
+        + (f"to be looked at: {', '.join(bad)}" if bad else "nothing is wrong")
+    )
     return 1 if bad else 0
 
 
@@ -57,29 +84,45 @@ def show(reports: list, shared: list) -> None:
     width = max(len(report.label) for report in reports)
     for report in reports:
         numbers = f"{report.found:>9,}" + (f" of {report.published:,}" if report.published else "")
-        more = [f"{len(report.damaged):,} damaged"] * bool(report.damaged) + [f"{report.repeated:,} repeated"] * bool(report.repeated) + [report.problem] * bool(report.problem)
-        cli.log(f"{report.label:<{width}}  {report.state:<10} {numbers:<20} {', '.join(more)}  {report.place}".rstrip())
+        more = (
+            [f"{len(report.damaged):,} damaged"] * bool(report.damaged)
+            + [f"{report.repeated:,} repeated"] * bool(report.repeated)
+            + [report.problem] * bool(report.problem)
+        )
+        cli.log(
+            f"{report.label:<{width}}  {report.state:<10} {numbers:<20} {', '.join(more)}  {report.place}".rstrip()
+        )
         for file, wrong in list(report.damaged.items())[:SHOWN]:
             cli.log(f"    damaged: {file}: {wrong}")
         if len(report.damaged) > SHOWN:
             cli.log(f"    ... and {len(report.damaged) - SHOWN:,} more (-json lists all)")
     for pair in shared:
-        cli.log(f"{pair.count:,} images are in {pair.first} and in {pair.second}{'' if pair.mixes else ' (both of one kind)'}: "
-                + "; ".join(f"{one} = {other}" for one, other in pair.examples[:2]))
+        cli.log(
+            f"{pair.count:,} images are in {pair.first} and in {pair.second}{'' if pair.mixes else ' (both of one kind)'}: "
+            + "; ".join(f"{one} = {other}" for one, other in pair.examples[:2])
+        )
 
 
 def sets_of(wanted: list[str]) -> list[str]:
     found: list[str] = []
     for name in wanted:
         if name in benchmark_names() or name.endswith(".json"):
-            found += [dataset for dataset in load_benchmark(name).datasets() if not is_folder_path(dataset)]
+            found += [
+                dataset
+                for dataset in load_benchmark(name).datasets()
+                if not is_folder_path(dataset)
+            ]
         elif is_folder_path(name):
-            raise InputError(f"'{name}' is a path; give known sets or benchmarks{nearest(name, names())}")
+            raise InputError(
+                f"'{name}' is a path; give known sets or benchmarks{nearest(name, names())}"
+            )
         else:
             try:
                 found.append(info(name).name)
             except InputError:
-                raise InputError(f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}") from None
+                raise InputError(
+                    f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}"
+                ) from None
     return [name for name in dict.fromkeys(found) if info(name).reader not in inventory.MADE]
 
 

@@ -7,6 +7,7 @@
 Run it again after a break: it goes on where it stopped. Sets that only a person may fetch (ImageNet) print the steps, and what was placed
 is verified and unpacked. Exit code: 0 everything is there, 1 something could not be had (or waits for a person), 2 a name is unknown.
 """
+
 from __future__ import annotations
 
 import sys
@@ -18,24 +19,47 @@ sys.path[:0] = [str(ROOT)]
 from ood import cli  # noqa: E402
 from ood.config import InputError, nearest  # noqa: E402
 from ood.data import benchmark_names, catalogue, load_benchmark, names, obtain  # noqa: E402
-from ood.data.registry import info, is_folder_path  # noqa: E402
 from ood.data.download import Patience  # noqa: E402
+from ood.data.registry import info, is_folder_path  # noqa: E402
 
 ALL = "all_benchmarks"
 
 
 def main() -> int:
-    parser = cli.Parser("Fetch data sets: several mirrors, resumed after a break, size and checksum enforced.",
-                        f"Names: data sets ({', '.join(names())}), benchmarks ({', '.join(benchmark_names())}), {ALL}.")
+    parser = cli.Parser(
+        "Fetch data sets: several mirrors, resumed after a break, size and checksum enforced.",
+        f"Names: data sets ({', '.join(names())}), benchmarks ({', '.join(benchmark_names())}), {ALL}.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data set or benchmark")
     parser.flag("-data_dir", help="where to put them", default="./datasets")
-    parser.flag("-dry_run", action="store_true", help="only say what would be fetched", default=False)
-    parser.flag("-replace", action="store_true", help="replace what is there but not whole (once the new one is)", default=False)
-    parser.flag("-keep", action="store_true", help="keep the archives in DATA_DIR/.download", default=False)
-    parser.flag("-tries", type=int, help="attempts per mirror without progress", default=Patience.tries)
-    parser.flag("-timeout", type=float, help="seconds without a byte before an attempt counts as failed", default=Patience.timeout)
+    parser.flag(
+        "-dry_run", action="store_true", help="only say what would be fetched", default=False
+    )
+    parser.flag(
+        "-replace",
+        action="store_true",
+        help="replace what is there but not whole (once the new one is)",
+        default=False,
+    )
+    parser.flag(
+        "-keep", action="store_true", help="keep the archives in DATA_DIR/.download", default=False
+    )
+    parser.flag(
+        "-tries", type=int, help="attempts per mirror without progress", default=Patience.tries
+    )
+    parser.flag(
+        "-timeout",
+        type=float,
+        help="seconds without a byte before an attempt counts as failed",
+        default=Patience.timeout,
+    )
     parser.flag("-list", action="store_true", help="list the names", default=False)
-    parser.flag("-table", action="store_true", help="write the table of sets into datasets/README.md", default=False)
+    parser.flag(
+        "-table",
+        action="store_true",
+        help="write the table of sets into datasets/README.md",
+        default=False,
+    )
     flags = parser.parse_args()
 
     if flags.table:
@@ -45,7 +69,9 @@ def main() -> int:
         print("\n".join([*names(), *benchmark_names()]))
         return 0
     if not flags.names:
-        raise InputError(f"which data sets? give names of sets or benchmarks, or {ALL}; -list lists them, -dry_run shows what would be fetched")
+        raise InputError(
+            f"which data sets? give names of sets or benchmarks, or {ALL}; -list lists them, -dry_run shows what would be fetched"
+        )
     for name in ("tries", "timeout"):
         if not getattr(flags, name) > 0:
             raise InputError(f"-{name} is {getattr(flags, name)}; it must be above 0")
@@ -56,13 +82,27 @@ def main() -> int:
         for row in rows:
             print("\n".join(obtain.describe(row, data_dir)))
         return 0
-    patience = Patience(tries=flags.tries, timeout=flags.timeout, window=max(Patience.window, flags.timeout))
+    patience = Patience(
+        tries=flags.tries, timeout=flags.timeout, window=max(Patience.window, flags.timeout)
+    )
     outcomes = []
     for row in rows:
-        outcomes.append(obtain.obtain(row, data_dir, replace=flags.replace, keep=flags.keep, patience=patience, log=cli.log))
+        outcomes.append(
+            obtain.obtain(
+                row,
+                data_dir,
+                replace=flags.replace,
+                keep=flags.keep,
+                patience=patience,
+                log=cli.log,
+            )
+        )
         cli.log(f"{row.name}: {outcomes[-1].state}: {outcomes[-1].text}")
     short = [outcome.name for outcome in outcomes if outcome.state in ("failed", "steps")]
-    cli.log(f"{len(outcomes) - len(short)} of {len(outcomes)} sets are there" + (f"; not: {', '.join(short)}" if short else ""))
+    cli.log(
+        f"{len(outcomes) - len(short)} of {len(outcomes)} sets are there"
+        + (f"; not: {', '.join(short)}" if short else "")
+    )
     return 1 if short else 0
 
 
@@ -71,16 +111,24 @@ def sets_of(wanted: list[str]) -> list[str]:
     found: list[str] = []
     for name in wanted:
         if name == ALL:
-            found += [entry for benchmark in benchmark_names() for entry in load_benchmark(benchmark).datasets()]
+            found += [
+                entry
+                for benchmark in benchmark_names()
+                for entry in load_benchmark(benchmark).datasets()
+            ]
         elif name in benchmark_names() or name.endswith(".json"):
             found += load_benchmark(name).datasets()
         elif is_folder_path(name):
-            raise InputError(f"'{name}' is a path; only known sets and benchmarks can be fetched{nearest(name, names())}")
+            raise InputError(
+                f"'{name}' is a path; only known sets and benchmarks can be fetched{nearest(name, names())}"
+            )
         else:
             try:
                 found += [info(name).name, *filter(None, [info(name).options.get("base")])]
             except InputError:
-                raise InputError(f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}; -list lists them") from None
+                raise InputError(
+                    f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}; -list lists them"
+                ) from None
     return list(dict.fromkeys(name for name in found if not is_folder_path(name)))
 
 

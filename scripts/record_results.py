@@ -4,6 +4,7 @@
         -command "python3 eval_ood.py -config configs/dice_cifar10.json ..." -text "What is special about the data." ...
     python3 scripts/build_docs.py
 """
+
 from __future__ import annotations
 
 import json
@@ -20,7 +21,9 @@ parser.add_argument("metrics", help="metrics.json that eval_ood.py wrote")
 parser.flag("-name", help="of the record, docs/data/NAME.json", required=True)
 parser.flag("-order", type=int, help="position on the page (100-199 part 1, ...)", required=True)
 parser.flag("-title", help="heading of the section", required=True)
-parser.flag("-command", help="command that rebuilds the numbers; default: the one recorded in metrics.json")
+parser.flag(
+    "-command", help="command that rebuilds the numbers; default: the one recorded in metrics.json"
+)
 parser.flag("-text", nargs="+", metavar="PARAGRAPH", help="paragraphs before the table", default=[])
 
 
@@ -37,14 +40,27 @@ def main() -> None:
 
     def pair(row: dict) -> str:
         return f"{100 * row['auroc']:.2f} / {100 * row['fpr95']:.2f}"
+
     counts = ", ".join(f"{name} {by[detectors[0], name]['n_ood']:,}" for name in sets)
-    accuracy = f"; accuracy {100 * made['accuracy']:.2f} %" if made.get("accuracy") is not None else ""
-    table = {"caption": f"AUROC / FPR95 in %, {rows[0]['n_id']:,} ID images against {counts}{accuracy}",
-             "columns": ["detector", *sets, "average"],
-             "rows": [[d, *(pair(by[d, s]) for s in sets), pair(means[d])] for d in detectors]}
-    path = record.write(flags.name, page="results", order=flags.order, title=flags.title, tables=[table], text=flags.text,
-                        command=flags.command or made["provenance"]["command"], device=made["provenance"]["device"],
-                        seeds=[made["provenance"]["seed"]])
+    accuracy = (
+        f"; accuracy {100 * made['accuracy']:.2f} %" if made.get("accuracy") is not None else ""
+    )
+    table = {
+        "caption": f"AUROC / FPR95 in %, {rows[0]['n_id']:,} ID images against {counts}{accuracy}",
+        "columns": ["detector", *sets, "average"],
+        "rows": [[d, *(pair(by[d, s]) for s in sets), pair(means[d])] for d in detectors],
+    }
+    path = record.write(
+        flags.name,
+        page="results",
+        order=flags.order,
+        title=flags.title,
+        tables=[table],
+        text=flags.text,
+        command=flags.command or made["provenance"]["command"],
+        device=made["provenance"]["device"],
+        seeds=[made["provenance"]["seed"]],
+    )
     cli.log(f"record: {path}")
 
 

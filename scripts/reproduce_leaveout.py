@@ -6,6 +6,7 @@
 What is trained already in -checkpoints_dir is not trained again. Writes docs/data/leaveout_embedded.json; `python3 scripts/build_docs.py`
 puts it into docs/results.md. The paper's own settings: scripts/reproduce_leaveout.sh.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,39 +29,81 @@ from ood.methods import leaveout, leaveout_training  # noqa: E402
 from ood.outputs import Cache, extract  # noqa: E402
 
 CONFIG = ROOT / "configs" / "mnist5k_small_leaveout.json"
-VARIANTS = {"ensemble of five folds": {}, "the same, gradient of the entropy (paper)": {"gradient": "entropy"},
-            "the same, no perturbation": {"magnitude": 0.0}, "the same, temperature 1": {"temperature": 1.0}}
+VARIANTS = {
+    "ensemble of five folds": {},
+    "the same, gradient of the entropy (paper)": {"gradient": "entropy"},
+    "the same, no perturbation": {"magnitude": 0.0},
+    "the same, temperature 1": {"temperature": 1.0},
+}
 SINGLE = "a single fold (mean of the five)"
 
 
 def main() -> None:
-    parser = cli.Parser("Leave-out ensemble, single folds and plain classifiers with ODIN on the embedded benchmark.")
-    parser.flag("-seeds", nargs="+", type=int, metavar="SEED", help="one training of everything per seed", default=[0, 1, 2])
+    parser = cli.Parser(
+        "Leave-out ensemble, single folds and plain classifiers with ODIN on the embedded benchmark."
+    )
+    parser.flag(
+        "-seeds",
+        nargs="+",
+        type=int,
+        metavar="SEED",
+        help="one training of everything per seed",
+        default=[0, 1, 2],
+    )
     parser.flag("-epochs", type=int, help="per network; default: the config's")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    parser.flag("-checkpoints_dir", help="where the networks go", default="./checkpoints/reproduce_leaveout")
-    parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
+    parser.flag(
+        "-checkpoints_dir", help="where the networks go", default="./checkpoints/reproduce_leaveout"
+    )
+    parser.flag(
+        "-limit", type=int, help="at most so many images per set (a quick look); default: all"
+    )
     parser.flag("-no_record", action="store_true", help="only print", default=False)
     flags = parser.parse_args()
     device = cli.choose_device(flags.device)
     values = read_json(CONFIG)
-    settings = build(leaveout.Settings, merge(split(values, leaveout.Settings, str(CONFIG))[1], {"epochs": flags.epochs}))
+    settings = build(
+        leaveout.Settings,
+        merge(split(values, leaveout.Settings, str(CONFIG))[1], {"epochs": flags.epochs}),
+    )
     suite = load_benchmark(values["benchmark"])
     test = suite.load_id(limit=flags.limit)
-    sets = {entry.label: suite.load_ood(entry, len(test), seed=1, limit=flags.limit) for entry in suite.entries}
+    sets = {
+        entry.label: suite.load_ood(entry, len(test), seed=1, limit=flags.limit)
+        for entry in suite.entries
+    }
 
-    found: dict[str, dict] = {}            # {row: {set: [Metrics per seed]}}
+    found: dict[str, dict] = {}  # {row: {set: [Metrics per seed]}}
     accuracies: dict[str, list] = {}
     for seed in flags.seeds:
         folder = Path(flags.checkpoints_dir) / f"seed{seed}"
-        context = methods.Context(models, device, checkpoints_dir=folder, resume=True, limit=flags.limit, cache=Cache(folder / ".outputs"), log=cli.log)
-        for name, scores, accuracy in [*ensembles(settings, seed, context), *plain(settings, seed, context)]:
+        context = methods.Context(
+            models,
+            device,
+            checkpoints_dir=folder,
+            resume=True,
+            limit=flags.limit,
+            cache=Cache(folder / ".outputs"),
+            log=cli.log,
+        )
+        for name, scores, accuracy in [
+            *ensembles(settings, seed, context),
+            *plain(settings, seed, context),
+        ]:
             known = metrics.prepare(scores(test))
             for label, images in sets.items():
-                found.setdefault(name, {}).setdefault(label, []).append(metrics.evaluate(known, scores(images)))
+                found.setdefault(name, {}).setdefault(label, []).append(
+                    metrics.evaluate(known, scores(images))
+                )
             accuracies.setdefault(name, []).append(accuracy(test))
     grouped = {name: group(name, found) for name in dict.fromkeys(short(name) for name in found)}
-    tables = [table(metric, title, grouped, sets) for metric, title in (("auroc", "AUROC in %, higher is better"), ("fpr95", "FPR95 in %, lower is better"))]
+    tables = [
+        table(metric, title, grouped, sets)
+        for metric, title in (
+            ("auroc", "AUROC in %, higher is better"),
+            ("fpr95", "FPR95 in %, lower is better"),
+        )
+    ]
     tables.append(accuracy_table(accuracies))
     for each in tables:
         cli.log(each["caption"])
@@ -74,15 +117,20 @@ def ensembles(settings, seed: int, context):
     """(name, scores of images, accuracy on images) of the ensemble, its variants and its folds."""
     for fold in range(1, settings.folds + 1):
         one = dataclasses.replace(settings, seed=seed, fold=fold)
-        if not leaveout_training.finished(Path(context.checkpoints_dir) / leaveout.folder_name(one, fold), one.epochs):
+        if not leaveout_training.finished(
+            Path(context.checkpoints_dir) / leaveout.folder_name(one, fold), one.epochs
+        ):
             leaveout.LeaveOut.train(one, context)
     for name, change in VARIANTS.items():
         method = leaveout.LeaveOut.load(dataclasses.replace(settings, seed=seed, **change), context)
         yield name, method.score, method.accuracy
         if not change:
             for fold in range(settings.folds):
-                yield (f"{SINGLE}#{fold}", lambda images, m=method, f=fold: m.fold_scores(images)[:, f],
-                       lambda images, m=method, f=fold: m.fold_accuracies(images)[f])
+                yield (
+                    f"{SINGLE}#{fold}",
+                    lambda images, m=method, f=fold: m.fold_scores(images)[:, f],
+                    lambda images, m=method, f=fold: m.fold_accuracies(images)[f],
+                )
 
 
 def plain(settings, seed: int, context):
@@ -90,27 +138,66 @@ def plain(settings, seed: int, context):
     for epochs in (settings.epochs, settings.folds * settings.epochs):
         folder = Path(context.checkpoints_dir) / f"plain_{epochs}_epochs"
         if not leaveout_training.finished(folder, epochs):
-            words = {"dataset": settings.id_dataset, "arch": settings.arch, "width": settings.model_args["width"], "epochs": epochs,
-                     "batch_size": settings.batch_size, "lr": settings.lr, "schedule": settings.schedule, "augment": settings.augment, "seed": seed,
-                     "device": context.device, "out_dir": folder, "limit": context.limit}
+            words = {
+                "dataset": settings.id_dataset,
+                "arch": settings.arch,
+                "width": settings.model_args["width"],
+                "epochs": epochs,
+                "batch_size": settings.batch_size,
+                "lr": settings.lr,
+                "schedule": settings.schedule,
+                "augment": settings.augment,
+                "seed": seed,
+                "device": context.device,
+                "out_dir": folder,
+                "limit": context.limit,
+            }
             command = [sys.executable, str(ROOT / "classifier_pretraining.py"), "-resume"]
-            subprocess.run(command + [word for name, value in words.items() if value is not None for word in (f"-{name}", str(value))], check=True)
+            subprocess.run(
+                command
+                + [
+                    word
+                    for name, value in words.items()
+                    if value is not None
+                    for word in (f"-{name}", str(value))
+                ],
+                check=True,
+            )
         _, channels, size = leaveout.facts(settings)
-        network = models.build(settings.arch, 10, in_channels=channels, image_size=size, **settings.model_args)
+        network = models.build(
+            settings.arch, 10, in_channels=channels, image_size=size, **settings.model_args
+        )
         stored = models.checkpoints.load_into(network, folder / "best.pt")["preprocess"]
         preprocess = Preprocess(stored["mean"], stored["std"])
-        odin, msp = detectors.create("odin", temperature=settings.temperature, magnitude=settings.magnitude), detectors.create("msp")
+        odin, msp = (
+            detectors.create(
+                "odin", temperature=settings.temperature, magnitude=settings.magnitude
+            ),
+            detectors.create("msp"),
+        )
         seen = {}
 
         def outputs(images, network=network, preprocess=preprocess, odin=odin, seen=seen):
             if images.digest not in seen:
-                seen[images.digest] = extract(network, images, preprocess, device=context.device, image_detectors=[odin])
+                seen[images.digest] = extract(
+                    network, images, preprocess, device=context.device, image_detectors=[odin]
+                )
             return seen[images.digest]
 
         def accuracy(images, outputs=outputs):
-            return (outputs(images).logits.argmax(1) == torch.as_tensor(images.labels)).double().mean().item()
+            return (
+                (outputs(images).logits.argmax(1) == torch.as_tensor(images.labels))
+                .double()
+                .mean()
+                .item()
+            )
+
         for title, detector in (("softmax maximum", msp), ("ODIN", odin)):
-            yield f"plain classifier, {epochs} epochs, {title}", lambda images, d=detector, o=outputs: d.score(o(images)), accuracy
+            yield (
+                f"plain classifier, {epochs} epochs, {title}",
+                lambda images, d=detector, o=outputs: d.score(o(images)),
+                accuracy,
+            )
 
 
 def short(name: str) -> str:
@@ -120,8 +207,16 @@ def short(name: str) -> str:
 def group(name: str, found: dict) -> dict:
     """{set: per seed, the mean over what goes by this name (five folds, or one)} as {metric: value}."""
     parts = [found[key] for key in found if short(key) == name]
-    return {label: [{m: statistics.fmean(getattr(part[label][i], m) for part in parts) for m in ("auroc", "fpr95")} for i in range(len(parts[0][label]))]
-            for label in parts[0]}
+    return {
+        label: [
+            {
+                m: statistics.fmean(getattr(part[label][i], m) for part in parts)
+                for m in ("auroc", "fpr95")
+            }
+            for i in range(len(parts[0][label]))
+        ]
+        for label in parts[0]
+    }
 
 
 def spread(values: list[float]) -> str:
@@ -133,8 +228,17 @@ def spread(values: list[float]) -> str:
 def table(metric: str, title: str, grouped: dict, sets: dict) -> dict:
     rows = []
     for name, by_set in grouped.items():
-        means = [statistics.fmean(by_set[label][i][metric] for label in sets) for i in range(len(next(iter(by_set.values()))))]
-        rows.append([name, *(spread([one[metric] for one in by_set[label]]) for label in sets), spread(means)])
+        means = [
+            statistics.fmean(by_set[label][i][metric] for label in sets)
+            for i in range(len(next(iter(by_set.values()))))
+        ]
+        rows.append(
+            [
+                name,
+                *(spread([one[metric] for one in by_set[label]]) for label in sets),
+                spread(means),
+            ]
+        )
     return {"caption": title, "columns": ["score", *sets, "mean of the sets"], "rows": rows}
 
 
@@ -143,27 +247,42 @@ def accuracy_table(accuracies: dict) -> dict:
     for name, values in accuracies.items():
         if "the same" not in name and "softmax" not in name:
             rows.setdefault(short(name).replace(", ODIN", ""), []).extend(values)
-    return {"caption": "Accuracy on the 1,000 test digits, all ten classes, in %; a single fold knows eight of them (± over seeds and folds)", "columns": ["classifier", "accuracy"],
-            "rows": [[name, spread(values)] for name, values in rows.items()]}
+    return {
+        "caption": "Accuracy on the 1,000 test digits, all ten classes, in %; a single fold knows eight of them (± over seeds and folds)",
+        "columns": ["classifier", "accuracy"],
+        "rows": [[name, spread(values)] for name, values in rows.items()],
+    }
 
 
 def write(flags, settings, tables: list, grouped: dict, device) -> None:
     def mean(name, label):
         return statistics.fmean(one["auroc"] for one in grouped[name][label])
+
     ensemble, odin = "ensemble of five folds", f"plain classifier, {settings.epochs} epochs, ODIN"
     losses = [label for label in grouped[ensemble] if mean(ensemble, label) < mean(odin, label)]
     above = [label for label in grouped[ensemble] if mean(ensemble, label) > mean(SINGLE, label)]
-    text = [f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, {settings.epochs} epochs per fold, the paper's loss (beta "
-            f"{settings.beta:g}, margin {settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. The epoch of a fold is picked on the "
-            "train part of `letters` (other fonts than in the test part), so `letters` is a near, and the mildly favoured, set. The plain classifiers are the "
-            "same network with cross-entropy on all ten classes, once as long as one fold and once as long as all five together.",
-            f"The ensemble has a lower mean AUROC than the plain classifier of the same number of epochs with ODIN on: {', '.join(losses) or 'no set'}. "
-            f"The ensemble is above the mean of its folds on: {', '.join(above) or 'no set'}. Synthetic noise is the paper's weak point too (it reports FPR95 up to "
-            "99.9 % there, depending on the network).",
-            "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five folds each) were not run here: there was no GPU. "
-            "`scripts/reproduce_leaveout.sh` is the command."]
-    record.write("leaveout_embedded", page="results", order=300, title="Leave-out classifiers on the embedded benchmark", tables=tables, text=text,
-                 command=" ".join(["python3 scripts/reproduce_leaveout.py", *sys.argv[1:]]), device=cli.describe_device(device), seeds=flags.seeds)
+    text = [
+        f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, {settings.epochs} epochs per fold, the paper's loss (beta "
+        f"{settings.beta:g}, margin {settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. The epoch of a fold is picked on the "
+        "train part of `letters` (other fonts than in the test part), so `letters` is a near, and the mildly favoured, set. The plain classifiers are the "
+        "same network with cross-entropy on all ten classes, once as long as one fold and once as long as all five together.",
+        f"The ensemble has a lower mean AUROC than the plain classifier of the same number of epochs with ODIN on: {', '.join(losses) or 'no set'}. "
+        f"The ensemble is above the mean of its folds on: {', '.join(above) or 'no set'}. Synthetic noise is the paper's weak point too (it reports FPR95 up to "
+        "99.9 % there, depending on the network).",
+        "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five folds each) were not run here: there was no GPU. "
+        "`scripts/reproduce_leaveout.sh` is the command.",
+    ]
+    record.write(
+        "leaveout_embedded",
+        page="results",
+        order=300,
+        title="Leave-out classifiers on the embedded benchmark",
+        tables=tables,
+        text=text,
+        command=" ".join(["python3 scripts/reproduce_leaveout.py", *sys.argv[1:]]),
+        device=cli.describe_device(device),
+        seeds=flags.seeds,
+    )
 
 
 if __name__ == "__main__":

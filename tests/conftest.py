@@ -3,6 +3,7 @@
 Reference files (the authors' weights and scores, packed real images) are not part of the repository. Set OOD_REFERENCE_DIR, or put
 them in a folder `shared` beside the checkout; tests that need them say so when they skip.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # before torch is loaded: see models/__init__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded: see models/__init__.py
 
 import torch  # noqa: E402
 
@@ -27,6 +28,7 @@ REFERENCE = Path(os.environ.get("OOD_REFERENCE_DIR", ROOT.parent / "shared"))
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
     from ood.cli import keep_freed_memory
+
     keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -43,11 +45,13 @@ def reference() -> Path:
 @pytest.fixture(scope="session")
 def golden(reference):
     """golden('heatmap') -> the parsed file; golden.fill -> the module that fills a network with deterministic weights."""
+
     class Golden:
         fill = _module(reference / "golden" / "fill.py")
 
         def __call__(self, name):
             return json.loads((reference / "golden" / f"{name}.json").read_text())
+
     return Golden()
 
 
@@ -66,19 +70,32 @@ def reference_data():
             for name in names:
                 done = root / f".{name}.done"
                 if not done.exists():
-                    subprocess.run(["bash", str(script), str(root), name], check=True, capture_output=True)
+                    subprocess.run(
+                        ["bash", str(script), str(root), name], check=True, capture_output=True
+                    )
                     done.touch()
         return root
+
     return unpack
 
 
 @pytest.fixture(scope="session")
 def run_script():
     """run_script('eval_ood.py', '-h') -> CompletedProcess of the real file, in a folder of its own when `cwd` is given."""
-    def run(script: str, *arguments, cwd: Path = ROOT, env: dict | None = None, timeout: float = 300):
+
+    def run(
+        script: str, *arguments, cwd: Path = ROOT, env: dict | None = None, timeout: float = 300
+    ):
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "MPLBACKEND": "Agg", **(env or {})}
-        return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, env=environment,
-                              capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
     return run
 
 
@@ -99,6 +116,7 @@ def call_script(monkeypatch, capfd):
             code = end.code or 0
         out, err = capfd.readouterr()
         return subprocess.CompletedProcess([script, *arguments], code, out, err)
+
     return call
 
 

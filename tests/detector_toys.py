@@ -1,4 +1,5 @@
 """Toys for the tests of detectors: arrays around class centres, a tiny trained network and the images it knows."""
+
 import numpy as np
 import pytest
 import torch
@@ -13,14 +14,21 @@ def outputs(n, seed=0, shift=0.0, classes=6, dimension=24, rectified=True):
     """ID-like outputs: features around class centres, rectified; `shift` moves them towards none of them."""
     generator = torch.Generator().manual_seed(seed)
     if classes <= 6:
-        centres = torch.eye(classes).repeat_interleave(-(-dimension // classes), 1)[:, :dimension] * 4
+        centres = (
+            torch.eye(classes).repeat_interleave(-(-dimension // classes), 1)[:, :dimension] * 4
+        )
     else:
-        centres = torch.randn(classes, dimension, generator=torch.Generator().manual_seed(99)).relu() * 3
+        centres = (
+            torch.randn(classes, dimension, generator=torch.Generator().manual_seed(99)).relu() * 3
+        )
     labels = torch.arange(n) % classes
     features = centres[labels] * (1 - shift) + torch.randn(n, dimension, generator=generator)
     features = features.relu() if rectified else features - 1
     head = Head(centres / 4, torch.linspace(-0.2, 0.2, classes))
-    taps = (features[:, : dimension // 2] + 0.3 * torch.randn(n, dimension // 2, generator=generator), features)
+    taps = (
+        features[:, : dimension // 2] + 0.3 * torch.randn(n, dimension // 2, generator=generator),
+        features,
+    )
     return Outputs(features, head(features), labels, head, taps)
 
 
@@ -53,12 +61,22 @@ def gratings(n, seed, novel=False):
     labels = np.arange(n) % 6
     y, x = np.mgrid[:12, :12]
     if novel:
-        pixels = generator.random((n, 12, 12)) * 0.5 + generator.random((n, 12, 1)) * generator.random((n, 1, 12)) * 0.5
+        pixels = (
+            generator.random((n, 12, 12)) * 0.5
+            + generator.random((n, 12, 1)) * generator.random((n, 1, 12)) * 0.5
+        )
     else:
         along = np.where((labels % 2)[:, None, None] == 0, x, y)
-        pixels = 0.5 + 0.4 * np.sin(2 * np.pi * along / np.array([3, 4, 7])[labels // 2, None, None] + generator.uniform(0, 6, (n, 1, 1)))
+        pixels = 0.5 + 0.4 * np.sin(
+            2 * np.pi * along / np.array([3, 4, 7])[labels // 2, None, None]
+            + generator.uniform(0, 6, (n, 1, 1))
+        )
         pixels = pixels + generator.normal(0, 0.05, pixels.shape)
-    return ArrayImages((pixels.clip(0, 1) * 255).astype(np.uint8)[:, None], labels=-np.ones(n, int) if novel else labels, name="novel" if novel else "id")
+    return ArrayImages(
+        (pixels.clip(0, 1) * 255).astype(np.uint8)[:, None],
+        labels=-np.ones(n, int) if novel else labels,
+        name="novel" if novel else "id",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +87,7 @@ def train():
 @pytest.fixture(scope="module")
 def network():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)                # tiny steps: threads would only wait for each other
+    torch.set_num_threads(1)  # tiny steps: threads would only wait for each other
     net, preprocess, data = Gratings(), Preprocess((0.5,), (0.25,)), gratings(120, 0)
     x, y = torch.cat([preprocess(b) for b in data.batches(120)]), torch.as_tensor(data.labels)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
@@ -89,6 +107,15 @@ def passed(network):
     def run(detector, images, batch_size=50, fitted=True):
         options = dict(taps="taps" in detector.needs, batch_size=batch_size)
         if fitted:
-            detector.fit(extract(network, training, preprocess, image_detectors=[detector] if detector.measures_train else [], **options))
+            detector.fit(
+                extract(
+                    network,
+                    training,
+                    preprocess,
+                    image_detectors=[detector] if detector.measures_train else [],
+                    **options,
+                )
+            )
         return extract(network, images, preprocess, image_detectors=[detector], **options)
+
     return run

@@ -1,4 +1,5 @@
 """What tests/test_distributed.py runs twice: in one process, and in two under torchrun (`torchrun --nproc_per_node 2 distributed_worker.py OUT`)."""
+
 from __future__ import annotations
 
 import shutil
@@ -25,7 +26,7 @@ from ood.methods.vmdls import VMDLS  # noqa: E402
 from ood.outputs import Cache, extract  # noqa: E402
 
 CPU = torch.device("cpu")
-STEP = 16                                                        # images of a step: 16 in one process, 2 x 8 in two
+STEP = 16  # images of a step: 16 in one process, 2 x 8 in two
 
 
 def toy_images(count: int, side: int = 8, seed: int = 0) -> ArrayImages:
@@ -47,7 +48,19 @@ class Net(nn.Module):
         return self.fc(self.drop(F.relu(self.norm(self.conv(x.double()))).mean((2, 3))))
 
 
-def training(folder: Path, *, norm=False, sync=True, dropout=0.0, epochs=3, resume=False, count=53, clip=0.5, ema=0.9, crash_after=None):
+def training(
+    folder: Path,
+    *,
+    norm=False,
+    sync=True,
+    dropout=0.0,
+    epochs=3,
+    resume=False,
+    count=53,
+    clip=0.5,
+    ema=0.9,
+    crash_after=None,
+):
     """Everything at once: augmentation, momentum, a cosine, clipping, a moving average, an uneven last step (53 = 3 * 16 + 5), validation on 7."""
     torch.manual_seed(0)
     network = Net(norm, dropout)
@@ -55,28 +68,62 @@ def training(folder: Path, *, norm=False, sync=True, dropout=0.0, epochs=3, resu
         distributed.synchronise_batchnorm(network, CPU)
     augment, preprocess = Augment("crop_flip", padding=2), Preprocess((0.5,) * 3, (0.5,) * 3)
     size = STEP // distributed.world()
-    batches = train.ImageBatches(toy_images(count), size, transform=lambda p, g: preprocess(augment(p, g)), device=CPU, seed=5)
-    held_out = train.ImageBatches(toy_images(7, seed=1), size, transform=lambda p, g: preprocess(p), device=CPU, shuffle=False)
-    optimizer = train.make_optimizer("sgd", network.parameters(), 0.2, momentum=0.9, weight_decay=1e-3)
+    batches = train.ImageBatches(
+        toy_images(count),
+        size,
+        transform=lambda p, g: preprocess(augment(p, g)),
+        device=CPU,
+        seed=5,
+    )
+    held_out = train.ImageBatches(
+        toy_images(7, seed=1), size, transform=lambda p, g: preprocess(p), device=CPU, shuffle=False
+    )
+    optimizer = train.make_optimizer(
+        "sgd", network.parameters(), 0.2, momentum=0.9, weight_decay=1e-3
+    )
     run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
 
     def objective(batch):
         images, labels = batch
         logits = network(images)
-        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).double().mean()}
+        return F.cross_entropy(logits, labels), {
+            "accuracy": (logits.argmax(1) == labels).double().mean()
+        }
 
     def crash(epoch):
         if epoch == crash_after:
             raise KeyboardInterrupt
 
     try:
-        train.fit(objective, network, batches, epochs=epochs, optimizer=optimizer, schedule=train.Schedule(optimizer, "cosine", 3), run=run,
-                  resume=resume, clip_norm=clip, ema=ema, select="valid_loss", mode="min", say=lambda line: None, before_epoch=crash,
-                  pack=lambda epoch, metrics: {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics},
-                  validate=lambda epoch: {f"valid_{k}": v for k, v in train.measure(network, held_out).items()})
+        train.fit(
+            objective,
+            network,
+            batches,
+            epochs=epochs,
+            optimizer=optimizer,
+            schedule=train.Schedule(optimizer, "cosine", 3),
+            run=run,
+            resume=resume,
+            clip_norm=clip,
+            ema=ema,
+            select="valid_loss",
+            mode="min",
+            say=lambda line: None,
+            before_epoch=crash,
+            pack=lambda epoch, metrics: {
+                "state_dict": network.state_dict(),
+                "epoch": epoch,
+                "metrics": metrics,
+            },
+            validate=lambda epoch: {
+                f"valid_{k}": v for k, v in train.measure(network, held_out).items()
+            },
+        )
     except KeyboardInterrupt:
         distributed.barrier()
-    records = [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in run.records()]
+    records = [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in run.records()
+    ]
     return {"weights": {k: v.clone() for k, v in network.state_dict().items()}, "records": records}
 
 
@@ -88,16 +135,40 @@ def with_loss(folder: Path, name: str, count: int):
     distributed.synchronise_batchnorm(network, CPU)
     augment, preprocess = Augment("crop_flip"), Preprocess((0.5,) * 3, (0.5,) * 3)
     common = dict(transform=lambda p, g: preprocess(augment(p, g)).double(), device=CPU)
-    batches = train.ImageBatches(toy_images(count, 32), STEP // distributed.world(), seed=5, **common)
+    batches = train.ImageBatches(
+        toy_images(count, 32), STEP // distributed.world(), seed=5, **common
+    )
     if losses.get(name).outliers == "needed":
         outliers = ArrayImages(toy_images(20, 32, seed=2).images, name="outliers")
-        batches = losses.MixedBatches(batches, train.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common))
-    optimizer = train.make_optimizer("sgd", [p for p in objective.parameters() if p.requires_grad], 0.1, momentum=0.9)
+        batches = losses.MixedBatches(
+            batches, train.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common)
+        )
+    optimizer = train.make_optimizer(
+        "sgd", [p for p in objective.parameters() if p.requires_grad], 0.1, momentum=0.9
+    )
     run = runs.create("toy", {"kind": "toy"}, out_dir=folder)
-    train.fit(lambda batch: objective(*batch), network, batches, epochs=3, optimizer=optimizer, schedule=train.Schedule(optimizer, "cosine", 3), run=run,
-              ema=0.9, say=lambda line: None, state={"objective": objective.own}, pack=lambda epoch, metrics: {"state_dict": network.state_dict()})
-    return {"weights": {k: v.clone() for k, v in {**network.state_dict(), **objective.own.state_dict()}.items()},
-            "records": [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in run.records()]}
+    train.fit(
+        lambda batch: objective(*batch),
+        network,
+        batches,
+        epochs=3,
+        optimizer=optimizer,
+        schedule=train.Schedule(optimizer, "cosine", 3),
+        run=run,
+        ema=0.9,
+        say=lambda line: None,
+        state={"objective": objective.own},
+        pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
+    )
+    return {
+        "weights": {
+            k: v.clone() for k, v in {**network.state_dict(), **objective.own.state_dict()}.items()
+        },
+        "records": [
+            {k: v for k, v in r.items() if k not in ("seconds", "images_per_s")}
+            for r in run.records()
+        ],
+    }
 
 
 def queues(folder: Path):
@@ -106,7 +177,11 @@ def queues(folder: Path):
     loss, _ = build("vos", nn.Linear(4, 3), {"sample_number": 5, "sample_from": 10})
     for step in range(2):
         rows = torch.randn(14, 4, generator=torch.Generator().manual_seed(step))
-        mine = {0: slice(0, 9), 1: slice(9, 14)}[distributed.rank()] if distributed.world() > 1 else slice(None)
+        mine = (
+            {0: slice(0, 9), 1: slice(9, 14)}[distributed.rank()]
+            if distributed.world() > 1
+            else slice(None)
+        )
         y = torch.tensor([0, 1, 0, 0, 0, 2, -1, 1, 0, 0, 0, 1, 2, 2])
         loss(loss.fc(rows[mine]), rows[mine], y[mine])
     return {"queue": loss.queue, "seen": loss.seen}
@@ -139,14 +214,28 @@ def resumed(folder: Path):
     straight = training(folder / "straight", dropout=0.5, norm=True, sync=False)
     training(folder / "broken", dropout=0.5, norm=True, sync=False, crash_after=3)
     torch.manual_seed(123)
-    return {"straight": straight, "resumed": training(folder / "broken", dropout=0.5, norm=True, sync=False, resume=True)}
+    return {
+        "straight": straight,
+        "resumed": training(folder / "broken", dropout=0.5, norm=True, sync=False, resume=True),
+    }
 
 
 def seen(folder: Path, count: int, size: int, **options):
     """The numbers of the images that this process gets in an epoch, step by step."""
     pixels = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
-    batches = train.ImageBatches(ArrayImages(pixels, np.arange(count)), size, transform=lambda p, g: p, device=CPU, seed=1, **options)
-    steps = [labels.tolist() for images, labels in batches.epoch(2) if torch.equal(images.flatten().long(), labels)]
+    batches = train.ImageBatches(
+        ArrayImages(pixels, np.arange(count)),
+        size,
+        transform=lambda p, g: p,
+        device=CPU,
+        seed=1,
+        **options,
+    )
+    steps = [
+        labels.tolist()
+        for images, labels in batches.epoch(2)
+        if torch.equal(images.flatten().long(), labels)
+    ]
     return {"steps": steps, "length": len(batches)}
 
 
@@ -157,8 +246,20 @@ def outputs(folder: Path, cached: bool):
     cache, found = Cache(folder / "cache") if cached else None, {}
     for count in (70, 10):
         for _ in range(2 if cached else 1):
-            made = extract(network, toy_images(count, 32), Preprocess((0.5,) * 3, (0.5,) * 3), batch_size=16, cache=cache, taps=True)
-        found[count] = [made.features.clone(), made.logits.clone(), made.labels, *map(torch.clone, made.taps)]
+            made = extract(
+                network,
+                toy_images(count, 32),
+                Preprocess((0.5,) * 3, (0.5,) * 3),
+                batch_size=16,
+                cache=cache,
+                taps=True,
+            )
+        found[count] = [
+            made.features.clone(),
+            made.logits.clone(),
+            made.labels,
+            *map(torch.clone, made.taps),
+        ]
     return found
 
 
@@ -168,68 +269,146 @@ def heatmap(folder: Path):
     classifier = models.build("small_cnn", 10, in_channels=1, image_size=28, width=4)
     if distributed.first():
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"format": "ood-1", "arch": classifier.arch, "state_dict": classifier.state_dict(), "epoch": 1, "metrics": {}, "preprocess": {}}, folder / "c.pt")
+        torch.save(
+            {
+                "format": "ood-1",
+                "arch": classifier.arch,
+                "state_dict": classifier.state_dict(),
+                "epoch": 1,
+                "metrics": {},
+                "preprocess": {},
+            },
+            folder / "c.pt",
+        )
     distributed.barrier()
-    settings = HeatmapSettings("mnist5k", ood_dataset="letters", arch="small_cnn", batch_size=40 // distributed.world(), num_ood=20, n_epochs=2,
-                               classifier=str(folder / "c.pt"))
+    settings = HeatmapSettings(
+        "mnist5k",
+        ood_dataset="letters",
+        arch="small_cnn",
+        batch_size=40 // distributed.world(),
+        num_ood=20,
+        n_epochs=2,
+        classifier=str(folder / "c.pt"),
+    )
     context = Context(models, CPU, out_dir=folder / "run", limit=60)
     run = Heatmap.train(settings, context)
     distributed.barrier()
-    digits = ArrayImages(np.random.RandomState(0).randint(0, 256, (90, 1, 28, 28)).astype(np.uint8), np.arange(90) % 10, name="digits")
+    digits = ArrayImages(
+        np.random.RandomState(0).randint(0, 256, (90, 1, 28, 28)).astype(np.uint8),
+        np.arange(90) % 10,
+        name="digits",
+    )
     method = Heatmap.load(settings, context, run.folder)
-    return {"records": [r for r in run.records() if "loss" in r], "weights": method.decoder.state_dict(), "scores": method.score(digits)}
+    return {
+        "records": [r for r in run.records() if "loss" in r],
+        "weights": method.decoder.state_dict(),
+        "scores": method.score(digits),
+    }
 
 
 def leave_out(folder: Path):
     """One fold on digits: two streams, two forward passes a step, selection on a validation set."""
-    settings = leaveout.Settings("mnist5k", arch="small_cnn", width=4, folds=5, epochs=2, batch_size=24 // distributed.world(),
-                                 validation_dataset="letters", validation_images=30, milestones=(1,))
-    run = leaveout_training.train_fold(settings, Context(models, CPU, out_dir=folder / "fold", limit=100))
-    return {"records": [r for r in run.records() if "valid_auroc" in r and "loss" in r], "weights": run.load("last.pt")["state_dict"]}
+    settings = leaveout.Settings(
+        "mnist5k",
+        arch="small_cnn",
+        width=4,
+        folds=5,
+        epochs=2,
+        batch_size=24 // distributed.world(),
+        validation_dataset="letters",
+        validation_images=30,
+        milestones=(1,),
+    )
+    run = leaveout_training.train_fold(
+        settings, Context(models, CPU, out_dir=folder / "fold", limit=100)
+    )
+    return {
+        "records": [r for r in run.records() if "valid_auroc" in r and "loss" in r],
+        "weights": run.load("last.pt")["state_dict"],
+    }
 
 
 def vmdls(folder: Path):
     """Batches of 5 x 4 digits shared out, their embeddings exchanged; float64 is not at hand here, so rounding shows."""
-    settings = VMDLS.Settings(id_dataset="mnist5k", arch="small_cnn", model_args={"width": 4}, latent_dim=6, epochs=2, steps=4, batch_classes=5, sample_count=4,
-                              optimizer="adam", lr=1e-3, margins_epoch=1, valid_images=40)
+    settings = VMDLS.Settings(
+        id_dataset="mnist5k",
+        arch="small_cnn",
+        model_args={"width": 4},
+        latent_dim=6,
+        epochs=2,
+        steps=4,
+        batch_classes=5,
+        sample_count=4,
+        optimizer="adam",
+        lr=1e-3,
+        margins_epoch=1,
+        valid_images=40,
+    )
     run = VMDLS.train(settings, Context(models, CPU, out_dir=folder / "vmdls", limit=200))
-    return {"records": [r for r in run.records() if "loss" in r], "weights": run.load("last.pt")["state_dict"], "means": run.load("last.pt")["class_means"],
-            "files": sorted(p.name for p in run.folder.iterdir())}
+    return {
+        "records": [r for r in run.records() if "loss" in r],
+        "weights": run.load("last.pt")["state_dict"],
+        "means": run.load("last.pt")["class_means"],
+        "files": sorted(p.name for p in run.folder.iterdir()),
+    }
 
 
 def talk(folder: Path):
     """Values, rows and errors that cross over."""
+
     def refuse():
         raise InputError("no such thing")
+
     try:
         distributed.from_first(refuse)
         said = ""
     except InputError as error:
         said = str(error)
     rank = distributed.rank()
-    rows = torch.arange(6).view(3, 2)[:3 - rank] + 10 * rank
+    rows = torch.arange(6).view(3, 2)[: 3 - rank] + 10 * rank
     empty = None if rank == 0 else torch.ones(2, 1, dtype=torch.bool)
     with distributed.solo():
         alone = (distributed.world(), distributed.gathered(rank))
-    return {"said": said, "rows": distributed.gather_rows(rows), "of_one": distributed.gather_rows(empty), "who": distributed.gathered(rank),
-            "first": distributed.from_first(lambda: rank), "alone": alone, "total": distributed.total(torch.tensor([1.0, rank])),
-            "turn": distributed.in_turn(lambda: rank)}
+    return {
+        "said": said,
+        "rows": distributed.gather_rows(rows),
+        "of_one": distributed.gather_rows(empty),
+        "who": distributed.gathered(rank),
+        "first": distributed.from_first(lambda: rank),
+        "alone": alone,
+        "total": distributed.total(torch.tensor([1.0, rank])),
+        "turn": distributed.in_turn(lambda: rank),
+    }
 
 
 CASES = {
-    "plain": lambda folder: training(folder), "batchnorm": lambda folder: training(folder, norm=True, clip=None, ema=None),
-    "outlier_exposure": lambda folder: with_loss(folder, "outlier_exposure", 48), "center": lambda folder: with_loss(folder, "center", 53),
-    "queues": queues, "disagree": disagree,
-    "resumed": resumed, "talk": talk, "heatmap": heatmap, "leaveout": leave_out, "vmdls": vmdls,
-    "outputs": lambda folder: outputs(folder, False), "cached": lambda folder: outputs(folder, True),
-    "remainder": lambda folder: seen(folder, 33, 8), "uneven": lambda folder: seen(folder, 37, 8), "few": lambda folder: seen(folder, 3, 8),
-    "one": lambda folder: seen(folder, 1, 8, shuffle=False), "in_order": lambda folder: seen(folder, 20, 4, shuffle=False),
+    "plain": lambda folder: training(folder),
+    "batchnorm": lambda folder: training(folder, norm=True, clip=None, ema=None),
+    "outlier_exposure": lambda folder: with_loss(folder, "outlier_exposure", 48),
+    "center": lambda folder: with_loss(folder, "center", 53),
+    "queues": queues,
+    "disagree": disagree,
+    "resumed": resumed,
+    "talk": talk,
+    "heatmap": heatmap,
+    "leaveout": leave_out,
+    "vmdls": vmdls,
+    "outputs": lambda folder: outputs(folder, False),
+    "cached": lambda folder: outputs(folder, True),
+    "remainder": lambda folder: seen(folder, 33, 8),
+    "uneven": lambda folder: seen(folder, 37, 8),
+    "few": lambda folder: seen(folder, 3, 8),
+    "one": lambda folder: seen(folder, 1, 8, shuffle=False),
+    "in_order": lambda folder: seen(folder, 20, 4, shuffle=False),
 }
 
 
 def main(out: Path) -> None:
     distributed.begin()
-    torch.save({name: case(out / name) for name, case in CASES.items()}, out / f"rank{distributed.rank()}.pt")
+    torch.save(
+        {name: case(out / name) for name, case in CASES.items()},
+        out / f"rank{distributed.rank()}.pt",
+    )
     distributed.end()
 
 

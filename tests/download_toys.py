@@ -1,4 +1,5 @@
 """What the tests of downloads share: a server that breaks as told, archives made on the spot."""
+
 from __future__ import annotations
 
 import contextlib
@@ -62,7 +63,9 @@ class Server:
                     self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
                 if outer.tags:
                     self.send_header("ETag", tag)
-                self.send_header("Content-Type", "text/html" if fault == "page" else "application/octet-stream")
+                self.send_header(
+                    "Content-Type", "text/html" if fault == "page" else "application/octet-stream"
+                )
                 if fault != "endless":
                     self.send_header("Content-Length", str(len(part)))
                 self.end_headers()
@@ -71,12 +74,14 @@ class Server:
         self.running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.running.daemon_threads = True
         self.address = f"http://127.0.0.1:{self.running.server_port}"
-        threading.Thread(target=self.running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        threading.Thread(
+            target=self.running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def send(self, file, body, fault):
         with contextlib.suppress(OSError):
             if fault == "cut":
-                return file.write(body[:len(body) // 2])
+                return file.write(body[: len(body) // 2])
             if fault == "silent":
                 file.write(body[:1000])
                 file.flush()
@@ -84,7 +89,7 @@ class Server:
             elif fault in ("slow", "crawl"):
                 step = 100 if fault == "slow" else 20_000
                 for start in range(0, len(body), step):
-                    file.write(body[start:start + step])
+                    file.write(body[start : start + step])
                     file.flush()
                     time.sleep(0.05)
             elif fault == "damage":
@@ -127,5 +132,7 @@ def make_zip(path, members):
 def pictures(count):
     for number in range(count):
         buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(
+            np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        ).save(buffer, "PNG")
         yield buffer.getvalue()

@@ -1,4 +1,5 @@
 """Losses of every name on toy tensors: what forward takes, made from logits and features."""
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,8 +8,12 @@ from ood import losses
 from ood.losses.objective import build
 
 ROWS, CLASSES, SIDE = 12, 4, 6
-SMALL = {"vos": {"sample_number": 3, "sample_from": 20}, "energy_margin": {"full_train_loss": 0.5}, "cider": {"n_dim": 5},
-         "energy_bounded": {"margin_in": -3.0, "margin_out": -1.0}}
+SMALL = {
+    "vos": {"sample_number": 3, "sample_from": 20},
+    "energy_margin": {"full_train_loss": 0.5},
+    "cider": {"n_dim": 5},
+    "energy_bounded": {"margin_in": -3.0, "margin_out": -1.0},
+}
 
 
 def make(name, classes=CLASSES, **args):
@@ -18,7 +23,7 @@ def make(name, classes=CLASSES, **args):
     loss, _ = build(name, fc, {**SMALL.get(name, {}), **args})
     modules = [nn.Linear(1, 1).double() for _ in loss.modules]
     loss.double()
-    if name == "vos":                         # full queues, so that there are virtual outliers
+    if name == "vos":  # full queues, so that there are virtual outliers
         loss.queue.normal_()
         loss.seen.fill_(3)
     return loss, modules
@@ -26,7 +31,7 @@ def make(name, classes=CLASSES, **args):
 
 def labels(outliers=4, rows=ROWS, classes=CLASSES):
     y = torch.arange(rows) % classes
-    y[rows - outliers:] = -1
+    y[rows - outliers :] = -1
     return y
 
 
@@ -41,7 +46,13 @@ def inputs(loss, y, classes=CLASSES, scale=1.0, seed=0):
         if part == "confidence":
             x = torch.rand(rows, 1, generator=g, dtype=torch.float64) * 0.9 + 0.05
         else:
-            width = {"logits": wide, "features": SIDE, "distances": SIDE if loss.space == "features" else classes, "projections": 5, "rotations": 4}[part]
+            width = {
+                "logits": wide,
+                "features": SIDE,
+                "distances": SIDE if loss.space == "features" else classes,
+                "projections": 5,
+                "rotations": 4,
+            }[part]
             x = scale * torch.randn(rows, width, generator=g, dtype=torch.float64)
             x = F.normalize(x) if part == "projections" else x
         made.append(x.requires_grad_())
@@ -54,8 +65,11 @@ def further(name, y):
 
 
 def value(name, loss, modules, given, y):
-    given = [loss.distance(x) if part == "distances" else x for part, x in zip(loss.inputs, given, strict=True)]
-    torch.manual_seed(7)                      # draws of vos, hints of confidence
+    given = [
+        loss.distance(x) if part == "distances" else x
+        for part, x in zip(loss.inputs, given, strict=True)
+    ]
+    torch.manual_seed(7)  # draws of vos, hints of confidence
     return loss(*given, y, *modules, *further(name, y))
 
 

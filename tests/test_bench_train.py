@@ -1,4 +1,5 @@
 """scripts/bench_train.py on a few generated images in the layout of CIFAR-10 as JPEG files."""
+
 import numpy as np
 from PIL import Image
 
@@ -10,16 +11,37 @@ def test_bench_train_times_every_loop(tmp_path, run_script):
         for label, name in enumerate(CLASSES):
             (tmp_path / "cifar10" / part / name).mkdir(parents=True)
             for number in range(4):
-                pixels = np.random.RandomState(10 * number + label).randint(0, 255, (32, 32, 3)).astype(np.uint8)
+                pixels = (
+                    np.random.RandomState(10 * number + label)
+                    .randint(0, 255, (32, 32, 3))
+                    .astype(np.uint8)
+                )
                 Image.fromarray(pixels).save(tmp_path / "cifar10" / part / name / f"{number}.jpg")
     loops = ("plain", "reference", "ours bf16")
-    done = run_script("scripts/bench_train.py", "-archs", "small_cnn", "-loops", *loops, "-batch_size", 8, "-steps", 2, "-rounds", 1, "-peak", 1, "-no_record", "-data_dir", tmp_path,
-                      env={"OMP_NUM_THREADS": "1"})
+    done = run_script(
+        "scripts/bench_train.py",
+        "-archs",
+        "small_cnn",
+        "-loops",
+        *loops,
+        "-batch_size",
+        8,
+        "-steps",
+        2,
+        "-rounds",
+        1,
+        "-peak",
+        1,
+        "-no_record",
+        "-data_dir",
+        tmp_path,
+        env={"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "small_cnn, medians of 1 rounds of 2 steps of 8 images" in done.stdout
     for loop in loops:
-        line, = (x for x in lines if x.strip().startswith(loop + " "))
+        (line,) = (x for x in lines if x.strip().startswith(loop + " "))
         assert "images/s" in line and "loading" in line and "% of the peak" in line
 
 

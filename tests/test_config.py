@@ -1,16 +1,16 @@
 """Settings: JSON, flags and defaults; the layering of the package."""
+
 import ast
 import json
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from conftest import ROOT
 
 from ood.config import InputError, build, merge, nearest, read_json
 from ood.experiment import make_detectors
 from ood.workbench import read_experiment
-
-from conftest import ROOT
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,18 @@ def test_values_are_checked_and_converted():
     assert isinstance(made.lr, float) and isinstance(made.mean[0], float)
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"epochs": 3, "learning": 1}, "unknown key 'learning'"),
-    ({"epochs": 3, "epoch": 1}, "did you mean 'epochs'"),
-    ({"epochs": "3"}, "must be of type int"),
-    ({"epochs": True}, "must be of type int"),
-    ({"epochs": 3, "pairing": "release"}, "did you mean 'released'"),
-    ({"epochs": 3, "mean": 1.0}, "must be a list"),
-    ({}, "missing key 'epochs'"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"epochs": 3, "learning": 1}, "unknown key 'learning'"),
+        ({"epochs": 3, "epoch": 1}, "did you mean 'epochs'"),
+        ({"epochs": "3"}, "must be of type int"),
+        ({"epochs": True}, "must be of type int"),
+        ({"epochs": 3, "pairing": "release"}, "did you mean 'released'"),
+        ({"epochs": 3, "mean": 1.0}, "must be a list"),
+        ({}, "missing key 'epochs'"),
+    ],
+)
 def test_bad_values_are_named(values, words):
     with pytest.raises(InputError, match=words):
         build(Settings, values)
@@ -44,13 +47,20 @@ def test_bad_values_are_named(values, words):
 
 def test_flags_win_over_json_and_groups_are_flattened(tmp_path):
     file = tmp_path / "c.json"
-    file.write_text(json.dumps({"fundamental": {"epochs": 3, "lr": 0.5}, "optimization": {"lr": 0.2}, "depth": 4}))
+    file.write_text(
+        json.dumps(
+            {"fundamental": {"epochs": 3, "lr": 0.5}, "optimization": {"lr": 0.2}, "depth": 4}
+        )
+    )
     values = read_json(file)
     assert values == {"epochs": 3, "lr": 0.2, "depth": 4}
     assert build(Settings, merge(values, {"lr": 0.3, "depth": None})) == Settings(3, 0.3, 4)
 
 
-@pytest.mark.parametrize("content, words", [("{", "not valid JSON"), ("[1]", "must hold a JSON object"), (None, "no config file")])
+@pytest.mark.parametrize(
+    "content, words",
+    [("{", "not valid JSON"), ("[1]", "must hold a JSON object"), (None, "no config file")],
+)
 def test_bad_files(tmp_path, content, words):
     file = tmp_path / "c.json"
     if content is not None:
@@ -66,6 +76,7 @@ def test_nearest():
 
 def test_every_evaluation_config_is_valid():
     from ood.data import load_benchmark
+
     found = 0
     for file in sorted((ROOT / "configs").glob("*.json")):
         values = read_json(file)
@@ -80,7 +91,13 @@ def test_every_evaluation_config_is_valid():
 def _imports(folder):
     for file in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             for name in names:
                 yield file, name
 
@@ -94,6 +111,21 @@ def test_models_and_ood_never_import_each_other_and_nobody_imports_a_script():
 
 
 def test_layout_is_complete():
-    for name in ("README.md", "environment.yml", "requirements.txt", "requirements-dev.txt", "classifier_pretraining.py", "eval_ood.py",
-                 "demo.sh", "demo-cifar.sh", "demo-imagenet.sh", "configs", "models", "datasets/README.md", "checkpoints/README.md", "scripts/test.sh", ".ci/run"):
+    for name in (
+        "README.md",
+        "environment.yml",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "classifier_pretraining.py",
+        "eval_ood.py",
+        "demo.sh",
+        "demo-cifar.sh",
+        "demo-imagenet.sh",
+        "configs",
+        "models",
+        "datasets/README.md",
+        "checkpoints/README.md",
+        "scripts/test.sh",
+        ".ci/run",
+    ):
         assert (ROOT / name).exists(), name

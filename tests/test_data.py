@@ -1,4 +1,5 @@
 """Data on disk: layouts, order, labels, the decoded cache, resizing, and an error with one clear line for everything that can be wrong."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,8 +16,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 from ood.config import InputError
-from ood.data import ArrayImages, StreamedImages, info, load, names
-from ood.data import decoding, registry, sources
+from ood.data import ArrayImages, StreamedImages, decoding, info, load, names, registry, sources
 from ood.data.decoding import Recipe
 
 
@@ -51,6 +51,7 @@ def everything(images, size=4):
 
 # --- folders
 
+
 def test_order_and_labels_are_those_of_imagefolder(photos):
     write_image(photos / "a" / "nested" / "0.png")
     write_image(photos / "a" / "UPPER.JPG")
@@ -64,7 +65,10 @@ def test_order_and_labels_are_those_of_imagefolder(photos):
     assert [str(photos / path) for path in images.paths] == [path for path, _ in oracle.samples]
     assert images.labels.tolist() == oracle.targets
     assert images.class_names == tuple(oracle.classes) and images.num_classes == 2
-    assert np.array_equal(everything(images).numpy(), np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in oracle]))
+    assert np.array_equal(
+        everything(images).numpy(),
+        np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in oracle]),
+    )
 
 
 def test_folder_with_splits(tmp_path):
@@ -81,7 +85,10 @@ def test_folder_with_splits(tmp_path):
 
 
 def test_folder_without_splits_is_whole_and_says_so(photos):
-    train, test = load(str(photos), "train", photos.parent), load(str(photos), "test", photos.parent)
+    train, test = (
+        load(str(photos), "train", photos.parent),
+        load(str(photos), "test", photos.parent),
+    )
     assert train.split == test.split == "all" and train.digest == test.digest and len(train) == 6
 
 
@@ -101,7 +108,11 @@ def test_flat_folder_is_unlabelled(tmp_path):
     for number in range(3):
         write_image(tmp_path / "flat" / f"{number}.png")
     images = load(f"{tmp_path}/flat", "test", tmp_path)
-    assert images.labels.tolist() == [-1] * 3 and images.num_classes is None and images.class_names is None
+    assert (
+        images.labels.tolist() == [-1] * 3
+        and images.num_classes is None
+        and images.class_names is None
+    )
 
 
 @pytest.mark.parametrize("layout", ["LSUN/{}.png", "LSUN/test/{}.png", "LSUN/LSUN/deeper/{}.png"])
@@ -117,21 +128,38 @@ def test_ood_labels_are_kept_aside(tmp_path):
     for name in ("banded", "dotted"):
         write_image(tmp_path / "ood_datasets" / "dtd" / "images" / name / "0.png", size=(40, 50))
     images = load("textures", "test", tmp_path, size=32)
-    assert images.name == "dtd" and images.labels.tolist() == [-1, -1] and images.original_labels.tolist() == [0, 1]
+    assert (
+        images.name == "dtd"
+        and images.labels.tolist() == [-1, -1]
+        and images.original_labels.tolist() == [0, 1]
+    )
 
 
 # --- the real sets
 
-@pytest.mark.parametrize("archive, name, split, count, classes, options", [
-    ("isun", "iSUN", "test", 8925, None, {}), ("imagenet-resize", "Imagenet_resize", "test", 10_000, None, {}),
-    ("dtd", "dtd", "test", 1200, None, {"size": 32}), ("mnist", "mnist", "test", 10_000, 10, {}), ("mnist", "mnist", "train", 60_000, 10, {}),
-    ("omniglot", "omniglot_background", "test", 5840, None, {"size": 28}), ("tinyimagenet32-val", "tinyimagenet32", "test", 10_000, 200, {}),
-    ("cifar10", "cifar10", "test", 10_000, 10, {"size": 32})])
+
+@pytest.mark.parametrize(
+    "archive, name, split, count, classes, options",
+    [
+        ("isun", "iSUN", "test", 8925, None, {}),
+        ("imagenet-resize", "Imagenet_resize", "test", 10_000, None, {}),
+        ("dtd", "dtd", "test", 1200, None, {"size": 32}),
+        ("mnist", "mnist", "test", 10_000, 10, {}),
+        ("mnist", "mnist", "train", 60_000, 10, {}),
+        ("omniglot", "omniglot_background", "test", 5840, None, {"size": 28}),
+        ("tinyimagenet32-val", "tinyimagenet32", "test", 10_000, 200, {}),
+        ("cifar10", "cifar10", "test", 10_000, 10, {"size": 32}),
+    ],
+)
 def test_real_sets(reference_data, archive, name, split, count, classes, options):
     images = load(name, split, reference_data(archive), **options)
     facts = info(name)
     side = options.get("size", facts.size)
-    assert len(images) == count and images.num_classes == classes and images.shape == (facts.channels, side, side)
+    assert (
+        len(images) == count
+        and images.num_classes == classes
+        and images.shape == (facts.channels, side, side)
+    )
     assert images.read([0, count - 1]).float().std() > 10
     if classes:
         counts = np.bincount(images.labels, minlength=classes)
@@ -143,31 +171,45 @@ def test_real_cifar10_labels_and_times(reference_data):
     started = time.perf_counter()
     train = load("cifar10", "train", root, size=32)
     first = time.perf_counter() - started
-    assert first < 60                                          # 7 s on two idle cores
+    assert first < 60  # 7 s on two idle cores
     times = []
     for _ in range(3):
         started = time.perf_counter()
         again = load("cifar10", "train", root, size=32)
         times.append(time.perf_counter() - started)
-    assert min(times) < 2 and again.digest == train.digest     # 0.2 s on an idle machine
-    assert len(train) == 50_000 and train.class_names[train.labels[0]] == "airplane" and train.paths[0].startswith("airplane/")
+    assert min(times) < 2 and again.digest == train.digest  # 0.2 s on an idle machine
+    assert (
+        len(train) == 50_000
+        and train.class_names[train.labels[0]] == "airplane"
+        and train.paths[0].startswith("airplane/")
+    )
     row = train.paths.index(next(path for path in train.paths if path.startswith("truck/")))
     assert train.labels[row] == 9
-    image = np.asarray(Image.open(root / "cifar10" / "train" / train.paths[row]).convert("RGB")).transpose(2, 0, 1)
+    image = np.asarray(
+        Image.open(root / "cifar10" / "train" / train.paths[row]).convert("RGB")
+    ).transpose(2, 0, 1)
     assert np.array_equal(train.read([row])[0].numpy(), image)
 
 
 def test_real_mnist_is_torchvisions(reference_data):
     from torchvision.datasets import MNIST
+
     root = reference_data("mnist")
     oracle, images = MNIST(root, train=False), load("mnist", "test", root)
-    assert np.array_equal(images.images[:, 0], oracle.data.numpy()) and images.labels.tolist() == oracle.targets.tolist()
-    assert isinstance(images.images.base, np.memmap) or isinstance(images.images, np.memmap)   # nothing is copied
+    assert (
+        np.array_equal(images.images[:, 0], oracle.data.numpy())
+        and images.labels.tolist() == oracle.targets.tolist()
+    )
+    assert isinstance(images.images.base, np.memmap) or isinstance(
+        images.images, np.memmap
+    )  # nothing is copied
 
 
 def test_real_omniglot_is_white_on_black(reference_data):
     images = load("omniglot_background", "test", reference_data("omniglot"), size=28)
-    assert everything(images.first(200), 64).float().mean() < 80 and images.paths[0].startswith("images_background_small1/")
+    assert everything(images.first(200), 64).float().mean() < 80 and images.paths[0].startswith(
+        "images_background_small1/"
+    )
 
 
 def test_real_dtd_streams_what_it_decodes(reference_data):
@@ -177,13 +219,16 @@ def test_real_dtd_streams_what_it_decodes(reference_data):
     batches = list(large.batches(16))
     assert [len(batch) for batch in batches] == [16, 16, 8]
     crop = tv.Compose([tv.Resize(128), tv.CenterCrop(112), tv.PILToTensor()])
-    oracle = torch.stack([crop(Image.open(large.folder / path).convert("RGB")) for path in large.paths])
+    oracle = torch.stack(
+        [crop(Image.open(large.folder / path).convert("RGB")) for path in large.paths]
+    )
     assert torch.equal(torch.cat(batches), oracle)
     assert torch.equal(torch.cat(list(large.batches(7, indices=[3, 1, 30]))), oracle[[3, 1, 30]])
     assert torch.equal(large.read(slice(4, 6)), oracle[4:6])
 
 
 # --- other layouts, as stand-ins
+
 
 def write_idx(folder, prefix, images, labels, packed=False):
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,18 +241,31 @@ def write_idx(folder, prefix, images, labels, packed=False):
 @pytest.fixture
 def digits():
     generator = np.random.default_rng(3)
-    return generator.integers(0, 256, (20, 28, 28), dtype=np.uint8), np.arange(20, dtype=np.uint8) % 10
+    return generator.integers(0, 256, (20, 28, 28), dtype=np.uint8), np.arange(
+        20, dtype=np.uint8
+    ) % 10
 
 
-@pytest.mark.parametrize("name, folder, packed", [("mnist", "MNIST/raw", False), ("mnist", "MNIST/raw", True),
-                                                  ("fashionmnist", "FashionMNIST/raw", True)])
+@pytest.mark.parametrize(
+    "name, folder, packed",
+    [
+        ("mnist", "MNIST/raw", False),
+        ("mnist", "MNIST/raw", True),
+        ("fashionmnist", "FashionMNIST/raw", True),
+    ],
+)
 def test_idx_files(tmp_path, digits, name, folder, packed):
     write_idx(tmp_path / folder, "t10k", *digits, packed)
     images = load(name, "test", tmp_path)
-    assert np.array_equal(images.images[:, 0], digits[0]) and images.labels.tolist() == digits[1].tolist()
+    assert (
+        np.array_equal(images.images[:, 0], digits[0])
+        and images.labels.tolist() == digits[1].tolist()
+    )
     wide = load(name, "test", tmp_path, size=32, channels=3)
     assert wide.shape == (3, 32, 32) and wide.digest != images.digest
-    oracle = np.asarray(Image.fromarray(digits[0][4]).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    oracle = np.asarray(
+        Image.fromarray(digits[0][4]).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    ).transpose(2, 0, 1)
     assert np.array_equal(wide.read([4])[0].numpy(), oracle)
 
 
@@ -215,14 +273,20 @@ def test_debians_fashion_mnist(tmp_path, digits, monkeypatch):
     row = registry.TABLE["fashionmnist"]
     assert "/usr/share/datasets/fashion-mnist" in row.folders
     debian = tmp_path / "usr"
-    monkeypatch.setitem(registry.TABLE, "fashionmnist", dataclasses.replace(row, folders=("FashionMNIST/raw", str(debian))))
+    monkeypatch.setitem(
+        registry.TABLE,
+        "fashionmnist",
+        dataclasses.replace(row, folders=("FashionMNIST/raw", str(debian))),
+    )
     write_idx(debian, "train", *digits, packed=True)
     assert len(load("fmnist", "train", tmp_path / "nothing")) == 20
 
 
 def test_svhn_and_the_subset_of_dice(tmp_path, monkeypatch):
     from scipy.io import savemat
+
     from ood.data import layouts
+
     monkeypatch.setattr(layouts, "SVHN_PER_LABEL", 2)
     labels = np.array([10, 1, 1, 10, 1, 2, 10, 3, 4, 5, 6, 7, 8, 9, 9, 9], dtype=np.uint8)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, len(labels)), dtype=np.uint8)
@@ -234,7 +298,9 @@ def test_svhn_and_the_subset_of_dice(tmp_path, monkeypatch):
     assert np.array_equal(whole.images, pixels.transpose(3, 2, 0, 1))
     chosen = load("svhn_selected", "test", tmp_path)
     kept = [0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 13, 14]
-    assert (chosen.labels == -1).all() and chosen.original_labels.tolist() == (labels[kept] % 10).tolist()
+    assert (chosen.labels == -1).all() and chosen.original_labels.tolist() == (
+        labels[kept] % 10
+    ).tolist()
     assert np.array_equal(chosen.images, whole.images[kept])
     savemat(folder / "selected_test_32x32.mat", {"X": pixels[..., :5], "y": labels[:5, None]})
     assert len(load("svhn_selected", "test", tmp_path, size=32)) == 5
@@ -245,13 +311,24 @@ def cifar_files(root, labels_key=b"labels"):
     """Small pickles with the names of torchvision's CIFAR-10, and their md5 sums."""
     import hashlib
     import pickle
+
     from torchvision.datasets import CIFAR10
+
     folder = root / CIFAR10.base_folder
     folder.mkdir(parents=True)
     generator, sums = np.random.default_rng(1), {}
-    for file in [*(name for name, _ in CIFAR10.train_list + CIFAR10.test_list), CIFAR10.meta["filename"]]:
-        content = {"label_names": list("abcdefghij")} if file == CIFAR10.meta["filename"] else {
-            "data": generator.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [3, 1, 4, 1]}
+    for file in [
+        *(name for name, _ in CIFAR10.train_list + CIFAR10.test_list),
+        CIFAR10.meta["filename"],
+    ]:
+        content = (
+            {"label_names": list("abcdefghij")}
+            if file == CIFAR10.meta["filename"]
+            else {
+                "data": generator.integers(0, 256, (4, 3072), dtype=np.uint8),
+                "labels": [3, 1, 4, 1],
+            }
+        )
         (folder / file).write_bytes(pickle.dumps(content))
         sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
     return folder, sums
@@ -260,8 +337,11 @@ def cifar_files(root, labels_key=b"labels"):
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
+
     folder, sums = cifar_files(tmp_path)
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(
+        CIFAR10, "train_list", [[name, sums[name]] for name, _ in CIFAR10.train_list]
+    )
     monkeypatch.setattr(CIFAR10, "test_list", [[name, sums[name]] for name, _ in CIFAR10.test_list])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums[CIFAR10.meta["filename"]]})
     return folder
@@ -269,12 +349,26 @@ def small_cifar(tmp_path, monkeypatch):
 
 def test_cifar_pickles(small_cifar, monkeypatch):
     from torchvision import datasets
+
     oracle = datasets.CIFAR10(small_cifar.parent, train=True)
     train = load("cifar10", "train", small_cifar.parent)
-    assert np.array_equal(train.images, oracle.data.transpose(0, 3, 1, 2)) and train.labels.tolist() == oracle.targets
+    assert (
+        np.array_equal(train.images, oracle.data.transpose(0, 3, 1, 2))
+        and train.labels.tolist() == oracle.targets
+    )
     assert train.class_names[3] == "cat" and len(load("cifar10", "test", small_cifar.parent)) == 4
-    monkeypatch.setattr(datasets, "CIFAR10", type("CIFAR10", (), {  # the second time nothing is unpickled
-        name: getattr(datasets.CIFAR10, name) for name in ("base_folder", "train_list", "test_list")}))
+    monkeypatch.setattr(
+        datasets,
+        "CIFAR10",
+        type(
+            "CIFAR10",
+            (),
+            {  # the second time nothing is unpickled
+                name: getattr(datasets.CIFAR10, name)
+                for name in ("base_folder", "train_list", "test_list")
+            },
+        ),
+    )
     again = load("cifar10", "train", small_cifar.parent)
     assert again.digest == train.digest and np.array_equal(again.images, train.images)
 
@@ -291,7 +385,7 @@ def test_damaged_cifar_pickle(small_cifar):
 def test_cifar_as_numbered_folders(tmp_path):
     for label in range(100):
         write_image(tmp_path / "cifar100" / "test" / str(label) / "0.png")
-    images = load("cifar100", "test", tmp_path)                # string order of the folders is 0, 1, 10, 11, ...
+    images = load("cifar100", "test", tmp_path)  # string order of the folders is 0, 1, 10, 11, ...
     assert all(int(path.split("/")[0]) == label for path, label in zip(images.paths, images.labels))
 
 
@@ -301,28 +395,51 @@ def test_tiny_imagenet(tmp_path, layout, monkeypatch):
     for wnid in wnids:
         for number in (0, 1):
             write_image(root / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", size=(64, 64))
-    files = [(f"val_{number}.JPEG", wnid) for number, wnid in ((0, "n02"), (1, "n01"), (10, "n03"), (2, "n02"))]
+    files = [
+        (f"val_{number}.JPEG", wnid)
+        for number, wnid in ((0, "n02"), (1, "n01"), (10, "n03"), (2, "n02"))
+    ]
     for file, wnid in files:
-        write_image(root / ("val/images" if layout == "official" else f"{layout}/{wnid}") / file, size=(64, 64))
+        write_image(
+            root / ("val/images" if layout == "official" else f"{layout}/{wnid}") / file,
+            size=(64, 64),
+        )
     if layout != "test":
         write_image(root / "test" / "images" / "test_0.JPEG", size=(64, 64))
     (root / "val").mkdir(exist_ok=True)
     if layout == "official":
-        (root / "val" / "val_annotations.txt").write_text("".join(f"{file}\t{wnid}\t0\t0\t63\t63\n" for file, wnid in files))
-    monkeypatch.setitem(registry.TABLE, "tinyimagenet", dataclasses.replace(info("tinyimagenet"), num_classes=3))
+        (root / "val" / "val_annotations.txt").write_text(
+            "".join(f"{file}\t{wnid}\t0\t0\t63\t63\n" for file, wnid in files)
+        )
+    monkeypatch.setitem(
+        registry.TABLE, "tinyimagenet", dataclasses.replace(info("tinyimagenet"), num_classes=3)
+    )
     train, test = load("tinyimagenet", "train", tmp_path), load("tinyimagenet", "test", tmp_path)
-    assert train.class_names == test.class_names == ("n01", "n02", "n03") and train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert train.class_names == test.class_names == (
+        "n01",
+        "n02",
+        "n03",
+    ) and train.labels.tolist() == [0, 0, 1, 1, 2, 2]
     truth = dict(files)
-    assert [test.class_names[label] for label in test.labels] == [truth[path.split("/")[-1]] for path in test.paths]
+    assert [test.class_names[label] for label in test.labels] == [
+        truth[path.split("/")[-1]] for path in test.paths
+    ]
     if layout == "official":
-        assert [path.split("/")[-1] for path in test.paths] == ["val_0.JPEG", "val_1.JPEG", "val_10.JPEG", "val_2.JPEG"]
+        assert [path.split("/")[-1] for path in test.paths] == [
+            "val_0.JPEG",
+            "val_1.JPEG",
+            "val_10.JPEG",
+            "val_2.JPEG",
+        ]
 
 
 def test_npy_file(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     np.save(tmp_path / "random.npy", array)
     images = load(f"{tmp_path}/random.npy", "train", tmp_path)
-    assert (images.name, images.split, len(images)) == ("random", "all", 5) and (images.labels == -1).all()
+    assert (images.name, images.split, len(images)) == ("random", "all", 5) and (
+        images.labels == -1
+    ).all()
     assert np.array_equal(images.images, array.transpose(0, 3, 1, 2))
     np.save(tmp_path / "floats.npy", array.astype(float))
     with pytest.raises(InputError, match="holds float64"):
@@ -331,6 +448,7 @@ def test_npy_file(tmp_path):
 
 # --- sets as objects
 
+
 def test_subsets_and_batches(photos):
     images = load(str(photos), "test", photos.parent)
     whole = everything(images)
@@ -338,17 +456,27 @@ def test_subsets_and_batches(photos):
     assert [len(batch) for batch in images.batches(4)] == [4, 2]
     assert torch.equal(torch.cat(list(images.batches(2, indices=[5, 0, 3]))), whole[[5, 0, 3]])
     part = images.subset([4, 1, 2])
-    assert torch.equal(everything(part), whole[[4, 1, 2]]) and part.labels.tolist() == images.labels[[4, 1, 2]].tolist()
+    assert (
+        torch.equal(everything(part), whole[[4, 1, 2]])
+        and part.labels.tolist() == images.labels[[4, 1, 2]].tolist()
+    )
     assert part.paths == [images.paths[row] for row in (4, 1, 2)]
     nested = part.subset([False, True, True]).subset([-1])
     assert torch.equal(everything(nested), whole[[2]])
     middle = images.subset(slice(2, 5))
-    assert torch.equal(everything(middle), whole[2:5]) and torch.equal(middle.read([2]), whole[[4]]) and len(middle.images) == 3
-    digests = [s.digest for s in (images, part, middle, nested, images.subset([1, 4, 2]), images.as_outliers())]
+    assert (
+        torch.equal(everything(middle), whole[2:5])
+        and torch.equal(middle.read([2]), whole[[4]])
+        and len(middle.images) == 3
+    )
+    digests = [
+        s.digest
+        for s in (images, part, middle, nested, images.subset([1, 4, 2]), images.as_outliers())
+    ]
     assert len(set(digests)) == len(digests) and images.subset(slice(0, 6)).digest == images.digest
     batch = next(iter(images.batches(6)))
     batch.zero_()
-    assert torch.equal(everything(images), whole)               # a batch is the caller's own
+    assert torch.equal(everything(images), whole)  # a batch is the caller's own
 
 
 def test_indices_out_of_range_and_bad_batch_size(photos):
@@ -370,10 +498,19 @@ def test_as_outliers(photos):
 def test_limit_is_spread_and_first_is_first(photos):
     whole = load(str(photos), "test", photos.parent)
     spread = load(str(photos), "test", photos.parent, limit=3)
-    assert spread.paths == [whole.paths[row] for row in (0, 2, 4)] and set(spread.labels) == {0, 1} and spread.num_classes == 2
-    assert whole.limited(3).paths == spread.paths and torch.equal(everything(whole.limited(3)), everything(spread))
+    assert (
+        spread.paths == [whole.paths[row] for row in (0, 2, 4)]
+        and set(spread.labels) == {0, 1}
+        and spread.num_classes == 2
+    )
+    assert whole.limited(3).paths == spread.paths and torch.equal(
+        everything(whole.limited(3)), everything(spread)
+    )
     assert load(str(photos), "test", photos.parent, first=4).paths == whole.paths[:4]
-    assert load(str(photos), "test", photos.parent, first=4, limit=2).paths == [whole.paths[0], whole.paths[2]]
+    assert load(str(photos), "test", photos.parent, first=4, limit=2).paths == [
+        whole.paths[0],
+        whole.paths[2],
+    ]
     assert len(load(str(photos), "test", photos.parent, limit=100)) == 6
 
 
@@ -394,32 +531,44 @@ def test_streamed_and_decoded_agree(photos, monkeypatch):
     monkeypatch.setattr(sources, "STREAM_SIDE", 8)
     streamed = load(str(photos), "test", photos.parent, size=24)
     assert isinstance(kept, ArrayImages) and isinstance(streamed, StreamedImages)
-    assert torch.equal(everything(kept), everything(streamed)) and kept.labels.tolist() == streamed.labels.tolist()
+    assert (
+        torch.equal(everything(kept), everything(streamed))
+        and kept.labels.tolist() == streamed.labels.tolist()
+    )
     part = streamed.subset([4, 0])
     assert torch.equal(everything(part), everything(kept)[[4, 0]])
     iterator = streamed.batches(1)
     next(iterator)
-    iterator.close()                                            # leaves no thread behind
+    iterator.close()  # leaves no thread behind
     monkeypatch.setattr(sources, "STREAM_BYTES", 0)
     assert isinstance(load(str(photos), "test", photos.parent, size=24), StreamedImages)
 
 
 # --- the decoded cache
 
+
 def cache_files(folder):
-    return sorted(path.name for path in (folder / ".decoded").iterdir()) if (folder / ".decoded").is_dir() else []
+    return (
+        sorted(path.name for path in (folder / ".decoded").iterdir())
+        if (folder / ".decoded").is_dir()
+        else []
+    )
 
 
 def test_second_read_decodes_nothing(photos, monkeypatch):
     first = load(str(photos), "test", photos.parent)
     calls = []
     original = decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda path, *rest: calls.append(path) or original(path, *rest))
+    monkeypatch.setattr(
+        decoding, "decode", lambda path, *rest: calls.append(path) or original(path, *rest)
+    )
     second = load(str(photos), "test", photos.parent)
-    assert len(calls) == 1 and second.digest == first.digest    # one: the first file gives the shape
-    assert isinstance(second.images, np.memmap) and torch.equal(everything(first), everything(second))
+    assert len(calls) == 1 and second.digest == first.digest  # one: the first file gives the shape
+    assert isinstance(second.images, np.memmap) and torch.equal(
+        everything(first), everything(second)
+    )
     assert len(cache_files(photos.parent)) == 1
-    assert len(ImageFolder(photos)) == 6                        # nothing was put among the images
+    assert len(ImageFolder(photos)) == 6  # nothing was put among the images
 
 
 def test_same_names_sizes_and_times_are_told_apart(tmp_path):
@@ -439,8 +588,8 @@ def test_changed_file_is_decoded_again(photos):
     after = load(str(photos), "test", photos.parent)
     row = after.paths.index("a/2.png")
     assert after.digest != before.digest and not torch.equal(after.read([row]), pixels[[row]])
-    assert torch.equal(everything(before), pixels)              # the old map stays valid for whoever holds it
-    assert len(cache_files(photos.parent)) == 1                        # and its file is gone
+    assert torch.equal(everything(before), pixels)  # the old map stays valid for whoever holds it
+    assert len(cache_files(photos.parent)) == 1  # and its file is gone
     os.utime(target, ns=(2, 2))
     assert load(str(photos), "test", photos.parent).digest != after.digest
     (photos / "a" / "10.png").unlink()
@@ -449,8 +598,16 @@ def test_changed_file_is_decoded_again(photos):
 
 def test_digest_knows_the_decoding_but_not_the_place(photos, tmp_path):
     images = load(str(photos), "test", photos.parent, size=24)
-    others = [load(str(photos), "test", photos.parent, **options) for options in (
-        {"size": 24, "channels": 1}, {"size": 20}, {"size": 24, "resize": 30}, {"size": 24, "limit": 3}, {"size": 24, "resize": (24, 24)})]
+    others = [
+        load(str(photos), "test", photos.parent, **options)
+        for options in (
+            {"size": 24, "channels": 1},
+            {"size": 20},
+            {"size": 24, "resize": 30},
+            {"size": 24, "limit": 3},
+            {"size": 24, "resize": (24, 24)},
+        )
+    ]
     assert len({images.digest, *(other.digest for other in others)}) == 6
     photos.rename(tmp_path / "moved")
     assert load(f"{tmp_path}/moved", "test", tmp_path, size=24).digest == images.digest
@@ -469,7 +626,7 @@ def test_damaged_cache_is_made_again(photos):
 def test_failed_decoding_leaves_nothing(photos, private_temp):
     write_image(photos / "a" / "3.jpg", size=(32, 32))
     content = (photos / "a" / "3.jpg").read_bytes()
-    (photos / "a" / "3.jpg").write_bytes(content[:len(content) // 2])
+    (photos / "a" / "3.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"cannot decode the image '.*a/3\.jpg'"):
         load(str(photos), "test", photos.parent)
     assert cache_files(photos.parent) == [] and list(private_temp.iterdir()) == []
@@ -482,6 +639,7 @@ def test_interrupted_decoding_leaves_nothing(photos, monkeypatch):
         if path.name == "2.png":
             raise KeyboardInterrupt
         return original(path, *rest)
+
     monkeypatch.setattr(decoding, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(str(photos), "test", photos.parent)
@@ -498,7 +656,9 @@ def test_leftovers_of_a_killed_run_are_removed(photos):
 
 
 def test_cache_elsewhere_or_nowhere(photos, private_temp, monkeypatch):
-    (photos.parent / ".decoded").write_text("a file, so that no folder can be made")      # root may write anywhere
+    (photos.parent / ".decoded").write_text(
+        "a file, so that no folder can be made"
+    )  # root may write anywhere
     images = load(str(photos), "test", photos.parent)
     assert isinstance(images.images, np.memmap) and len(list(private_temp.iterdir())) == 1
     monkeypatch.setattr(decoding, "_private_temp", lambda: photos.parent / ".decoded" / "nothing")
@@ -509,6 +669,7 @@ def test_cache_elsewhere_or_nowhere(photos, private_temp, monkeypatch):
 def test_full_disk(photos, private_temp, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(decoding.os, "posix_fallocate", full)
     assert len(everything(load(str(photos), "test", photos.parent))) == 6
     assert cache_files(photos.parent) == [] and list(private_temp.iterdir()) == []
@@ -516,15 +677,30 @@ def test_full_disk(photos, private_temp, monkeypatch):
 
 # --- pixels
 
-@pytest.mark.parametrize("size, shape", [(32, (50, 40)), (32, (40, 51)), (32, (33, 97)), (32, (20, 25)), (32, (32, 32)), (31, (45, 46))])
+
+@pytest.mark.parametrize(
+    "size, shape",
+    [
+        (32, (50, 40)),
+        (32, (40, 51)),
+        (32, (33, 97)),
+        (32, (20, 25)),
+        (32, (32, 32)),
+        (31, (45, 46)),
+    ],
+)
 def test_resize_and_crop_equal_torchvision(size, shape):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8)
+    )
     oracle = tv.Compose([tv.Resize(size), tv.CenterCrop(size)])(image)
     assert np.array_equal(Recipe(3, size, size)(image), np.asarray(oracle).transpose(2, 0, 1))
     oracle = tv.Compose([tv.Resize(size + 9), tv.CenterCrop(size)])(image)
     assert np.array_equal(Recipe(3, size + 9, size)(image), np.asarray(oracle).transpose(2, 0, 1))
     oracle = tv.Resize((size, size))(image)
-    assert np.array_equal(Recipe(3, (size, size), size)(image), np.asarray(oracle).transpose(2, 0, 1))
+    assert np.array_equal(
+        Recipe(3, (size, size), size)(image), np.asarray(oracle).transpose(2, 0, 1)
+    )
 
 
 def test_channels(tmp_path):
@@ -533,12 +709,14 @@ def test_channels(tmp_path):
     mixed = load(f"{tmp_path}/mixed", "test", tmp_path)
     assert mixed.shape[0] == 3
     second = mixed.read([1])[0]
-    assert torch.equal(second[0], second[1])                    # grey among colour becomes colour
+    assert torch.equal(second[0], second[1])  # grey among colour becomes colour
     assert load(f"{tmp_path}/mixed", "test", tmp_path, channels=1).shape == (1, 32, 32)
     write_image(tmp_path / "mixed" / "00.png", mode="L")
     (tmp_path / "mixed" / "0.png").rename(tmp_path / "mixed" / "3.png")
-    with pytest.raises(InputError, match="in colour but the first image of the set is grey; ask for channels=3"):
-        load(f"{tmp_path}/mixed", "test", tmp_path)                       # colour among grey is not thrown away silently
+    with pytest.raises(
+        InputError, match="in colour but the first image of the set is grey; ask for channels=3"
+    ):
+        load(f"{tmp_path}/mixed", "test", tmp_path)  # colour among grey is not thrown away silently
 
 
 def test_16_bits_are_scaled_not_clipped(tmp_path):
@@ -551,27 +729,37 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
 
 # --- errors: one line that names the thing and says what to do
 
-@pytest.mark.parametrize("call, words", [
-    (dict(name="iSNU"), r"unknown data set 'iSNU' \(did you mean 'iSUN'\?\)"),
-    (dict(name="IMAGENET"), "ambiguous: write one of Imagenet, imagenet"),
-    (dict(name="cifar10", split="tset"), r"unknown split 'tset' \(did you mean 'test'\?\)"),
-    (dict(name="omniglot", split="train"), "has no split 'train', only: test"),
-    (dict(name="iSUN"), r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*add -download, or fetch it with `python3 scripts/download_data.py iSUN -data_dir"),
-    (dict(name="cifar10"), r"is not in '.*cifar-10-batches-py'.*cifar10/test.*add -download"),
-    (dict(name="imagenet"), r"is not in '.*ILSVRC-2012/val'.*register at https://www.image-net.org"),
-    (dict(name="tinyimagenet"), r"is not in '.*tiny-imagenet-200/train'.*cs231n"),
-    (dict(name="svhn"), r"is not in '.*svhn/test_32x32.mat'"),
-    (dict(name="mnist"), r"is not in '.*MNIST/raw'"),
-    (dict(name="mnist_noise"), r"'mnist' \(test\) is not in"),
-    (dict(name="tinyimages"), "withdrawn"),
-    (dict(name="./no-such-folder"), "no folder 'no-such-folder'"),
-    (dict(name="./no-such.npy"), "no file 'no-such.npy'"),
-    (dict(name="mnist5k", limit=0), "must be at least 1"),
-    (dict(name="mnist5k", channels=2), "channels=2"),
-    (dict(name="mnist5k", size=-3), "must be positive"),
-    (dict(name="mnist5k", size=28, resize=20), "smaller than size=28"),
-    (dict(name="mnist5k", base="mnist"), "'base' .* has no meaning"),
-])
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (dict(name="iSNU"), r"unknown data set 'iSNU' \(did you mean 'iSUN'\?\)"),
+        (dict(name="IMAGENET"), "ambiguous: write one of Imagenet, imagenet"),
+        (dict(name="cifar10", split="tset"), r"unknown split 'tset' \(did you mean 'test'\?\)"),
+        (dict(name="omniglot", split="train"), "has no split 'train', only: test"),
+        (
+            dict(name="iSUN"),
+            r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*add -download, or fetch it with `python3 scripts/download_data.py iSUN -data_dir",
+        ),
+        (dict(name="cifar10"), r"is not in '.*cifar-10-batches-py'.*cifar10/test.*add -download"),
+        (
+            dict(name="imagenet"),
+            r"is not in '.*ILSVRC-2012/val'.*register at https://www.image-net.org",
+        ),
+        (dict(name="tinyimagenet"), r"is not in '.*tiny-imagenet-200/train'.*cs231n"),
+        (dict(name="svhn"), r"is not in '.*svhn/test_32x32.mat'"),
+        (dict(name="mnist"), r"is not in '.*MNIST/raw'"),
+        (dict(name="mnist_noise"), r"'mnist' \(test\) is not in"),
+        (dict(name="tinyimages"), "withdrawn"),
+        (dict(name="./no-such-folder"), "no folder 'no-such-folder'"),
+        (dict(name="./no-such.npy"), "no file 'no-such.npy'"),
+        (dict(name="mnist5k", limit=0), "must be at least 1"),
+        (dict(name="mnist5k", channels=2), "channels=2"),
+        (dict(name="mnist5k", size=-3), "must be positive"),
+        (dict(name="mnist5k", size=28, resize=20), "smaller than size=28"),
+        (dict(name="mnist5k", base="mnist"), "'base' .* has no meaning"),
+    ],
+)
 def test_bad_requests(tmp_path, call, words):
     with pytest.raises(InputError, match=words) as caught:
         load(**{"split": "test", "data_dir": tmp_path / "data", **call})
@@ -587,15 +775,21 @@ def test_empty_folder(tmp_path):
 
 def test_images_beside_class_folders(photos):
     write_image(photos / "loose.png")
-    with pytest.raises(InputError, match=r"holds images beside folders of images \(loose.png, a/\)"):
+    with pytest.raises(
+        InputError, match=r"holds images beside folders of images \(loose.png, a/\)"
+    ):
         load(str(photos), "test", photos.parent)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"not an image at all", b"\xff\xd8\xff\xe0broken"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n", b"not an image at all", b"\xff\xd8\xff\xe0broken"]
+)
 @pytest.mark.parametrize("position", ["0.png", "z.png"])
 def test_damaged_image_is_named(photos, content, position):
     (photos / "a" / position).write_bytes(content)
-    with pytest.raises(InputError, match=rf"cannot decode the image '.*a/{position}' \(.*replace it or remove it") as caught:
+    with pytest.raises(
+        InputError, match=rf"cannot decode the image '.*a/{position}' \(.*replace it or remove it"
+    ) as caught:
         load(str(photos), "test", photos.parent, size=24)
     assert "\n" not in str(caught.value)
 
@@ -627,22 +821,35 @@ def test_different_shapes_without_a_size(photos, monkeypatch):
 def test_class_count_and_names_must_fit(tmp_path):
     for name in ("airplane", "cat"):
         write_image(tmp_path / "cifar10" / "test" / name / "0.png")
-    with pytest.raises(InputError, match="has 2 class folders with images, but 'cifar10' has 10 classes"):
+    with pytest.raises(
+        InputError, match="has 2 class folders with images, but 'cifar10' has 10 classes"
+    ):
         load("cifar10", "test", tmp_path)
     for name in ("automobile", "bird", "deer", "dog", "frog", "horse", "ship", "lorry"):
         write_image(tmp_path / "cifar10" / "test" / name / "0.png")
     with pytest.raises(InputError, match="lorry' is no class of 'cifar10'"):
         load("cifar10", "test", tmp_path)
     write_image(tmp_path / "ILSVRC-2012" / "val" / "ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(InputError, match="holds images without class folders; 'imagenet' needs 1000"):
+    with pytest.raises(
+        InputError, match="holds images without class folders; 'imagenet' needs 1000"
+    ):
         load("imagenet", "test", tmp_path, size=224, resize=256)
 
 
-@pytest.mark.parametrize("damage, words", [
-    (lambda path: path.write_bytes(path.read_bytes()[:-5]), "should have 15696 bytes but has 15691"),
-    (lambda path: path.write_bytes(b"\0\0\x08\x01" + path.read_bytes()[4:]), "is no idx file of 3 dimension"),
-    (lambda path: path.write_bytes(b""), "damaged|no idx file"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-5]),
+            "should have 15696 bytes but has 15691",
+        ),
+        (
+            lambda path: path.write_bytes(b"\0\0\x08\x01" + path.read_bytes()[4:]),
+            "is no idx file of 3 dimension",
+        ),
+        (lambda path: path.write_bytes(b""), "damaged|no idx file"),
+    ],
+)
 def test_damaged_idx_file(tmp_path, digits, damage, words):
     write_idx(tmp_path / "MNIST" / "raw", "t10k", *digits)
     damage(tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte")
@@ -678,7 +885,11 @@ def test_annotations_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="val_annotations.txt"):
         load("tinyimagenet", "test", tmp_path)
     (root / "val").mkdir()
-    for text, words in (("val_0.JPEG\tn99\n", "n99"), ("val_0.JPEG\tn01\n", "which is not in"), ("", "empty")):
+    for text, words in (
+        ("val_0.JPEG\tn99\n", "n99"),
+        ("val_0.JPEG\tn01\n", "which is not in"),
+        ("", "empty"),
+    ):
         (root / "val" / "val_annotations.txt").write_text(text)
         with pytest.raises(InputError, match=words):
             load("tinyimagenet", "test", tmp_path)
@@ -686,14 +897,19 @@ def test_annotations_that_do_not_fit(tmp_path):
 
 # --- download, from a local server
 
+
 @pytest.fixture
 def server(tmp_path):
     import functools
     import http.server
     import threading
+
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}), directory=folder)
+    handler = functools.partial(
+        type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}),
+        directory=folder,
+    )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield folder, f"http://127.0.0.1:{running.server_port}/"
@@ -703,18 +919,29 @@ def server(tmp_path):
 def serve(monkeypatch, name, address, md5=None):
     """The row of `name`, its archives fetched from `address` with the checksums of `md5` ({file: sum}); no patience."""
     row = info(name)
-    archives = tuple(dataclasses.replace(archive, urls=(address + archive.name,), bytes=None, md5=(md5 or {}).get(archive.name, "0" * 32)) for archive in row.archives)
+    archives = tuple(
+        dataclasses.replace(
+            archive,
+            urls=(address + archive.name,),
+            bytes=None,
+            md5=(md5 or {}).get(archive.name, "0" * 32),
+        )
+        for archive in row.archives
+    )
     monkeypatch.setitem(registry.TABLE, name, dataclasses.replace(row, archives=archives))
 
 
 def test_download_verifies_the_checksum(tmp_path, server, digits, monkeypatch):
     import hashlib
+
     folder, address = server
     for prefix in ("train", "t10k"):
         write_idx(folder, prefix, *digits, packed=True)
     sums = {file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in folder.iterdir()}
     serve(monkeypatch, "mnist", address)
-    with pytest.raises(InputError, match="could not download 'mnist'.*has the md5 .* instead of 0000"):
+    with pytest.raises(
+        InputError, match="could not download 'mnist'.*has the md5 .* instead of 0000"
+    ):
         load("mnist", "test", tmp_path / "data", download=True)
     assert not (tmp_path / "data" / "MNIST").exists()
     serve(monkeypatch, "mnist", address, sums)
@@ -725,33 +952,67 @@ def test_download_verifies_the_checksum(tmp_path, server, digits, monkeypatch):
 def test_download_that_is_wrong_leaves_no_folder(tmp_path, server, monkeypatch):
     import hashlib
     import zipfile
+
     folder, address = server
-    write_image(tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png", size=(105, 105), mode="L")
+    write_image(
+        tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png",
+        size=(105, 105),
+        mode="L",
+    )
     with zipfile.ZipFile(folder / "images_evaluation.zip", "w") as archive:
-        archive.write(tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png", "images_evaluation/Latin/character01/0.png")
+        archive.write(
+            tmp_path / "images_evaluation" / "Latin" / "character01" / "0.png",
+            "images_evaluation/Latin/character01/0.png",
+        )
     serve(monkeypatch, "omniglot", address)
     with pytest.raises(InputError, match="could not download 'omniglot'"):
         load("omniglot", "test", tmp_path / "data", size=28, download=True)
     assert not (tmp_path / "data" / "omniglot-py").exists()
-    serve(monkeypatch, "omniglot", address, {"images_evaluation.zip": hashlib.md5((folder / "images_evaluation.zip").read_bytes()).hexdigest()})
-    with pytest.raises(InputError, match="1 of 13,180 images"):                # fetched, but not what was published
+    serve(
+        monkeypatch,
+        "omniglot",
+        address,
+        {
+            "images_evaluation.zip": hashlib.md5(
+                (folder / "images_evaluation.zip").read_bytes()
+            ).hexdigest()
+        },
+    )
+    with pytest.raises(
+        InputError, match="1 of 13,180 images"
+    ):  # fetched, but not what was published
         load("omniglot", "test", tmp_path / "data", size=28, download=True)
     images = load("omniglot", "test", tmp_path / "data", size=28)
-    assert len(images) == 1 and images.shape == (1, 28, 28) and {"downloads.json", "omniglot-py"} < set(os.listdir(tmp_path / "data"))
+    assert (
+        len(images) == 1
+        and images.shape == (1, 28, 28)
+        and {"downloads.json", "omniglot-py"} < set(os.listdir(tmp_path / "data"))
+    )
 
 
 # --- the table
 
+
 def test_registry_rows_are_complete():
     from ood.data.loading import READERS
+
     for name in names():
         row = info(name)
-        assert row.name == name and row.reader in READERS and row.role in ("id", "ood") and set(row.splits) <= {"train", "test", "val"}
+        assert (
+            row.name == name
+            and row.reader in READERS
+            and row.role in ("id", "ood")
+            and set(row.splits) <= {"train", "test", "val"}
+        )
         assert len(row.mean) == len(row.std) == row.channels and row.layout and row.licence
         assert row.fetch or row.archives or row.prepare or row.needs or row.reader in ("noise",)
-        assert row.role == "ood" or row.num_classes == len(row.class_names or range(row.num_classes))
+        assert row.role == "ood" or row.num_classes == len(
+            row.class_names or range(row.num_classes)
+        )
         assert all(len(archive.md5) == 32 for archive in row.archives if archive.md5)
-        assert all(archive.mirrors or row.steps for archive in row.archives) and all(info(other).name == other for other in row.needs)
+        assert all(archive.mirrors or row.steps for archive in row.archives) and all(
+            info(other).name == other for other in row.needs
+        )
         assert "{" not in row.fetch.format(data_dir="datasets").replace("{train,val}", "")
     known = [alias.lower() for name in names() for alias in info(name).aliases]
     assert len(known) == len(set(known)) and not set(known) & {name.lower() for name in names()}
@@ -760,5 +1021,6 @@ def test_registry_rows_are_complete():
 
 def test_every_set_is_in_the_readme():
     from pathlib import Path
+
     readme = (Path(__file__).parents[1] / "datasets" / "README.md").read_text()
     assert [name for name in names() if f"`{name}`" not in readme] == []

@@ -1,4 +1,5 @@
 """Image lists (OpenOOD's and your own), arrays in files, corruptions, anomaly sets, the fine-grained sets of SSB; benchmarks built on them."""
+
 from __future__ import annotations
 
 import json
@@ -42,12 +43,27 @@ def openood(tmp_path):
     for n in range(3):
         picture(classic / f"mnist/{n}.png", 140 + n, (28, 28), "L")
         picture(classic / f"cifar10c/{n}.png", 220 + n)
-    write_list(tmp_path, "cifar10/train_cifar10.txt", *(f"cifar10/train/{n}.png {n}" for n in range(10)))
-    write_list(tmp_path, "cifar10/test_cifar10.txt", *(f"cifar10/test/{n}.png {n}" for n in (9, 1, 2, 0, 4, 5, 6, 7, 8)))
+    write_list(
+        tmp_path, "cifar10/train_cifar10.txt", *(f"cifar10/train/{n}.png {n}" for n in range(10))
+    )
+    write_list(
+        tmp_path,
+        "cifar10/test_cifar10.txt",
+        *(f"cifar10/test/{n}.png {n}" for n in (9, 1, 2, 0, 4, 5, 6, 7, 8)),
+    )
     write_list(tmp_path, "cifar10/val_cifar10.txt", "cifar10/test/3.png 3")
     for name in ("cifar100", "svhn", "texture", "places365"):
-        write_list(tmp_path, f"cifar10/test_{name}.txt", *(f"{name}/test/{n}.png -1" for n in range(3)))
-    write_list(tmp_path, "cifar10/test_tin.txt", "# left out: 1", "tin/test/2.png -1", "", "tin/test/0.png -1")
+        write_list(
+            tmp_path, f"cifar10/test_{name}.txt", *(f"{name}/test/{n}.png -1" for n in range(3))
+        )
+    write_list(
+        tmp_path,
+        "cifar10/test_tin.txt",
+        "# left out: 1",
+        "tin/test/2.png -1",
+        "",
+        "tin/test/0.png -1",
+    )
     write_list(tmp_path, "cifar10/test_mnist.txt", *(f"mnist/{n}.png -1" for n in range(3)))
     write_list(tmp_path, "cifar10/test_cifar10c.txt", *(f"cifar10c/{n}.png {n}" for n in range(3)))
     return tmp_path
@@ -55,13 +71,25 @@ def openood(tmp_path):
 
 # --- OpenOOD
 
+
 def test_openood_cifar10(openood):
     benchmark = load_benchmark("openood_cifar10")
     test, train, val = (benchmark.load_id(split, openood) for split in ("test", "train", "val"))
-    assert values(test) == [9, 1, 2, 0, 4, 5, 6, 7, 8] == test.labels.tolist() and test.num_classes == 10       # the list's order
-    assert values(train) == [100 + n for n in range(10)] and values(val) == val.labels.tolist() == [3]
+    assert (
+        values(test) == [9, 1, 2, 0, 4, 5, 6, 7, 8] == test.labels.tolist()
+        and test.num_classes == 10
+    )  # the list's order
+    assert values(train) == [100 + n for n in range(10)] and values(val) == val.labels.tolist() == [
+        3
+    ]
     assert [(entry.label, entry.group) for entry in benchmark.entries] == [
-        ("CIFAR-100", "near"), ("TIN", "near"), ("MNIST", "far"), ("SVHN", "far"), ("Textures", "far"), ("Places365", "far")]
+        ("CIFAR-100", "near"),
+        ("TIN", "near"),
+        ("MNIST", "far"),
+        ("SVHN", "far"),
+        ("Textures", "far"),
+        ("Places365", "far"),
+    ]
     sets = [benchmark.load_ood(entry, len(test), openood) for entry in benchmark.entries]
     assert [values(images) for images in sets[:3]] == [[150, 151, 152], [162, 160], [140, 141, 142]]
     assert all((images.labels == -1).all() and images.shape == (3, 32, 32) for images in sets)
@@ -73,7 +101,11 @@ def test_two_lists_of_one_folder_do_not_share_a_cache(openood):
     write_list(openood, "cifar100/test_tin.txt", "tin/test/1.png -1", "tin/test/0.png -1")
     first = load("tin_openood", "test", openood, size=32, lists=("cifar10/test_tin.txt",))
     second = load("tin_openood", "test", openood, size=32, lists=("cifar100/test_tin.txt",))
-    assert values(first) == [162, 160] and values(second) == [161, 160] and first.digest != second.digest
+    assert (
+        values(first) == [162, 160]
+        and values(second) == [161, 160]
+        and first.digest != second.digest
+    )
     assert values(load("tin_openood", "test", openood, size=32)) == [162, 160]
     assert len(list((openood / ".decoded").glob("*.npy"))) == 2
 
@@ -82,7 +114,20 @@ def test_full_spectrum(openood):
     """The shifted set counts as ID: its images follow the clean ones, with their classes."""
     benchmark = load_benchmark("openood_fs_cifar10")
     test = benchmark.load_id("test", openood)
-    assert values(test) == [9, 1, 2, 0, 4, 5, 6, 7, 8, 220, 221, 222] and test.labels.tolist() == [9, 1, 2, 0, 4, 5, 6, 7, 8, 0, 1, 2]
+    assert values(test) == [9, 1, 2, 0, 4, 5, 6, 7, 8, 220, 221, 222] and test.labels.tolist() == [
+        9,
+        1,
+        2,
+        0,
+        4,
+        5,
+        6,
+        7,
+        8,
+        0,
+        1,
+        2,
+    ]
     assert test.read([10, 0, 11]).reshape(3, -1)[:, 0].tolist() == [221, 9, 222]
     part = test.subset([11, 3, 9])
     assert values(part) == [222, 0, 220] and part.labels.tolist() == [2, 0, 0]
@@ -95,28 +140,51 @@ def test_full_spectrum(openood):
 def test_openood_imagenet_finds_the_validation_images_of_a_user(tmp_path):
     """The lists name imagenet_1k/val/FILE; a user has ILSVRC-2012/val/<wnid>/FILE. Textures and iNaturalist from their own archives too."""
     for n, wnid in ((1, "n01"), (2, "n02")):
-        picture(tmp_path / f"ILSVRC-2012/val/{wnid}/ILSVRC2012_val_0000000{n}.JPEG", 10 * n, (60, 50))
+        picture(
+            tmp_path / f"ILSVRC-2012/val/{wnid}/ILSVRC2012_val_0000000{n}.JPEG", 10 * n, (60, 50)
+        )
     picture(tmp_path / "ood_datasets/dtd/images/banded/banded_0002.jpg", 50, (60, 50))
     picture(tmp_path / "ood_datasets/iNaturalist/images/a.jpg", 60, (60, 50))
-    write_list(tmp_path, "imagenet/test_imagenet.txt", "imagenet_1k/val/ILSVRC2012_val_00000002.JPEG 7", "imagenet_1k/val/ILSVRC2012_val_00000001.JPEG 999")
+    write_list(
+        tmp_path,
+        "imagenet/test_imagenet.txt",
+        "imagenet_1k/val/ILSVRC2012_val_00000002.JPEG 7",
+        "imagenet_1k/val/ILSVRC2012_val_00000001.JPEG 999",
+    )
     write_list(tmp_path, "imagenet/test_textures.txt", "texture/banded/banded_0002.jpg -1")
     write_list(tmp_path, "imagenet/test_inaturalist.txt", "inaturalist/images/a.jpg -1")
     benchmark = load_benchmark("openood_imagenet")
     test = benchmark.load_id("test", tmp_path)
-    assert test.labels.tolist() == [7, 999] and test.shape == (3, 224, 224) and test.num_classes == 1000
+    assert (
+        test.labels.tolist() == [7, 999]
+        and test.shape == (3, 224, 224)
+        and test.num_classes == 1000
+    )
     assert np.allclose(values(test), [20, 10], atol=1)
     entries = {entry.label: entry for entry in benchmark.entries}
     assert np.allclose(values(benchmark.load_ood(entries["Textures"], 2, tmp_path)), [50], atol=1)
-    assert np.allclose(values(benchmark.load_ood(entries["iNaturalist"], 2, tmp_path)), [60], atol=1)
-    write_list(tmp_path, "imagenet200/test_imagenet200.txt", "imagenet_1k/val/ILSVRC2012_val_00000002.JPEG 199")
+    assert np.allclose(
+        values(benchmark.load_ood(entries["iNaturalist"], 2, tmp_path)), [60], atol=1
+    )
+    write_list(
+        tmp_path,
+        "imagenet200/test_imagenet200.txt",
+        "imagenet_1k/val/ILSVRC2012_val_00000002.JPEG 199",
+    )
     assert load_benchmark("openood_imagenet200").load_id("test", tmp_path).labels.tolist() == [199]
 
 
 def test_what_is_missing_is_named(openood):
-    with pytest.raises(InputError, match=r"'cifar100_openood' \(test\) is not in '.*benchmark_imglist/cifar100/test_cifar100.txt'.*download_data.py"):
+    with pytest.raises(
+        InputError,
+        match=r"'cifar100_openood' \(test\) is not in '.*benchmark_imglist/cifar100/test_cifar100.txt'.*download_data.py",
+    ):
         load("cifar100_openood", "test", openood)
     (openood / "images_classic/tin/test/0.png").unlink()
-    with pytest.raises(InputError, match=r"lacks 1 of the 2 images that .*test_tin.txt' names, e.g. 'tin/test/0.png'"):
+    with pytest.raises(
+        InputError,
+        match=r"lacks 1 of the 2 images that .*test_tin.txt' names, e.g. 'tin/test/0.png'",
+    ):
         load("tin_openood", "test", openood, size=32)
     (openood / "images_classic/tin/test/2.png").unlink()
     with pytest.raises(InputError, match=r"is not in '.*images_classic/tin/test/2.png'"):
@@ -127,8 +195,15 @@ def test_what_is_missing_is_named(openood):
         load("iSUN", "test", openood, lists=("x.txt",))
 
 
-@pytest.mark.parametrize("line, words", [("tin/test/0.png", "is not 'path label'"), ("tin/test/0.png one", "is not 'path label'"),
-                                         ("../../etc/passwd 0", "does not stay below"), ("/etc/passwd 0", "does not stay below")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("tin/test/0.png", "is not 'path label'"),
+        ("tin/test/0.png one", "is not 'path label'"),
+        ("../../etc/passwd 0", "does not stay below"),
+        ("/etc/passwd 0", "does not stay below"),
+    ],
+)
 def test_bad_lists(openood, line, words):
     write_list(openood, "cifar10/test_tin.txt", "tin/test/2.png -1", line)
     with pytest.raises(InputError, match="line 2: .*" + words):
@@ -140,34 +215,62 @@ def test_bad_lists(openood, line, words):
 
 def test_label_beyond_the_classes(openood):
     write_list(openood, "cifar10/test_cifar10.txt", "cifar10/test/1.png 10")
-    with pytest.raises(InputError, match="holds the label 10, but 'cifar10_openood' has 10 classes"):
+    with pytest.raises(
+        InputError, match="holds the label 10, but 'cifar10_openood' has 10 classes"
+    ):
         load("cifar10_openood", "test", openood)
 
 
 def test_protocol_of_the_paper():
     """Sizes that OpenOOD's paper and repository state; every benchmark has both groups."""
     for name in ("cifar10", "cifar100", "imagenet200", "imagenet"):
-        benchmark, full = load_benchmark(f"openood_{name}"), load_benchmark(f"openood_fs_{name}") if name != "cifar100" else None
-        assert {entry.group for entry in benchmark.entries} == {"near", "far"} and all(entry.list for entry in benchmark.entries)
+        benchmark, full = (
+            load_benchmark(f"openood_{name}"),
+            load_benchmark(f"openood_fs_{name}") if name != "cifar100" else None,
+        )
+        assert {entry.group for entry in benchmark.entries} == {"near", "far"} and all(
+            entry.list for entry in benchmark.entries
+        )
         assert full is None or full.entries == benchmark.entries and full.id_shifted
         assert benchmark.mean and (benchmark.size, benchmark.resize) in ((32, None), (224, 256))
-    assert info("ssb_hard_openood").count["test"] == 49_000 and info("ninco_openood").count["test"] == 5879 and info("openimage_o_openood").count["test"] == 15_869
-    shifted = {entry.dataset: entry.resize for entry in load_benchmark("openood_fs_imagenet").id_shifted}
-    assert shifted == {"imagenet_v2_openood": 256, "imagenet_c_openood": 224, "imagenet_r_openood": 256}
-    assert load_benchmark("openood_imagenet").datasets()[:2] == ["imagenet1k_openood", "ssb_hard_openood"]
+    assert (
+        info("ssb_hard_openood").count["test"] == 49_000
+        and info("ninco_openood").count["test"] == 5879
+        and info("openimage_o_openood").count["test"] == 15_869
+    )
+    shifted = {
+        entry.dataset: entry.resize for entry in load_benchmark("openood_fs_imagenet").id_shifted
+    }
+    assert shifted == {
+        "imagenet_v2_openood": 256,
+        "imagenet_c_openood": 224,
+        "imagenet_r_openood": 256,
+    }
+    assert load_benchmark("openood_imagenet").datasets()[:2] == [
+        "imagenet1k_openood",
+        "ssb_hard_openood",
+    ]
 
 
 # --- your own data
+
 
 def test_own_list(tmp_path):
     for n in range(4):
         picture(tmp_path / f"my photos/{n}.png", n)
     (tmp_path / "train.txt").write_text("".join(f"my photos/{n}.png {n % 2}\n" for n in (3, 0, 1)))
     images = load(str(tmp_path / "train.txt"), "train", tmp_path / "elsewhere")
-    assert values(images) == [3, 0, 1] and images.labels.tolist() == [1, 0, 1] and images.num_classes == 2 and images.split == "all"
+    assert (
+        values(images) == [3, 0, 1]
+        and images.labels.tolist() == [1, 0, 1]
+        and images.num_classes == 2
+        and images.split == "all"
+    )
     (tmp_path / "ood.txt").write_text("my photos/2.png\nmy photos/0.png\n")
     plain = load(str(tmp_path / "ood.txt"), "test", tmp_path)
-    assert values(plain) == [2, 0] and plain.labels.tolist() == [-1, -1] and plain.num_classes is None
+    assert (
+        values(plain) == [2, 0] and plain.labels.tolist() == [-1, -1] and plain.num_classes is None
+    )
     (tmp_path / "mixed.txt").write_text("my photos/2.png -1\nmy photos/0.png 1\n")
     with pytest.raises(InputError, match="mixes classes with the label -1"):
         load(str(tmp_path / "mixed.txt"), "test", tmp_path)
@@ -182,11 +285,26 @@ def test_own_npz(tmp_path):
     images = np.arange(6 * 8 * 8 * 3, dtype=np.uint32).astype(np.uint8).reshape(6, 8, 8, 3)
     np.savez(tmp_path / "a.npz", images=images, labels=np.array([2, 0, 1, 2, 0, 1]))
     loaded = load(str(tmp_path / "a.npz"), "test", tmp_path)
-    assert loaded.labels.tolist() == [2, 0, 1, 2, 0, 1] and loaded.num_classes == 3 and loaded.split == "all"
+    assert (
+        loaded.labels.tolist() == [2, 0, 1, 2, 0, 1]
+        and loaded.num_classes == 3
+        and loaded.split == "all"
+    )
     assert np.array_equal(loaded.images, images.transpose(0, 3, 1, 2))
-    np.savez(tmp_path / "b.npz", x_train=images[:4], y_train=np.arange(4) % 2, x_test=images[4:].transpose(0, 3, 1, 2), y_test=np.array([300, 1]))
+    np.savez(
+        tmp_path / "b.npz",
+        x_train=images[:4],
+        y_train=np.arange(4) % 2,
+        x_test=images[4:].transpose(0, 3, 1, 2),
+        y_test=np.array([300, 1]),
+    )
     train, test = (load(str(tmp_path / "b.npz"), split, tmp_path) for split in ("train", "test"))
-    assert len(train) == 4 and test.labels.tolist() == [300, 1] and test.split == "test" and np.array_equal(test.images, images[4:].transpose(0, 3, 1, 2))
+    assert (
+        len(train) == 4
+        and test.labels.tolist() == [300, 1]
+        and test.split == "test"
+        and np.array_equal(test.images, images[4:].transpose(0, 3, 1, 2))
+    )
     np.savez(tmp_path / "c.npz", images)
     assert load(str(tmp_path / "c.npz"), "test", tmp_path).labels.tolist() == [-1] * 6
     relabelled = {}
@@ -196,12 +314,22 @@ def test_own_npz(tmp_path):
     assert relabelled[0] != relabelled[1]
 
 
-@pytest.mark.parametrize("arrays, words", [
-    (dict(images=np.zeros((3, 8, 8), np.float32)), "images are uint8"), (dict(a=np.zeros(3), b=np.zeros(3)), "holds a, b; expected one of images"),
-    (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int)), "3 images and 2 labels"),
-    (dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, -1, 1])), "mixes classes with negative labels"),
-    (dict(images=np.array([object()])), "is no array of images"),
-])
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        (dict(images=np.zeros((3, 8, 8), np.float32)), "images are uint8"),
+        (dict(a=np.zeros(3), b=np.zeros(3)), "holds a, b; expected one of images"),
+        (
+            dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int)),
+            "3 images and 2 labels",
+        ),
+        (
+            dict(images=np.zeros((3, 8, 8), np.uint8), labels=np.array([0, -1, 1])),
+            "mixes classes with negative labels",
+        ),
+        (dict(images=np.array([object()])), "is no array of images"),
+    ],
+)
 def test_bad_npz(tmp_path, arrays, words):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(InputError, match=words):
@@ -219,14 +347,22 @@ def test_own_data_in_a_benchmark(tmp_path):
     for n in range(2):
         picture(tmp_path / f"photos/{n}.png", n)
     (tmp_path / "list.txt").write_text("photos/1.png -1\n")
-    entries = [{"dataset": str(tmp_path / name), "label": name} for name in ("noise.npy", "photos", "list.txt")]
-    (tmp_path / "own.json").write_text(json.dumps({"id_dataset": str(tmp_path / "id.npz"), "size": 8, "channels": 3, "entries": entries}))
+    entries = [
+        {"dataset": str(tmp_path / name), "label": name}
+        for name in ("noise.npy", "photos", "list.txt")
+    ]
+    (tmp_path / "own.json").write_text(
+        json.dumps(
+            {"id_dataset": str(tmp_path / "id.npz"), "size": 8, "channels": 3, "entries": entries}
+        )
+    )
     benchmark = load_benchmark(tmp_path / "own.json")
     assert benchmark.load_id("test", tmp_path).num_classes == 3
     assert [len(benchmark.load_ood(entry, 6, tmp_path)) for entry in benchmark.entries] == [4, 2, 1]
 
 
 # --- arrays and corruptions
+
 
 def test_cifar10c(tmp_path, monkeypatch):
     folder, rng = tmp_path / "CIFAR-10-C", np.random.default_rng(0)
@@ -237,11 +373,24 @@ def test_cifar10c(tmp_path, monkeypatch):
         np.save(folder / f"{name}.npy", arrays[name])
     np.save(folder / "labels.npy", np.arange(10) % 10)
     fog = load("cifar10c:fog:5", "test", tmp_path)
-    assert fog.labels.tolist() == [8, 9] and np.array_equal(fog.images, arrays["fog"][8:].transpose(0, 3, 1, 2)) and fog.name == "cifar10c:fog:5"
-    assert len(load("cifar10c:snow", "test", tmp_path)) == 10 and len(load("CIFAR-10-C", "test", tmp_path)) == 190
-    assert info("cifar10c:fog:5").count == {"test": 10_000} and info("cifar10c:fog").count == {"test": 50_000}
-    for name, words in (("cifar10c:fgo", r"no part 'fgo' \(did you mean 'fog'\?\)"), ("cifar10c:fog:6", "severities 1 to 5"), ("iSUN:fog", "has no parts"),
-                        ("mnistc:fog:1", "has no severities")):
+    assert (
+        fog.labels.tolist() == [8, 9]
+        and np.array_equal(fog.images, arrays["fog"][8:].transpose(0, 3, 1, 2))
+        and fog.name == "cifar10c:fog:5"
+    )
+    assert (
+        len(load("cifar10c:snow", "test", tmp_path)) == 10
+        and len(load("CIFAR-10-C", "test", tmp_path)) == 190
+    )
+    assert info("cifar10c:fog:5").count == {"test": 10_000} and info("cifar10c:fog").count == {
+        "test": 50_000
+    }
+    for name, words in (
+        ("cifar10c:fgo", r"no part 'fgo' \(did you mean 'fog'\?\)"),
+        ("cifar10c:fog:6", "severities 1 to 5"),
+        ("iSUN:fog", "has no parts"),
+        ("mnistc:fog:1", "has no severities"),
+    ):
         with pytest.raises(InputError, match=words):
             load(name, "test", tmp_path)
     (folder / "fog.npy").unlink()
@@ -253,9 +402,15 @@ def test_mnistc(tmp_path):
     for part in registry.info("mnistc").options["parts"]:
         for split, count in (("train", 4), ("test", 2)):
             (tmp_path / "mnist_c" / part).mkdir(parents=True, exist_ok=True)
-            np.save(tmp_path / "mnist_c" / part / f"{split}_images.npy", np.full((count, 28, 28, 1), count, dtype=np.uint8))
+            np.save(
+                tmp_path / "mnist_c" / part / f"{split}_images.npy",
+                np.full((count, 28, 28, 1), count, dtype=np.uint8),
+            )
             np.save(tmp_path / "mnist_c" / part / f"{split}_labels.npy", np.arange(count))
-    assert load("mnistc:fog", "test", tmp_path).shape == (1, 28, 28) and len(load("mnistc", "train", tmp_path)) == 64
+    assert (
+        load("mnistc:fog", "test", tmp_path).shape == (1, 28, 28)
+        and len(load("mnistc", "train", tmp_path)) == 64
+    )
     np.save(tmp_path / "mnist_c" / "fog" / "test_labels.npy", np.arange(3))
     with pytest.raises(InputError, match="has 2 images, its labels are 3"):
         load("mnistc:fog", "test", tmp_path)
@@ -263,11 +418,20 @@ def test_mnistc(tmp_path):
 
 def test_imagenet_c(tmp_path, monkeypatch):
     import dataclasses
-    monkeypatch.setitem(registry.TABLE, "imagenet_c_noise", dataclasses.replace(info("imagenet_c_noise"), num_classes=2))
+
+    monkeypatch.setitem(
+        registry.TABLE,
+        "imagenet_c_noise",
+        dataclasses.replace(info("imagenet_c_noise"), num_classes=2),
+    )
     for kind in info("imagenet_c_noise").options["parts"]:
         for severity in range(1, 6):
             for label, wnid in enumerate(("n01", "n02")):
-                picture(tmp_path / f"ImageNetC/noise/{kind}/{severity}/{wnid}/x.JPEG", 10 * severity + label, (24, 24))
+                picture(
+                    tmp_path / f"ImageNetC/noise/{kind}/{severity}/{wnid}/x.JPEG",
+                    10 * severity + label,
+                    (24, 24),
+                )
     images = load("imagenet_c_noise:shot_noise:3", "test", tmp_path, size=24)
     assert np.allclose(values(images), [30, 31], atol=1) and images.labels.tolist() == [0, 1]
     assert len(load("imagenet_c_noise", "test", tmp_path, size=24)) == 30
@@ -285,16 +449,25 @@ def test_tiny_images_and_gan_images(tmp_path):
 
 # --- anomalies
 
+
 def test_mvtec(tmp_path):
     for number, name in enumerate(info("mvtec").class_names):
         picture(tmp_path / f"mvtec/{name}/train/good/000.png", number)
         picture(tmp_path / f"mvtec/{name}/test/good/000.png", 100 + number)
         picture(tmp_path / f"mvtec/{name}/test/broken/000.png", 200 + number)
         picture(tmp_path / f"mvtec/{name}/ground_truth/broken/000_mask.png", 255)
-    assert values(load("mvtec", "train", tmp_path)) == list(range(15)) == load("mvtec", "train", tmp_path).labels.tolist()
+    assert (
+        values(load("mvtec", "train", tmp_path))
+        == list(range(15))
+        == load("mvtec", "train", tmp_path).labels.tolist()
+    )
     assert values(load("mvtec", "test", tmp_path)) == [100 + n for n in range(15)]
     bad = load("mvtec_anomalies", "test", tmp_path)
-    assert values(bad) == [200 + n for n in range(15)] and (bad.labels == -1).all() and bad.original_labels.tolist() == list(range(15))
+    assert (
+        values(bad) == [200 + n for n in range(15)]
+        and (bad.labels == -1).all()
+        and bad.original_labels.tolist() == list(range(15))
+    )
 
 
 def test_sumnist(tmp_path):
@@ -304,18 +477,30 @@ def test_sumnist(tmp_path):
     for split in ("train", "test"):
         np.savez(tmp_path / f"sumnist/x-{split}.npz", images)
         np.savez(tmp_path / f"sumnist/y-{split}.npz", digits)
-    assert values(load("sumnist", "test", tmp_path)) == [0, 2] and values(load("sumnist_anomalies", "test", tmp_path)) == [1, 3]
+    assert values(load("sumnist", "test", tmp_path)) == [0, 2] and values(
+        load("sumnist_anomalies", "test", tmp_path)
+    ) == [1, 3]
 
 
 def test_fishyscapes(tmp_path):
-    picture(tmp_path / "cityscapes/leftImg8bit/val/frankfurt/frankfurt_000001_046504_leftImg8bit.png", 250, (6, 4))
+    picture(
+        tmp_path / "cityscapes/leftImg8bit/val/frankfurt/frankfurt_000001_046504_leftImg8bit.png",
+        250,
+        (6, 4),
+    )
     (tmp_path / "fishyscapes-3.0.0").mkdir()
     overlay = np.zeros((4, 6, 3), np.int32)
     overlay[0, 0], overlay[1, 1] = 20, -100
     np.savez(tmp_path / "fishyscapes-3.0.0/0000_frankfurt_000001_046504_rgb.npz", rgb=overlay)
     image = load("fishyscapes", "test", tmp_path).images[0]
-    assert image[:, 0, 0].tolist() == [255] * 3 and image[:, 1, 1].tolist() == [150] * 3 and image[:, 3, 3].tolist() == [250] * 3
-    (tmp_path / "cityscapes/leftImg8bit/val/frankfurt/frankfurt_000001_046504_leftImg8bit.png").unlink()
+    assert (
+        image[:, 0, 0].tolist() == [255] * 3
+        and image[:, 1, 1].tolist() == [150] * 3
+        and image[:, 3, 3].tolist() == [250] * 3
+    )
+    (
+        tmp_path / "cityscapes/leftImg8bit/val/frankfurt/frankfurt_000001_046504_leftImg8bit.png"
+    ).unlink()
     with pytest.raises(InputError, match="needs '.*frankfurt_000001_046504_leftImg8bit.png'"):
         load("fishyscapes", "test", tmp_path, size=2)
 
@@ -328,6 +513,7 @@ def test_images_beside_masks(tmp_path):
 
 # --- Semantic Shift Benchmark
 
+
 @pytest.fixture
 def cub(tmp_path):
     root = tmp_path / "CUB_200_2011"
@@ -335,25 +521,44 @@ def cub(tmp_path):
     for number, path, _, _ in rows:
         picture(root / "images" / path, number, (40, 30))
     (root / "images.txt").write_text("".join(f"{n} {path}\n" for n, path, _, _ in rows))
-    (root / "image_class_labels.txt").write_text("".join(f"{n} {label}\n" for n, _, label, _ in rows))
-    (root / "train_test_split.txt").write_text("".join(f"{n} {int(training)}\n" for n, _, _, training in rows))
+    (root / "image_class_labels.txt").write_text(
+        "".join(f"{n} {label}\n" for n, _, label, _ in rows)
+    )
+    (root / "train_test_split.txt").write_text(
+        "".join(f"{n} {int(training)}\n" for n, _, _, training in rows)
+    )
     (tmp_path / "ssb_splits").mkdir()
     with open(tmp_path / "ssb_splits/cub_osr_splits.pkl", "wb") as file:
-        pickle.dump({"known_classes": [2, 0], "unknown_classes": {"Easy": [1], "Medium": [3], "Hard": []}}, file)
+        pickle.dump(
+            {"known_classes": [2, 0], "unknown_classes": {"Easy": [1], "Medium": [3], "Hard": []}},
+            file,
+        )
     return tmp_path
 
 
 def test_ssb_cub(cub):
     train, test = load("ssb_cub", "train", cub), load("ssb_cub", "test", cub)
-    assert train.labels.tolist() == [0, 1, 0, 1] and np.allclose(values(train), [1, 3, 5, 7], atol=2) and test.labels.tolist() == [0, 1]
+    assert (
+        train.labels.tolist() == [0, 1, 0, 1]
+        and np.allclose(values(train), [1, 3, 5, 7], atol=2)
+        and test.labels.tolist() == [0, 1]
+    )
     benchmark = load_benchmark("ssb_cub")
     hard, easy = (benchmark.load_ood(entry, 2, cub) for entry in benchmark.entries)
-    assert (len(hard), len(easy)) == (1, 1) and np.allclose(values(hard) + values(easy), [12, 10], atol=2) and (hard.labels == -1).all()
-    assert [(entry.group, entry.label) for entry in benchmark.entries] == [("near", "hard"), ("far", "easy")]
+    assert (
+        (len(hard), len(easy)) == (1, 1)
+        and np.allclose(values(hard) + values(easy), [12, 10], atol=2)
+        and (hard.labels == -1).all()
+    )
+    assert [(entry.group, entry.label) for entry in benchmark.entries] == [
+        ("near", "hard"),
+        ("far", "easy"),
+    ]
 
 
 def test_ssb_aircraft_and_cars(tmp_path):
     from scipy.io import savemat
+
     data = tmp_path / "fgvc-aircraft-2013b/data"
     for n in range(4):
         picture(data / f"images/{n}.jpg", n, (40, 30))
@@ -361,12 +566,23 @@ def test_ssb_aircraft_and_cars(tmp_path):
     (data / "variants.txt").write_text("B 2\nA 1\n")
     (data / "images_variant_test.txt").write_text("0 A 1\n1 B 2\n2 A 1\n3 B 2\n")
     (tmp_path / "stanford_cars/devkit").mkdir()
-    annotations = np.array([(f"{n}.jpg", n % 2 + 1) for n in range(4)], dtype=[("fname", "O"), ("class", "O")])
-    savemat(tmp_path / "stanford_cars/devkit/cars_test_annos_withlabels.mat", {"annotations": annotations})
+    annotations = np.array(
+        [(f"{n}.jpg", n % 2 + 1) for n in range(4)], dtype=[("fname", "O"), ("class", "O")]
+    )
+    savemat(
+        tmp_path / "stanford_cars/devkit/cars_test_annos_withlabels.mat",
+        {"annotations": annotations},
+    )
     (tmp_path / "ssb_splits").mkdir()
-    for name, known, easy in (("aircraft", [1], [0]), ("scars", [2], [1])):          # the file of the cars counts from 1
+    for name, known, easy in (
+        ("aircraft", [1], [0]),
+        ("scars", [2], [1]),
+    ):  # the file of the cars counts from 1
         with open(tmp_path / f"ssb_splits/{name}_osr_splits.pkl", "wb") as file:
-            pickle.dump({"known_classes": np.array(known), "unknown_classes": {"Easy": easy, "Hard": [5]}}, file)
+            pickle.dump(
+                {"known_classes": np.array(known), "unknown_classes": {"Easy": easy, "Hard": [5]}},
+                file,
+            )
     for name in ("aircraft", "cars"):
         assert np.allclose(values(load(f"ssb_{name}", "test", tmp_path)), [1, 3], atol=1)
         assert np.allclose(values(load(f"ssb_{name}_easy", "test", tmp_path)), [0, 2], atol=1)
@@ -376,6 +592,7 @@ def test_class_splits_are_never_executed(cub):
     class Evil:
         def __reduce__(self):
             return (print, ("executed",))
+
     with open(cub / "ssb_splits/cub_osr_splits.pkl", "wb") as file:
         pickle.dump({"known_classes": Evil()}, file)
     with pytest.raises(InputError, match="is no file of class splits .*which is not data"):

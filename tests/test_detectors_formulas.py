@@ -1,16 +1,17 @@
 """Detectors against pytorch-ood on the same arrays, and against explicit loops over one image and one class at a time."""
+
 import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from detector_toys import gratings, network, outputs, passed  # noqa: F401  (fixtures)
 from scipy.stats import spearmanr
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy, cross_entropy, normalize
 
-from detector_toys import gratings, network, outputs, passed  # noqa: F401  (fixtures)
 from ood import detectors, statistics
 from ood.data import Preprocess
 from ood.detectors.base import chunked_score
@@ -18,15 +19,23 @@ from ood.detectors.gradients import bin_edges, squared_gradients
 from ood.detectors.maps import gram_rows, remove_rank1
 from ood.outputs import extract
 
-peer = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed (requirements-dev.txt)")
+peer = pytest.importorskip(
+    "pytorch_ood.detector", reason="pytorch-ood is not installed (requirements-dev.txt)"
+)
 
 
 @pytest.fixture(scope="module")
 def arrays():
     """(train, test): a training set and 60 ID + 60 OOD images."""
     known, novel = outputs(60, seed=2), outputs(60, seed=3, shift=0.9)
-    both = dataclasses.replace(known, **{f: torch.cat([getattr(known, f), getattr(novel, f)]) for f in ("features", "logits", "labels")},
-                               taps=tuple(torch.cat(t) for t in zip(known.taps, novel.taps)))
+    both = dataclasses.replace(
+        known,
+        **{
+            f: torch.cat([getattr(known, f), getattr(novel, f)])
+            for f in ("features", "logits", "labels")
+        },
+        taps=tuple(torch.cat(t) for t in zip(known.taps, novel.taps)),
+    )
     return outputs(600, seed=1), both
 
 
@@ -46,9 +55,18 @@ def flat_head(outputs_):
     return nn.Sequential(nn.Flatten(), head_of(outputs_))
 
 
-LOGITS = [("msp", {"temperature": 2.0}, lambda: peer.MaxSoftmax(None, t=2.0)), ("maxlogit", {}, lambda: peer.MaxLogit(None)),
-          ("energy", {"temperature": 2.0}, lambda: peer.EnergyBased(None, t=2.0)), ("entropy", {}, lambda: peer.Entropy(None)),
-          ("klm", {}, lambda: peer.KLMatching(None)), ("webo", {"weights": (1.0, 0.5, 2.0, -1.0, 3.0, 1.0)}, lambda: peer.WeightedEBO(None, torch.tensor([1, 0.5, 2, -1, 3, 1])))]
+LOGITS = [
+    ("msp", {"temperature": 2.0}, lambda: peer.MaxSoftmax(None, t=2.0)),
+    ("maxlogit", {}, lambda: peer.MaxLogit(None)),
+    ("energy", {"temperature": 2.0}, lambda: peer.EnergyBased(None, t=2.0)),
+    ("entropy", {}, lambda: peer.Entropy(None)),
+    ("klm", {}, lambda: peer.KLMatching(None)),
+    (
+        "webo",
+        {"weights": (1.0, 0.5, 2.0, -1.0, 3.0, 1.0)},
+        lambda: peer.WeightedEBO(None, torch.tensor([1, 0.5, 2, -1, 3, 1])),
+    ),
+]
 
 
 @pytest.mark.parametrize("name, ours, theirs", LOGITS, ids=[n for n, *_ in LOGITS])
@@ -57,27 +75,45 @@ def test_logits_equal_pytorch_ood(name, ours, theirs, arrays):
     other = theirs()
     if other.requires_fit:
         other.fit_logits(train.logits, train.labels)
-    torch.testing.assert_close(score(name, arrays, **ours), other.predict_logits(test.logits).double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        score(name, arrays, **ours),
+        other.predict_logits(test.logits).double(),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_gen_is_the_papers_sum_where_pytorch_ood_takes_the_mean(arrays):
-    mild = arrays[0], dataclasses.replace(arrays[1], logits=arrays[1].logits / 10)              # they clamp p to 1e-7
+    mild = (
+        arrays[0],
+        dataclasses.replace(arrays[1], logits=arrays[1].logits / 10),
+    )  # they clamp p to 1e-7
     for top in (3, 6):
         theirs = peer.GEN(None, gamma=0.3, M=top).predict_logits(mild[1].logits).double()
-        torch.testing.assert_close(score("gen", mild, gamma=0.3, top=top), theirs * top, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            score("gen", mild, gamma=0.3, top=top), theirs * top, rtol=1e-5, atol=1e-6
+        )
     p = arrays[1].logits[0].double().softmax(0).sort(descending=True).values[:3]
-    assert score("gen", arrays, gamma=0.3, top=3)[0].item() == pytest.approx(sum((float(v) * (1 - float(v))) ** 0.3 for v in p), rel=1e-9)
+    assert score("gen", arrays, gamma=0.3, top=3)[0].item() == pytest.approx(
+        sum((float(v) * (1 - float(v))) ** 0.3 for v in p), rel=1e-9
+    )
 
 
 def test_temperature_reaches_the_optimum_that_pytorch_ood_stops_short_of(arrays):
     train, _ = arrays
-    noisy = dataclasses.replace(train, labels=torch.where(torch.arange(600) % 5 == 0, (train.labels + 1) % 6, train.labels), memo={})
+    noisy = dataclasses.replace(
+        train,
+        labels=torch.where(torch.arange(600) % 5 == 0, (train.labels + 1) % 6, train.labels),
+        memo={},
+    )
     ours = detectors.create("temp_scaling").fit(noisy)
     theirs = peer.TemperatureScaling(None).fit_logits(noisy.logits, noisy.labels)
-    loss = lambda t: cross_entropy(noisy.logits.double() / t, noisy.labels).item()        # noqa: E731
+    loss = lambda t: cross_entropy(noisy.logits.double() / t, noisy.labels).item()  # noqa: E731
     assert loss(ours.temperature) <= loss(theirs.t.item()) + 1e-12
     assert loss(ours.temperature) <= min(loss(ours.temperature * f) for f in (0.999, 1.001))
-    np.testing.assert_allclose(chunked_score(ours, noisy), -(noisy.logits.double() / ours.temperature).softmax(1).amax(1))
+    np.testing.assert_allclose(
+        chunked_score(ours, noisy), -(noisy.logits.double() / ours.temperature).softmax(1).amax(1)
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
@@ -85,28 +121,64 @@ def test_openmax_equals_pytorch_ood_where_a_batch_holds_every_class(weight, arra
     """There the distance to a class counts only if some image of the batch is predicted as it; ours does not look at the batch."""
     train, test = arrays
     assert len(test.logits.argmax(1).unique()) == 6
-    theirs = peer.OpenMax(None, tailsize=20, alpha=4, euclid_weight=weight).fit_logits(train.logits, train.labels)
-    found, expected = score("openmax", arrays, tail=20, alpha=4, euclid_weight=weight), theirs.predict_logits(test.logits)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if weight else 0.15)     # scipy's simplex search stops early
+    theirs = peer.OpenMax(None, tailsize=20, alpha=4, euclid_weight=weight).fit_logits(
+        train.logits, train.labels
+    )
+    found, expected = (
+        score("openmax", arrays, tail=20, alpha=4, euclid_weight=weight),
+        theirs.predict_logits(test.logits),
+    )
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=2e-2 if weight else 0.15
+    )  # scipy's simplex search stops early
     assert spearmanr(found, expected)[0] > 0.999
     fitted = detectors.create("openmax", tail=20, alpha=4, euclid_weight=weight).fit(train)
     for label, model in theirs._openmax.distributions.items():
-        tail = fitted.distances(train.logits.double())[train.labels == label, label].topk(20).values - fitted.least[label]
+        tail = (
+            fitted.distances(train.logits.double())[train.labels == label, label].topk(20).values
+            - fitted.least[label]
+        )
         y = (tail + 10000).log()
-        likelihood = lambda k, log_scale: (math.log(k) + k * (y - log_scale) - (k * (y - log_scale)).exp()).sum().item()   # noqa: E731
-        assert likelihood(fitted.shape[label].item(), fitted.scale[label].item()) >= likelihood(model.c, math.log(model.scale)) - 1e-6
+        likelihood = lambda k, log_scale: (
+            (math.log(k) + k * (y - log_scale) - (k * (y - log_scale)).exp()).sum().item()
+        )  # noqa: E731
+        assert (
+            likelihood(fitted.shape[label].item(), fitted.scale[label].item())
+            >= likelihood(model.c, math.log(model.scale)) - 1e-6
+        )
     one_class = test[(test.logits.argmax(1) == 0).nonzero().flatten()]
     detector = detectors.create("openmax", tail=20, alpha=4, euclid_weight=weight).fit(train)
-    torch.testing.assert_close(chunked_score(detector, one_class), found[test.logits.argmax(1) == 0])
+    torch.testing.assert_close(
+        chunked_score(detector, one_class), found[test.logits.argmax(1) == 0]
+    )
 
 
-FEATURES = [("mds", {}, lambda o: peer.Mahalanobis(None), "rank"), ("rmds", {}, lambda o: peer.RMD(None), "rank"), ("gmm", {}, lambda o: peer.GMM(None), "equal"),
-            ("knn", {"k": 7}, lambda o: peer.KNN(None, k=7), "equal"), ("knn", {"k": 7, "normalise": False}, lambda o: peer.KNN(None, k=7, normalize=False), "equal"),
-            ("nnguide", {"k": 9}, lambda o: peer.NNGuide(None, head_of(o), k=9), "equal"), ("fdbd", {}, lambda o: peer.fDBD(None, head_of(o)), "equal"),
-            ("nci", {"alpha": 0.01}, lambda o: peer.NCI(None, head_of(o), alpha=0.01), "equal"), ("pnml", {}, lambda o: peer.PNML(None, head_of(o)), "equal"),
-            ("she", {}, lambda o: peer.SHE(None, head_of(o)), "equal"), ("vim", {"dim": 10}, lambda o: peer.ViM(None, 10, o.head.weight, o.head.bias), "equal"),
-            ("dice", {"percentile": 70.0}, lambda o: peer.DICE(None, o.head.weight, o.head.bias, p=0.7), "equal"),
-            ("lts", {"share": 0.2}, lambda o: peer.LTS(None, head_of(o), p=0.2), "equal"), ("mcm", {"temperature": 0.1}, lambda o: peer.MCM(None, o.head.weight, temperature=0.1), "equal")]
+FEATURES = [
+    ("mds", {}, lambda o: peer.Mahalanobis(None), "rank"),
+    ("rmds", {}, lambda o: peer.RMD(None), "rank"),
+    ("gmm", {}, lambda o: peer.GMM(None), "equal"),
+    ("knn", {"k": 7}, lambda o: peer.KNN(None, k=7), "equal"),
+    ("knn", {"k": 7, "normalise": False}, lambda o: peer.KNN(None, k=7, normalize=False), "equal"),
+    ("nnguide", {"k": 9}, lambda o: peer.NNGuide(None, head_of(o), k=9), "equal"),
+    ("fdbd", {}, lambda o: peer.fDBD(None, head_of(o)), "equal"),
+    ("nci", {"alpha": 0.01}, lambda o: peer.NCI(None, head_of(o), alpha=0.01), "equal"),
+    ("pnml", {}, lambda o: peer.PNML(None, head_of(o)), "equal"),
+    ("she", {}, lambda o: peer.SHE(None, head_of(o)), "equal"),
+    ("vim", {"dim": 10}, lambda o: peer.ViM(None, 10, o.head.weight, o.head.bias), "equal"),
+    (
+        "dice",
+        {"percentile": 70.0},
+        lambda o: peer.DICE(None, o.head.weight, o.head.bias, p=0.7),
+        "equal",
+    ),
+    ("lts", {"share": 0.2}, lambda o: peer.LTS(None, head_of(o), p=0.2), "equal"),
+    (
+        "mcm",
+        {"temperature": 0.1},
+        lambda o: peer.MCM(None, o.head.weight, temperature=0.1),
+        "equal",
+    ),
+]
 
 
 @pytest.mark.parametrize("name, ours, theirs, how", FEATURES, ids=[n for n, *_ in FEATURES])
@@ -121,10 +193,28 @@ def test_features_equal_pytorch_ood(name, ours, theirs, how, arrays):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
-SHAPES = [("react", {"percentile": 80.0}, lambda h: peer.ReAct(None, h, percentile=0.8)), ("scale", {"percentile": 70.0}, lambda h: peer.SCALE(None, h, percentile=0.7)),
-          *((f"ash-{v}", {"percentile": 70.0, "variant": v}, lambda h, v=v: peer.ASH(None, h, variant=f"ash-{v}", percentile=0.7)) for v in "sbp"),
-          ("vra", {"lower": 20.0, "upper": 90.0, "below": "clip", "per_feature": True}, lambda h: peer.VRA(None, h, lower_percentile=0.2, upper_percentile=0.9)),
-          ("react", {"percentile": 80.0, "detector": "msp"}, lambda h: peer.ReAct(None, h, percentile=0.8, detector=peer.MaxSoftmax.score))]
+SHAPES = [
+    ("react", {"percentile": 80.0}, lambda h: peer.ReAct(None, h, percentile=0.8)),
+    ("scale", {"percentile": 70.0}, lambda h: peer.SCALE(None, h, percentile=0.7)),
+    *(
+        (
+            f"ash-{v}",
+            {"percentile": 70.0, "variant": v},
+            lambda h, v=v: peer.ASH(None, h, variant=f"ash-{v}", percentile=0.7),
+        )
+        for v in "sbp"
+    ),
+    (
+        "vra",
+        {"lower": 20.0, "upper": 90.0, "below": "clip", "per_feature": True},
+        lambda h: peer.VRA(None, h, lower_percentile=0.2, upper_percentile=0.9),
+    ),
+    (
+        "react",
+        {"percentile": 80.0, "detector": "msp"},
+        lambda h: peer.ReAct(None, h, percentile=0.8, detector=peer.MaxSoftmax.score),
+    ),
+]
 
 
 @pytest.mark.parametrize("name, ours, theirs", SHAPES, ids=[n for n, *_ in SHAPES])
@@ -133,7 +223,12 @@ def test_shaping_equals_pytorch_ood_on_1x1_maps(name, ours, theirs, arrays):
     other = theirs(flat_head(train))
     if other.requires_fit:
         other.fit_feature_maps(train.features[:, :, None, None], train.labels)
-    torch.testing.assert_close(score(name.split("-")[0], arrays, **ours), other.predict_feature_maps(test.features[:, :, None, None]).double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        score(name.split("-")[0], arrays, **ours),
+        other.predict_feature_maps(test.features[:, :, None, None]).double(),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_vra_of_the_paper_zeroes_below(arrays):
@@ -141,37 +236,66 @@ def test_vra_of_the_paper_zeroes_below(arrays):
     train, test = arrays
     low, high = np.quantile(train.features.double(), (0.5, 0.9))
     for i, found in enumerate(score("vra", arrays, lower=50.0, upper=90.0, gamma=0.3)):
-        v = torch.tensor([0.0 if h < low else high if h > high else h + 0.3 for h in test.features[i].tolist()])
+        v = torch.tensor(
+            [0.0 if h < low else high if h > high else h + 0.3 for h in test.features[i].tolist()]
+        )
         assert found.item() == pytest.approx(-test.head(v.float()).logsumexp(0).item(), rel=1e-5)
 
 
 def test_gradnorm_in_closed_form_is_the_gradient_of_the_last_weight(arrays):
     _, test = arrays
-    expected = peer.GradNorm(head_of(test), param_filter=lambda n: n == "weight", temperature=2.0).to("cpu").predict(test.features)
-    torch.testing.assert_close(score("gradnorm", arrays, temperature=2.0), expected.double(), rtol=1e-4, atol=1e-5)
+    expected = (
+        peer.GradNorm(head_of(test), param_filter=lambda n: n == "weight", temperature=2.0)
+        .to("cpu")
+        .predict(test.features)
+    )
+    torch.testing.assert_close(
+        score("gradnorm", arrays, temperature=2.0), expected.double(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_mahalanobis_one_image_at_a_time(arrays):
     train, test = arrays
     for view, names in (("features", ("mds", "rmds")), ("unit", ("mdspp", "rmdspp"))):
-        x, z = (normalize(o.features.double(), dim=1) if view == "unit" else o.features.double() for o in (train, test))
+        x, z = (
+            normalize(o.features.double(), dim=1) if view == "unit" else o.features.double()
+            for o in (train, test)
+        )
         means = [x[train.labels == c].mean(0) for c in range(6)]
-        within = sum((x[train.labels == c] - means[c]).T @ (x[train.labels == c] - means[c]) for c in range(6)) / len(x)
+        within = sum(
+            (x[train.labels == c] - means[c]).T @ (x[train.labels == c] - means[c])
+            for c in range(6)
+        ) / len(x)
         total = torch.cov(x.T, correction=0)
         tied, background = (torch.linalg.inv(m) for m in (within, total))
         nearest = torch.stack([min(((v - m) @ tied @ (v - m)) for m in means) for v in z])
         torch.testing.assert_close(score(names[0], arrays), nearest, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(score(names[1], arrays), nearest - torch.stack([(v - x.mean(0)) @ background @ (v - x.mean(0)) for v in z]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            score(names[1], arrays),
+            nearest - torch.stack([(v - x.mean(0)) @ background @ (v - x.mean(0)) for v in z]),
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 def test_mds_ensemble_is_a_weighted_sum_over_stages(arrays):
     train, test = arrays
-    per_stage = [chunked_score(detectors.create("mds").fit(dataclasses.replace(train, features=t, memo={})), dataclasses.replace(test, features=v))
-                 for t, v in zip(train.taps, test.taps)]
-    torch.testing.assert_close(score("mds_ensemble", arrays, weights=[0.5, 2.0]), 0.5 * per_stage[0] + 2 * per_stage[1])
+    per_stage = [
+        chunked_score(
+            detectors.create("mds").fit(dataclasses.replace(train, features=t, memo={})),
+            dataclasses.replace(test, features=v),
+        )
+        for t, v in zip(train.taps, test.taps)
+    ]
+    torch.testing.assert_close(
+        score("mds_ensemble", arrays, weights=[0.5, 2.0]), 0.5 * per_stage[0] + 2 * per_stage[1]
+    )
     theirs = peer.MultiMahalanobis([nn.Identity()] * 2)
     theirs.fit_structured(list(train.taps), train.labels)
-    assert spearmanr(score("mds_ensemble", arrays), theirs.predict_structured(list(test.taps)))[0] > 1 - 1e-6
+    assert (
+        spearmanr(score("mds_ensemble", arrays), theirs.predict_structured(list(test.taps)))[0]
+        > 1 - 1e-6
+    )
 
 
 def test_residual_neco_and_kernel_pca_by_singular_vectors(arrays):
@@ -179,13 +303,23 @@ def test_residual_neco_and_kernel_pca_by_singular_vectors(arrays):
     x, z = train.features.double(), test.features.double()
     o = -torch.linalg.pinv(train.head.weight.double()) @ train.head.bias.double()
     right = torch.linalg.svd(x - o, full_matrices=False)[2][:5]
-    torch.testing.assert_close(score("residual", arrays, dim=5), (z - o - (z - o) @ right.T @ right).norm(dim=1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        score("residual", arrays, dim=5),
+        (z - o - (z - o) @ right.T @ right).norm(dim=1),
+        rtol=1e-6,
+        atol=1e-6,
+    )
     mean, deviation = x.mean(0), x.std(0, correction=0)
     s, t = (x - mean) / deviation, (z - mean) / deviation
     right = torch.linalg.svd(s, full_matrices=False)[2][:5]
     share = (t @ right.T).norm(dim=1) / t.norm(dim=1)
     torch.testing.assert_close(score("neco", arrays, dim=5), -share, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(score("neco", arrays, dim=5, max_logit=True), -share * test.logits.double().amax(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        score("neco", arrays, dim=5, max_logit=True),
+        -share * test.logits.double().amax(1),
+        rtol=1e-6,
+        atol=1e-6,
+    )
     u, v = normalize(x, dim=1), normalize(z, dim=1)
     left, values, right = torch.linalg.svd(u - u.mean(0), full_matrices=False)
     q = next(i for i in range(1, 24) if values[:i].square().sum() / values.square().sum() >= 0.85)
@@ -194,14 +328,20 @@ def test_residual_neco_and_kernel_pca_by_singular_vectors(arrays):
 
 
 def test_random_fourier_features_approach_the_gaussian_kernel(arrays):
-    detector = detectors.create("kpca", kernel="cosine-gaussian", gamma=2.0, features=700).fit(arrays[0])
+    detector = detectors.create("kpca", kernel="cosine-gaussian", gamma=2.0, features=700).fit(
+        arrays[0]
+    )
     phi, u = detector.mapped(arrays[1]), normalize(arrays[1].features.double(), dim=1)
     np.testing.assert_allclose(phi @ phi.T, torch.exp(-2.0 * torch.cdist(u, u).square()), atol=0.2)
 
 
 def test_boundaries_one_class_at_a_time(arrays):
     train, test = arrays
-    weight, mean, class_mean = train.head.weight.double(), train.features.double().mean(0), statistics.class_means(train).mean(0)
+    weight, mean, class_mean = (
+        train.head.weight.double(),
+        train.features.double().mean(0),
+        statistics.class_means(train).mean(0),
+    )
     by_boundary, by_angle = [], []
     for z, f in zip(test.features.double(), test.logits.double()):
         y, distances, angles = int(f.argmax()), [], []
@@ -213,7 +353,9 @@ def test_boundaries_one_class_at_a_time(arrays):
             angles.append(torch.arccos(((a @ b) / a.norm() / b.norm()).clamp(-1, 1)) / math.pi)
         by_boundary.append(-sum(distances) / 5)
         by_angle.append(-max(angles))
-    torch.testing.assert_close(score("fdbd", arrays), torch.stack(by_boundary), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        score("fdbd", arrays), torch.stack(by_boundary), rtol=1e-6, atol=1e-7
+    )
     torch.testing.assert_close(score("ora", arrays), torch.stack(by_angle), rtol=1e-5, atol=1e-6)
 
 
@@ -225,8 +367,13 @@ def test_cadref_one_image_at_a_time(confidence, arrays):
 
     def s(logits):
         p = logits.double().softmax(0)
-        return {"energy": logits.double().logsumexp(0), "maxlogit": logits.double().max(), "msp": p.max(),
-                "gen": 1 / ((p * (1 - p)) ** 0.1).sum()}[confidence]                    # M = max(10, C // 10): all six
+        return {
+            "energy": logits.double().logsumexp(0),
+            "maxlogit": logits.double().max(),
+            "msp": p.max(),
+            "gen": 1 / ((p * (1 - p)) ** 0.1).sum(),
+        }[confidence]  # M = max(10, C // 10): all six
+
     average = torch.stack([s(f) for f in train.logits]).mean()
     relative, decoupled = [], []
     for z, f in zip(test.features.double(), test.logits):
@@ -234,9 +381,14 @@ def test_cadref_one_image_at_a_time(confidence, arrays):
         error = z - means[y]
         along = error * torch.sign(test.head.weight[y].double())
         relative.append(error.abs().sum() / z.abs().sum())
-        decoupled.append(along[along > 0].sum() / z.abs().sum() / s(f) - along[along < 0].sum() / z.abs().sum() / average)
+        decoupled.append(
+            along[along > 0].sum() / z.abs().sum() / s(f)
+            - along[along < 0].sum() / z.abs().sum() / average
+        )
     torch.testing.assert_close(score("caref", arrays), torch.stack(relative), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(score("cadref", arrays, detector=confidence), torch.stack(decoupled), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        score("cadref", arrays, detector=confidence), torch.stack(decoupled), rtol=1e-6, atol=1e-7
+    )
 
 
 def test_cadref_with_gen_takes_the_largest_tenth_of_the_classes():
@@ -244,20 +396,32 @@ def test_cadref_with_gen_takes_the_largest_tenth_of_the_classes():
     for classes, largest in ((30, 10), (300, 30)):
         logits = torch.randn(5, classes, generator=torch.Generator().manual_seed(0)).double()
         p = logits.softmax(1).sort(1, descending=True).values[:, :largest]
-        confidence = detectors.create("cadref", detector="gen").confidence(dataclasses.replace(outputs(5), logits=logits))
+        confidence = detectors.create("cadref", detector="gen").confidence(
+            dataclasses.replace(outputs(5), logits=logits)
+        )
         torch.testing.assert_close(confidence, 1 / (p * (1 - p)).pow(0.1).sum(1))
 
 
 def test_neighbours_one_pair_at_a_time(arrays, monkeypatch):
     from ood.detectors import neighbours
-    monkeypatch.setattr(neighbours, "TILE", 1500)                                          # several tiles
-    monkeypatch.setattr(neighbours, "tiles", lambda rows, bank, t=37: ((slice(i, i + t), slice(j, j + t)) for i in range(0, rows, t) for j in range(0, bank, t)))
+
+    monkeypatch.setattr(neighbours, "TILE", 1500)  # several tiles
+    monkeypatch.setattr(
+        neighbours,
+        "tiles",
+        lambda rows, bank, t=37: (
+            (slice(i, i + t), slice(j, j + t)) for i in range(0, rows, t) for j in range(0, bank, t)
+        ),
+    )
     train, test = arrays[0], arrays[1][::5]
     arrays = train, test
     u, bank = normalize(test.features.double(), dim=1), normalize(train.features.double(), dim=1)
     p, q = test.logits.double().softmax(1), train.logits.double().softmax(1)
     knn, relation, comb = [], [], []
-    mean, inverse = train.features.double().mean(0), torch.linalg.inv(torch.cov(train.features.double().T, correction=0))
+    mean, inverse = (
+        train.features.double().mean(0),
+        torch.linalg.inv(torch.cov(train.features.double().T, correction=0)),
+    )
     for i in range(len(u)):
         distances = torch.stack([(u[i] - b).norm() for b in bank]).sort().values
         knn.append(distances[6])
@@ -266,17 +430,31 @@ def test_neighbours_one_pair_at_a_time(arrays, monkeypatch):
         d = test.features[i].double() - mean
         comb.append(24 * math.log(distances[6] ** 2) + d @ inverse @ d)
     torch.testing.assert_close(score("knn", arrays, k=7), torch.stack(knn), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(score("relation", arrays, power=2.0, threshold=0.1), torch.tensor(relation, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(score("combood", arrays, k=7), torch.stack(comb), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        score("relation", arrays, power=2.0, threshold=0.1),
+        torch.tensor(relation, dtype=torch.float64),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    torch.testing.assert_close(
+        score("combood", arrays, k=7), torch.stack(comb), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_ssd_with_one_cluster_is_mahalanobis_without_labels_and_clusters_split_the_rows(arrays):
     train, test = arrays
     unlabelled = dataclasses.replace(train, labels=torch.zeros_like(train.labels), memo={})
-    torch.testing.assert_close(score("ssd", arrays), chunked_score(detectors.create("mdspp").fit(unlabelled), test))
+    torch.testing.assert_close(
+        score("ssd", arrays), chunked_score(detectors.create("mdspp").fit(unlabelled), test)
+    )
     detector = detectors.create("ssd", clusters=6).fit(train)
-    centres = normalize(torch.stack(detector.means), dim=1) @ normalize(train.head.weight.double(), dim=1).T
-    assert sorted(centres.argmax(1).tolist()) == list(range(6)), "the six classes of the toy are found"
+    centres = (
+        normalize(torch.stack(detector.means), dim=1)
+        @ normalize(train.head.weight.double(), dim=1).T
+    )
+    assert sorted(centres.argmax(1).tolist()) == list(range(6)), (
+        "the six classes of the toy are found"
+    )
 
 
 def test_ras_and_optfs_one_image_at_a_time(arrays):
@@ -286,61 +464,98 @@ def test_ras_and_optfs_one_image_at_a_time(arrays):
         shifted = torch.zeros(24, dtype=torch.float64)
         for rank, j in enumerate(test.features[i].argsort(stable=True).tolist()):
             shifted[j] = profile[rank]
-        assert found.item() == pytest.approx(-test.head(shifted.float()).logsumexp(0).item(), rel=1e-5)
+        assert found.item() == pytest.approx(
+            -test.head(shifted.float()).logsumexp(0).item(), rel=1e-5
+        )
     x = train.features.double().numpy()
     left, right = np.quantile(x, (0.01, 0.99))
     width = (right - left) / 20
     contribution = train.head.weight[train.logits.argmax(1)].double().numpy() * x
-    gain = np.array([(contribution * ((x >= left + i * width) & (x < left + (i + 1) * width))).sum() for i in range(20)])
+    gain = np.array(
+        [
+            (contribution * ((x >= left + i * width) & (x < left + (i + 1) * width))).sum()
+            for i in range(20)
+        ]
+    )
     theta = gain / np.linalg.norm(gain) * 1000
     z = test.features.double().numpy()
-    shaped = sum(theta[i] * z * ((z >= left + i * width) & (z < left + (i + 1) * width)) for i in range(20))
+    shaped = sum(
+        theta[i] * z * ((z >= left + i * width) & (z < left + (i + 1) * width)) for i in range(20)
+    )
     shaped, predicted = torch.from_numpy(shaped), test.logits.argmax(1)
     expected = -(shaped @ test.head.weight.double().T + test.head.bias).logsumexp(1)
-    torch.testing.assert_close(score("optfs", arrays, detector="energy", bins=20, tail=0.01), expected, rtol=1e-5, atol=1e-3)
-    vanilla = -torch.stack([test.head.weight[y].double() @ row for y, row in zip(predicted, shaped)])
-    torch.testing.assert_close(score("optfs", arrays, bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        score("optfs", arrays, detector="energy", bins=20, tail=0.01),
+        expected,
+        rtol=1e-5,
+        atol=1e-3,
+    )
+    vanilla = -torch.stack(
+        [test.head.weight[y].double() @ row for y, row in zip(predicted, shaped)]
+    )
+    torch.testing.assert_close(
+        score("optfs", arrays, bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3
+    )
     biased = dataclasses.replace(test, head=dataclasses.replace(test.head, bias=test.head.bias + 5))
-    torch.testing.assert_close(score("optfs", (train, biased), bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3)      # no bias, the class of the logits
+    torch.testing.assert_close(
+        score("optfs", (train, biased), bins=20, tail=0.01), vanilla, rtol=1e-5, atol=1e-3
+    )  # no bias, the class of the logits
 
 
 def test_ras_ranks_equal_activations_in_the_order_of_the_features(arrays):
     """On rectified features the two orders differ in exact zeros alone."""
     train, _ = arrays
     z = torch.tensor([[0.0, 3.0, 0.0, 1.0, 1.0] + [0.0] * 19] * 2)
-    value, magnitude = (detectors.create("ras", order=order).fit(train) for order in ("value", "magnitude"))
+    value, magnitude = (
+        detectors.create("ras", order=order).fit(train) for order in ("value", "magnitude")
+    )
     profile = value.profile.float()
     assert torch.equal(value.profile, magnitude.profile)
     zeros, ones = [0, 2, *range(5, 24)], [3, 4]
     for row, other in zip(value.shape(z), magnitude.shape(z)):
-        assert torch.equal(row[zeros], profile[:21]) and torch.equal(row[ones], profile[21:23]) and row[1] == profile[23]
+        assert (
+            torch.equal(row[zeros], profile[:21])
+            and torch.equal(row[ones], profile[21:23])
+            and row[1] == profile[23]
+        )
         assert torch.equal(other[[1, 3, 4]], row[[1, 3, 4]]) and not other[zeros].any()
 
 
 def test_weiper_one_image_at_a_time(arrays):
     train, test = arrays
-    detector = detectors.create("weiper", repeats=4, bins=20, smooth=3, smooth_perturbed=4, samples=10000).fit(train)
+    detector = detectors.create(
+        "weiper", repeats=4, bins=20, smooth=3, smooth_perturbed=4, samples=10000
+    ).fit(train)
     stacked = detector.perturbed(train.head)
     step = stacked.view(4, 6, 24) - train.head.weight
     torch.testing.assert_close(step.norm(dim=2), 1.8 * train.head.weight.norm(dim=1).expand(4, 6))
 
     def values(o):
-        return o.features.double().numpy(), (o.features.double() @ stacked.double().T + train.head.bias.repeat(4)).numpy()
+        return o.features.double().numpy(), (
+            o.features.double() @ stacked.double().T + train.head.bias.repeat(4)
+        ).numpy()
 
     def averaged(q, width):
         padded = np.pad(q, ((width - 1) // 2, width - 1 - (width - 1) // 2), mode="edge")
-        return np.array([padded[i:i + width].mean() for i in range(len(q))])
+        return np.array([padded[i : i + width].mean() for i in range(len(q))])
+
     training, tested = values(train), values(test)
     for row in (0, 7, 90):
         expected = 0.0
-        for known, v, width, epsilon, weight in zip(training, tested, (3, 4), (0.01, 0.025), (1.0, 2.5)):
+        for known, v, width, epsilon, weight in zip(
+            training, tested, (3, 4), (0.01, 0.025), (1.0, 2.5)
+        ):
             edges = (known.min(), known.max())
             p = np.mean([np.histogram(k, 20, edges)[0] / len(k) for k in known], axis=0) + epsilon
             q = averaged(np.histogram(v[row], 20, edges)[0] / v.shape[1], width) + epsilon
             p, q = p / p.sum(), q / q.sum()
             expected += weight * ((p * np.log(p / q)).sum() + (q * np.log(q / p)).sum())
-        confidence = np.mean([torch.from_numpy(part).softmax(0).max() for part in tested[1][row].reshape(4, 6)])
-        assert chunked_score(detector, test)[row].item() == pytest.approx(expected - 0.1 * confidence, rel=2e-2)     # a value on an edge may fall either way
+        confidence = np.mean(
+            [torch.from_numpy(part).softmax(0).max() for part in tested[1][row].reshape(4, 6)]
+        )
+        assert chunked_score(detector, test)[row].item() == pytest.approx(
+            expected - 0.1 * confidence, rel=2e-2
+        )  # a value on an edge may fall either way
 
 
 def test_nac_one_neuron_at_a_time(arrays):
@@ -352,8 +567,9 @@ def test_nac_one_neuron_at_a_time(arrays):
     def states(o):
         z = o.features.double().clone().requires_grad_()
         logits = z @ o.head.weight.double().T + o.head.bias
-        divergence = -logits.log_softmax(1).mean(1)                                        # KL(uniform || p) up to a constant
+        divergence = -logits.log_softmax(1).mean(1)  # KL(uniform || p) up to a constant
         return (0.3 * z * torch.autograd.grad(divergence.sum(), z)[0]).sigmoid().detach()
+
     counts = np.stack([np.histogram(column, edges)[0] for column in states(train).T.numpy()])
     cells = np.stack([np.digitize(column, edges[1:-1]) for column in states(test).T.numpy()])
     expected = -np.mean([np.minimum(counts[d][cells[d]] / 40, 1) for d in range(24)], axis=0)
@@ -369,10 +585,22 @@ def test_rank1_removal_equals_the_singular_value_decomposition(network, passed):
     for shape in ((3, 5, 4, 4), (3, 30, 2, 3)):
         maps = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         u, s, v = torch.linalg.svd(maps.flatten(2), full_matrices=False)
-        torch.testing.assert_close(remove_rank1(maps).flatten(2), (u[:, :, 1:] * s[:, None, 1:]) @ v[:, 1:], rtol=1e-3, atol=1e-4)
-    theirs = peer.RankFeat(lambda x: network.feature_maps(x)[-1], lambda m: network.fc(network.embed(m)))
+        torch.testing.assert_close(
+            remove_rank1(maps).flatten(2),
+            (u[:, :, 1:] * s[:, None, 1:]) @ v[:, 1:],
+            rtol=1e-3,
+            atol=1e-4,
+        )
+    theirs = peer.RankFeat(
+        lambda x: network.feature_maps(x)[-1], lambda m: network.fc(network.embed(m))
+    )
     detector = detectors.create("rankfeat")
-    torch.testing.assert_close(chunked_score(detector, passed(detector, gratings(20, 3))), theirs.predict(batches(gratings(20, 3))).detach().double(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        chunked_score(detector, passed(detector, gratings(20, 3))),
+        theirs.predict(batches(gratings(20, 3))).detach().double(),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_mahalanobis_odin_equals_pytorch_ood(network, passed):
@@ -380,26 +608,41 @@ def test_mahalanobis_odin_equals_pytorch_ood(network, passed):
     found = chunked_score(detector, passed(detector, gratings(20, 3)))
     theirs = peer.MahalanobisODIN(network.features, eps=0.01, norm_std=[0.25])
     with torch.no_grad():
-        theirs.fit_features(network.features(batches(gratings(150, 0))), torch.as_tensor(gratings(150, 0).labels))
-    assert spearmanr(found, theirs.predict(x))[0] > 0.995, "they add 1e-6 to the diagonal of the summed covariance"
+        theirs.fit_features(
+            network.features(batches(gratings(150, 0))), torch.as_tensor(gratings(150, 0).labels)
+        )
+    assert spearmanr(found, theirs.predict(x))[0] > 0.995, (
+        "they add 1e-6 to the diagonal of the summed covariance"
+    )
 
 
 def test_gradient_uncertainty_equals_pytorch_ood_and_its_closed_form(network, passed):
     x, images = batches(gratings(6, 3)), gratings(6, 3)
     theirs = peer.GradUncertainty(network).to("cpu").predict(x)
-    found = {k: chunked_score(d, passed(d, images)) for k, d in {
-        "softmax": detectors.create("gradunc", output="softmax"), "sigmoid": detectors.create("gradunc"),
-        "head": detectors.create("gradunc", parameters="head")}.items()}
+    found = {
+        k: chunked_score(d, passed(d, images))
+        for k, d in {
+            "softmax": detectors.create("gradunc", output="softmax"),
+            "sigmoid": detectors.create("gradunc"),
+            "head": detectors.create("gradunc", parameters="head"),
+        }.items()
+    }
     torch.testing.assert_close(found["softmax"], theirs.double(), rtol=2e-3, atol=1e-5)
     for i in range(6):
         network.zero_grad()
-        logits = network(x[i:i + 1])
+        logits = network(x[i : i + 1])
         binary_cross_entropy(logits.sigmoid(), torch.ones_like(logits), reduction="sum").backward()
-        assert found["sigmoid"][i].item() == pytest.approx(sum(p.grad.square().sum().item() for p in network.parameters()), rel=1e-3)
-        assert found["head"][i].item() == pytest.approx(sum(p.grad.square().sum().item() for p in network.fc.parameters()), rel=1e-3)
+        assert found["sigmoid"][i].item() == pytest.approx(
+            sum(p.grad.square().sum().item() for p in network.parameters()), rel=1e-3
+        )
+        assert found["head"][i].item() == pytest.approx(
+            sum(p.grad.square().sum().item() for p in network.fc.parameters()), rel=1e-3
+        )
     network.zero_grad()
     ones = squared_gradients(network, x, lambda f: -f.log_softmax(1).mean(), power=1)
-    torch.testing.assert_close(-ones, peer.GradNorm(network).to("cpu").predict(x), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        -ones, peer.GradNorm(network).to("cpu").predict(x), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_dropout_is_the_variance_over_passes(network, passed):
@@ -409,7 +652,7 @@ def test_dropout_is_the_variance_over_passes(network, passed):
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(5)
         network.dropout.training = True
-        network(x)                                                                         # the pass that the moments are taken around
+        network(x)  # the pass that the moments are taken around
         p = torch.stack([network(x).double().softmax(1) for _ in range(7)])
         network.dropout.training = False
     torch.testing.assert_close(found[0], p.var(0).mean(1), rtol=1e-4, atol=1e-9)
@@ -422,25 +665,41 @@ def test_gram_one_class_at_a_time(network, passed):
     training, images = gratings(150, 0), gratings(15, 3)
     found = chunked_score(detector, passed(detector, images))
     with torch.no_grad():
-        maps, tested = ([m.double() for m in network.feature_maps(batches(i))] for i in (training, images))
+        maps, tested = (
+            [m.double() for m in network.feature_maps(batches(i))] for i in (training, images)
+        )
         y, predicted = (network(batches(i)).argmax(1) for i in (training, images))
 
     def rows(m, p):
         f = m.flatten(2) ** p
         total = (f @ f.mT).sum(2)
         return total.sign() * total.abs() ** (1 / p)
-    torch.testing.assert_close(gram_rows(maps[0].float(), 3).double(), rows(maps[0], 3), rtol=1e-3, atol=1e-3)
+
+    torch.testing.assert_close(
+        gram_rows(maps[0].float(), 3).double(), rows(maps[0], 3), rtol=1e-3, atol=1e-3
+    )
     held = torch.arange(150) % 10 == 9
     expected = torch.zeros(15, dtype=torch.float64)
     for m, t in zip(maps, tested):
-        deviation = {"held": torch.zeros(int(held.sum()), dtype=torch.float64), "test": torch.zeros(15, dtype=torch.float64)}
+        deviation = {
+            "held": torch.zeros(int(held.sum()), dtype=torch.float64),
+            "test": torch.zeros(15, dtype=torch.float64),
+        }
         for p in (1, 3):
             g = rows(m, p)
-            for name, values, classes in (("held", g[held], y[held]), ("test", rows(t, p), predicted)):
+            for name, values, classes in (
+                ("held", g[held], y[held]),
+                ("test", rows(t, p), predicted),
+            ):
                 for i, (v, c) in enumerate(zip(values, classes)):
                     low, high = g[~held & (y == c)].amin(0), g[~held & (y == c)].amax(0)
-                    deviation[name][i] += ((low - v).clamp(min=0) / (low + 1e-6).abs() + (v - high).clamp(min=0) / (high + 1e-6).abs()).sum()
-        expected += deviation["test"] / (deviation["held"].mean() if deviation["held"].mean() > 0 else 1)
+                    deviation[name][i] += (
+                        (low - v).clamp(min=0) / (low + 1e-6).abs()
+                        + (v - high).clamp(min=0) / (high + 1e-6).abs()
+                    ).sum()
+        expected += deviation["test"] / (
+            deviation["held"].mean() if deviation["held"].mean() > 0 else 1
+        )
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
 
 
@@ -460,7 +719,10 @@ def test_adascale_one_image_at_a_time(name, network, passed):
         with torch.no_grad():
             moved = network.features(image + change.view_as(image))[0]
         order = z[0].argsort(descending=True)
-        return (moved.clamp(min=0)[order[:8]].sum() + 10 * (z[0] - moved).abs()[order[:3]].sum()).item()
+        return (
+            moved.clamp(min=0)[order[:8]].sum() + 10 * (z[0] - moved).abs()[order[:3]].sum()
+        ).item()
+
     reference = np.sort([q(x) for x in batches(gratings(150, 0))])
     found = chunked_score(detector, known)
     for i, x in enumerate(batches(gratings(10, 3))):
@@ -468,20 +730,30 @@ def test_adascale_one_image_at_a_time(name, network, passed):
         z = known.features[i].double()
         kept = z.clamp(min=0).sort(descending=True).values[: 16 - round(16 * percentile / 100)]
         r = z.clamp(min=0).sum() / kept.sum()
-        logits = known.head((z * r.exp()).float()) if name == "adascale_a" else known.logits[i] * r**2
-        assert found[i].item() == pytest.approx(-logits.double().logsumexp(0).item(), rel=0.05)     # q of a tie in float32 moves F by 1/150
+        logits = (
+            known.head((z * r.exp()).float()) if name == "adascale_a" else known.logits[i] * r**2
+        )
+        assert found[i].item() == pytest.approx(
+            -logits.double().logsumexp(0).item(), rel=0.05
+        )  # q of a tie in float32 moves F by 1/150
 
 
 def test_nac_stages_equals_nac_on_the_last_stage(network, passed):
     detector, images = detectors.create("nac_stages", alpha=1.0), gratings(10, 3)
     known = passed(detector, images)
     last = detector.states(known)[:, -16:]
-    torch.testing.assert_close(last.double(), detectors.create("nac").states(known), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        last.double(), detectors.create("nac").states(known), rtol=1e-3, atol=1e-5
+    )
 
 
 def test_measurements_serve_other_hyperparameters_without_a_pass(network):
     """What a search varies (percentiles, weights, the score behind a shaping) does not enter the name of the measurements."""
-    for name, changed in (("adascale_a", {"lower": 60.0, "weight": 3.0, "detector": "msp"}), ("rankfeat", {"detector": "msp"}), ("nac_stages", {"alpha": 3.0})):
+    for name, changed in (
+        ("adascale_a", {"lower": 60.0, "weight": 3.0, "detector": "msp"}),
+        ("rankfeat", {"detector": "msp"}),
+        ("nac_stages", {"alpha": 3.0}),
+    ):
         assert detectors.create(name).key == detectors.create(name, **changed).key
     assert detectors.create("adascale_a").key != detectors.create("adascale_a", step=1.0).key
     detector, preprocess = detectors.create("mds_odin"), Preprocess((0.5,), (0.25,))

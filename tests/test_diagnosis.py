@@ -1,9 +1,10 @@
 """The numbers of a diagnosis against plain NumPy, and each warning on features that deserve it and on features that do not."""
+
 import numpy as np
 import pytest
 import torch
-
 from detector_toys import outputs
+
 from ood import detectors
 from ood.diagnosis import advice, as_dict, diagnose
 from ood.outputs import Head, Outputs
@@ -13,7 +14,9 @@ def made(features, labels=None, classes=4):
     features = torch.as_tensor(features, dtype=torch.float32)
     labels = torch.arange(len(features)) % classes if labels is None else torch.as_tensor(labels)
     head = Head(torch.ones(classes, features.shape[1]), torch.zeros(classes))
-    return Outputs(features, torch.nn.functional.one_hot(labels.clamp(min=0), classes).float(), labels, head)
+    return Outputs(
+        features, torch.nn.functional.one_hot(labels.clamp(min=0), classes).float(), labels, head
+    )
 
 
 def gaussian(n=400, d=12, seed=0, shift=0.0):
@@ -21,55 +24,117 @@ def gaussian(n=400, d=12, seed=0, shift=0.0):
 
 
 def warnings(out, *names):
-    return advice(diagnose(out), {name: detectors.create(*[detectors.parse(name)[0]], **detectors.parse(name)[1]) for name in names})
+    return advice(
+        diagnose(out),
+        {
+            name: detectors.create(*[detectors.parse(name)[0]], **detectors.parse(name)[1])
+            for name in names
+        },
+    )
 
 
 def test_numbers_equal_numpy():
     x = gaussian() * np.linspace(0.1, 2, 12)
-    x[:, 3] = 0.7                                                             # dead
+    x[:, 3] = 0.7  # dead
     x[:50, 5] = 0.0
     found = diagnose(made(x))
     x = x.astype(np.float32).astype(np.float64)
     values, labels = np.linalg.eigvalsh(np.cov(x.T, bias=True)).clip(0), np.arange(400) % 4
     norms, mean = np.linalg.norm(x, axis=1), x.mean(0)
     means = np.array([x[labels == c].mean(0) for c in range(4)])
-    assert found.negative == (x < 0).mean() and found.zero == (x == 0).mean() and found.dead == 1 / 12
-    assert found.norm == pytest.approx(norms.mean()) and found.norm_spread == pytest.approx(norms.std() / norms.mean())
-    assert found.rank == 11 and found.participation == pytest.approx(values.sum() ** 2 / (values ** 2).sum())
-    assert found.collapse == pytest.approx(((x - means[labels]) ** 2).sum(1).mean() / ((means - mean)[labels] ** 2).sum(1).mean())
-    assert (found.images, found.dimensions, found.classes, found.smallest_class, found.missing, found.agreement) == (400, 12, 4, 100, 0, 1.0)
+    assert (
+        found.negative == (x < 0).mean() and found.zero == (x == 0).mean() and found.dead == 1 / 12
+    )
+    assert found.norm == pytest.approx(norms.mean()) and found.norm_spread == pytest.approx(
+        norms.std() / norms.mean()
+    )
+    assert found.rank == 11 and found.participation == pytest.approx(
+        values.sum() ** 2 / (values**2).sum()
+    )
+    assert found.collapse == pytest.approx(
+        ((x - means[labels]) ** 2).sum(1).mean() / ((means - mean)[labels] ** 2).sum(1).mean()
+    )
+    assert (
+        found.images,
+        found.dimensions,
+        found.classes,
+        found.smallest_class,
+        found.missing,
+        found.agreement,
+    ) == (400, 12, 4, 100, 0, 1.0)
     assert "11" in found.text() and set(as_dict(found)) >= {"rank", "collapse"}
 
 
 def test_fewer_images_than_dimensions_give_the_same_spectrum_rule():
     x = gaussian(8, 30)
     found = diagnose(made(x))
-    values = np.linalg.eigvalsh(np.cov(x.astype(np.float32).astype(np.float64).T, bias=True)).clip(0)
-    assert found.rank == 7 and found.participation == pytest.approx(values.sum() ** 2 / (values ** 2).sum(), rel=1e-6)
+    values = np.linalg.eigvalsh(np.cov(x.astype(np.float32).astype(np.float64).T, bias=True)).clip(
+        0
+    )
+    assert found.rank == 7 and found.participation == pytest.approx(
+        values.sum() ** 2 / (values**2).sum(), rel=1e-6
+    )
 
 
 def test_large_sets_are_sampled_evenly_and_unlabelled_ones_work():
     found = diagnose(made(gaussian(12000, 3)))
-    assert found.images == 12000 and found.smallest_class == 3000 and found.participation == pytest.approx(3, abs=0.1)
+    assert (
+        found.images == 12000
+        and found.smallest_class == 3000
+        and found.participation == pytest.approx(3, abs=0.1)
+    )
     unknown = diagnose(made(gaussian(50), labels=-np.ones(50, int)))
-    assert np.isnan(unknown.collapse) and np.isnan(unknown.agreement) and unknown.smallest_class == 0 and "nan" not in unknown.text()
+    assert (
+        np.isnan(unknown.collapse)
+        and np.isnan(unknown.agreement)
+        and unknown.smallest_class == 0
+        and "nan" not in unknown.text()
+    )
     constant = diagnose(made(np.zeros((5, 3))))
     assert constant.rank == 0 and constant.participation == 0 and constant.dead == 1
 
 
-@pytest.mark.parametrize("name, bad, words", [
-    ("ash", gaussian(), "rectified"), ("scale", gaussian(), "rectified"), ("adascale_a", gaussian(), "rectified"), ("dice", gaussian(), "contributions cancel"),
-    ("react", gaussian(), "only one tail"), ("mds", gaussian(8, 30), "8 images for a covariance of 30"), ("rmdspp", gaussian(60, 30), "guesses"),
-    ("gmm", gaussian(40, 12), "smallest class has 10"), ("mds", gaussian() * np.linspace(0.1, 3, 400)[:, None], "mdspp normalises"),
-    ("mds", np.eye(4)[np.arange(400) % 4] + 1e-3 * np.abs(gaussian(400, 4)), "collapsed"), ("vim:dim=12", gaussian(), "nothing is left as residual"),
-    ("knn:k=400", gaussian(), "choose a smaller k"), ("openmax:tail=200", gaussian(), "Weibull"), ("ash", np.abs(gaussian()) * 0 + np.eye(12)[np.arange(400) % 12], "one length"),
-])
+@pytest.mark.parametrize(
+    "name, bad, words",
+    [
+        ("ash", gaussian(), "rectified"),
+        ("scale", gaussian(), "rectified"),
+        ("adascale_a", gaussian(), "rectified"),
+        ("dice", gaussian(), "contributions cancel"),
+        ("react", gaussian(), "only one tail"),
+        ("mds", gaussian(8, 30), "8 images for a covariance of 30"),
+        ("rmdspp", gaussian(60, 30), "guesses"),
+        ("gmm", gaussian(40, 12), "smallest class has 10"),
+        ("mds", gaussian() * np.linspace(0.1, 3, 400)[:, None], "mdspp normalises"),
+        ("mds", np.eye(4)[np.arange(400) % 4] + 1e-3 * np.abs(gaussian(400, 4)), "collapsed"),
+        ("vim:dim=12", gaussian(), "nothing is left as residual"),
+        ("knn:k=400", gaussian(), "choose a smaller k"),
+        ("openmax:tail=200", gaussian(), "Weibull"),
+        ("ash", np.abs(gaussian()) * 0 + np.eye(12)[np.arange(400) % 12], "one length"),
+    ],
+)
 def test_each_warning_is_given_where_it_is_due(name, bad, words):
     said = warnings(made(bad), name)
     assert any(words in line and line.startswith(name) for line in said), said
 
 
-@pytest.mark.parametrize("name", ["ash", "scale", "dice", "react", "mds", "rmds", "gmm", "vim:dim=5", "knn:k=10", "openmax", "she", "msp"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ash",
+        "scale",
+        "dice",
+        "react",
+        "mds",
+        "rmds",
+        "gmm",
+        "vim:dim=5",
+        "knn:k=10",
+        "openmax",
+        "she",
+        "msp",
+    ],
+)
 def test_no_warning_for_features_that_fit(name):
     assert not warnings(outputs(600, seed=1), name)
 

@@ -1,4 +1,5 @@
 """eval_ood.py as users run it: the files it writes, and bad input that ends in one line with exit code 2."""
+
 import csv
 import json
 import os
@@ -24,19 +25,45 @@ def photos(tmp_path_factory):
         for index, name in enumerate(("dark", "light")):
             (root / "photos" / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = np.clip(generator.normal(60 + 120 * index, 30, (40, 32, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(
+                    generator.normal(60 + 120 * index, 30, (40, 32, 3)), 0, 255
+                ).astype(np.uint8)
                 Image.fromarray(pixels).save(root / "photos" / split / name / f"{i}.png")
     (root / "odd").mkdir()
     for i in range(9):
-        Image.fromarray(generator.integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(root / "odd" / f"{i}.jpg")
+        Image.fromarray(generator.integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(
+            root / "odd" / f"{i}.jpg"
+        )
     torch.manual_seed(0)
     network = models.build("small_cnn", 2, image_size=32)
-    models.checkpoints.save(root / "weights.pt", {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
-                                                  "preprocess": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}})
-    benchmark = {"id_dataset": "./photos", "size": 32, "channels": 3, "entries": [{"dataset": "./odd", "group": "far", "label": "Odd"}]}
+    models.checkpoints.save(
+        root / "weights.pt",
+        {
+            "format": "ood-1",
+            "arch": network.arch,
+            "state_dict": network.state_dict(),
+            "epoch": 1,
+            "metrics": {},
+            "preprocess": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32},
+        },
+    )
+    benchmark = {
+        "id_dataset": "./photos",
+        "size": 32,
+        "channels": 3,
+        "entries": [{"dataset": "./odd", "group": "far", "label": "Odd"}],
+    }
     (root / "benchmark.json").write_text(json.dumps(benchmark))
-    config = {"id_dataset": "./photos", "num_classes": 2, "arch": "small_cnn", "benchmark": "benchmark.json", "batch_size": 8,
-              "detectors": ["msp", "energy", "odin", "react", "dice"], "paper": {"energy": {"Odd": {"auroc": 0.5, "fpr95": 0.9}}}, "source": "nowhere"}
+    config = {
+        "id_dataset": "./photos",
+        "num_classes": 2,
+        "arch": "small_cnn",
+        "benchmark": "benchmark.json",
+        "batch_size": 8,
+        "detectors": ["msp", "energy", "odin", "react", "dice"],
+        "paper": {"energy": {"Odd": {"auroc": 0.5, "fpr95": 0.9}}},
+        "source": "nowhere",
+    }
     (root / "config.json").write_text(json.dumps(config))
     return root
 
@@ -48,11 +75,30 @@ def user(photos, tmp_path):
 
 
 def evaluate(call_script, folder, *flags):
-    return call_script("eval_ood.py", "-config", "config.json", "-checkpoint", "weights.pt", "-out_dir", "out", *flags, cwd=folder)
+    return call_script(
+        "eval_ood.py",
+        "-config",
+        "config.json",
+        "-checkpoint",
+        "weights.pt",
+        "-out_dir",
+        "out",
+        *flags,
+        cwd=folder,
+    )
 
 
 def test_own_folders_from_images_to_report(user, run_script, call_script):
-    done = run_script("eval_ood.py", "-config", "config.json", "-checkpoint", "weights.pt", "-out_dir", "out", cwd=user)
+    done = run_script(
+        "eval_ood.py",
+        "-config",
+        "config.json",
+        "-checkpoint",
+        "weights.pt",
+        "-out_dir",
+        "out",
+        cwd=user,
+    )
     assert done.returncode == 0, done.stderr
     text = (user / "out" / "metrics.csv").read_text()
     assert text.splitlines()[0] == HEADER
@@ -68,10 +114,15 @@ def test_own_folders_from_images_to_report(user, run_script, call_script):
     assert len(scores) == 2 and {len(np.load(s)["energy"]) for s in scores} == {16, 9}
     assert len(list((user / "out" / "figures").glob("*.png"))) >= 2
 
-    again = evaluate(call_script, user, "--detectors", "dice:percentile=70", "maxlogit", "--limit", "5")
+    again = evaluate(
+        call_script, user, "--detectors", "dice:percentile=70", "maxlogit", "--limit", "5"
+    )
     assert again.returncode == 0, again.stderr
     rows = list(csv.DictReader((user / "out" / "metrics.csv").read_text().splitlines()))
-    assert [(r["detector"], r["n_id"], r["n_ood"]) for r in rows] == [("dice:percentile=70", "5", "5"), ("maxlogit", "5", "5")]
+    assert [(r["detector"], r["n_id"], r["n_ood"]) for r in rows] == [
+        ("dice:percentile=70", "5", "5"),
+        ("maxlogit", "5", "5"),
+    ]
 
 
 class RunsCode:
@@ -126,25 +177,28 @@ def _change(folder, **values):
     (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
-@pytest.mark.parametrize("spoil, flags, words", [
-    (_no_folder, (), "odd"),
-    (_empty_folder, (), "odd"),
-    (_truncated_image, (), "3.jpg"),
-    (_no_checkpoint, (), "no such file"),
-    (_empty_checkpoint, (), "0 bytes"),
-    (_hostile_checkpoint, (), "more than tensors"),
-    (_other_network, (), "shape"),
-    (_class_count, (), "classes"),
-    (_unknown_key, (), "did you mean 'detectors'"),
-    (None, ("-detectors", "enrgy"), "did you mean 'energy'"),
-    (None, ("-detectors", "dice:percentil=3"), "did you mean 'percentile'"),
-    (None, ("-datasets", "iSUN"), "no OOD set 'iSUN'"),
-    (None, ("-device", "cuda:77"), "cuda:77"),
-    (None, ("-limit", "0"), "at least 1"),
-    (None, ("-limt", "3"), "did you mean '-limit'"),
-    (None, ("-feature_mean", "none.npy"), "none.npy"),
-    (None, ("-checkpoint_name", "x"), "not both"),
-])
+@pytest.mark.parametrize(
+    "spoil, flags, words",
+    [
+        (_no_folder, (), "odd"),
+        (_empty_folder, (), "odd"),
+        (_truncated_image, (), "3.jpg"),
+        (_no_checkpoint, (), "no such file"),
+        (_empty_checkpoint, (), "0 bytes"),
+        (_hostile_checkpoint, (), "more than tensors"),
+        (_other_network, (), "shape"),
+        (_class_count, (), "classes"),
+        (_unknown_key, (), "did you mean 'detectors'"),
+        (None, ("-detectors", "enrgy"), "did you mean 'energy'"),
+        (None, ("-detectors", "dice:percentil=3"), "did you mean 'percentile'"),
+        (None, ("-datasets", "iSUN"), "no OOD set 'iSUN'"),
+        (None, ("-device", "cuda:77"), "cuda:77"),
+        (None, ("-limit", "0"), "at least 1"),
+        (None, ("-limt", "3"), "did you mean '-limit'"),
+        (None, ("-feature_mean", "none.npy"), "none.npy"),
+        (None, ("-checkpoint_name", "x"), "not both"),
+    ],
+)
 def test_bad_input_is_one_line_and_leaves_nothing(user, call_script, spoil, flags, words):
     if spoil:
         spoil(user)
@@ -164,18 +218,25 @@ def test_help_explains_every_flag(call_script):
 
 
 def test_no_run_yet_names_the_command(user, call_script):
-    done = call_script("eval_ood.py", "-config", "config.json", "-checkpoints_dir", "none", cwd=user)
-    assert done.returncode == 2 and "classifier_pretraining.py -dataset ./photos -arch small_cnn" in done.stderr
+    done = call_script(
+        "eval_ood.py", "-config", "config.json", "-checkpoints_dir", "none", cwd=user
+    )
+    assert (
+        done.returncode == 2
+        and "classifier_pretraining.py -dataset ./photos -arch small_cnn" in done.stderr
+    )
 
 
 def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
     """configs/dice_imagenet.json and its benchmark with three classes and a random ResNet-18: folders, resize 256, crop 224, clipping."""
     from conftest import ROOT
+
     generator = np.random.default_rng(0)
 
     def picture(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (260, 300, 3), dtype=np.uint8)).save(file)
+
     for wnid in ("n01440764", "n01443537", "n01484850"):
         picture(tmp_path / "datasets" / "ILSVRC-2012" / "train" / wnid / "a.JPEG")
         picture(tmp_path / "datasets" / "ILSVRC-2012" / "val" / wnid / "b.JPEG")
@@ -184,14 +245,42 @@ def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
         picture(tmp_path / "datasets" / "ood_datasets" / folder / "d.jpg")
     config = json.loads((ROOT / "configs" / "dice_imagenet.json").read_text())
     suite = json.loads((ROOT / "configs" / "benchmarks" / "dice_imagenet.json").read_text())
-    (tmp_path / "suite.json").write_text(json.dumps({**suite, "id_dataset": "datasets/ILSVRC-2012"}))
-    changed = {"id_dataset": "datasets/ILSVRC-2012", "benchmark": "suite.json", "arch": "torchvision_resnet18", "num_classes": 3, "model_args": {}}
+    (tmp_path / "suite.json").write_text(
+        json.dumps({**suite, "id_dataset": "datasets/ILSVRC-2012"})
+    )
+    changed = {
+        "id_dataset": "datasets/ILSVRC-2012",
+        "benchmark": "suite.json",
+        "arch": "torchvision_resnet18",
+        "num_classes": 3,
+        "model_args": {},
+    }
     (tmp_path / "imagenet.json").write_text(json.dumps({**config, **changed}))
     network = models.build("torchvision_resnet18", 3)
     models.checkpoints.save(tmp_path / "w.pth", network.state_dict())
-    done = call_script("eval_ood.py", "-config", "imagenet.json", "-checkpoint", "w.pth", "-out_dir", "out", "-device", "cpu", cwd=tmp_path)
+    done = call_script(
+        "eval_ood.py",
+        "-config",
+        "imagenet.json",
+        "-checkpoint",
+        "w.pth",
+        "-out_dir",
+        "out",
+        "-device",
+        "cpu",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "out" / "metrics.csv").read_text().splitlines()))
     assert [r["dataset"] for r in rows[:4]] == ["dtd", "SUN", "iNaturalist", "Places"]
-    assert {r["detector"] for r in rows} == {"msp", "maxlogit", "energy", "react", "dice", "dice_react"}
-    assert "92.95" in (tmp_path / "out" / "report.md").read_text(), "the paper's average of ReAct stands beside ours"
+    assert {r["detector"] for r in rows} == {
+        "msp",
+        "maxlogit",
+        "energy",
+        "react",
+        "dice",
+        "dice_react",
+    }
+    assert "92.95" in (tmp_path / "out" / "report.md").read_text(), (
+        "the paper's average of ReAct stands beside ours"
+    )

@@ -1,4 +1,5 @@
 """Heatmap method, whole: training, resuming, finding runs, the authors' files, scores from cached outputs, pictures, scripts."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,17 @@ from ood.methods.heatmap import Heatmap, Settings, find
 from ood.methods.heatmap_targets import nearest_id
 from ood.outputs import Cache
 
-BASE = dict(id_dataset="mnist5k", ood_dataset="letters+patches", num_classes=10, arch="small_cnn", width=8, batch_size=50, lr=3e-3, n_epochs=6, num_ood=60)
+BASE = dict(
+    id_dataset="mnist5k",
+    ood_dataset="letters+patches",
+    num_classes=10,
+    arch="small_cnn",
+    width=8,
+    batch_size=50,
+    lr=3e-3,
+    n_epochs=6,
+    num_ood=60,
+)
 
 
 def settings(**changes) -> Settings:
@@ -46,14 +57,40 @@ def root(tmp_path_factory):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(preprocess(pixels)), labels).backward()
             optimizer.step()
-    run = runs.create("mnist5k_small_cnn", {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn", "width": 8, "depth": None}, root=folder)
-    run.save("best.pt", {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
-                         "preprocess": {"mean": [0.5], "std": [0.5], "size": 28}})
+    run = runs.create(
+        "mnist5k_small_cnn",
+        {
+            "kind": "classifier",
+            "id_dataset": "mnist5k",
+            "arch": "small_cnn",
+            "width": 8,
+            "depth": None,
+        },
+        root=folder,
+    )
+    run.save(
+        "best.pt",
+        {
+            "format": "ood-1",
+            "arch": network.arch,
+            "state_dict": network.state_dict(),
+            "epoch": 1,
+            "metrics": {},
+            "preprocess": {"mean": [0.5], "std": [0.5], "size": 28},
+        },
+    )
     return folder
 
 
 def context(root, **changes) -> Context:
-    return Context(**{**dict(networks=models, checkpoints_dir=root, limit=300, cache=Cache(root / ".outputs")), **changes})
+    return Context(
+        **{
+            **dict(
+                networks=models, checkpoints_dir=root, limit=300, cache=Cache(root / ".outputs")
+            ),
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +105,16 @@ def method(root, trained):
 
 def test_a_run_folder_holds_what_an_evaluation_needs(trained):
     assert trained.folder.name.startswith("mnist5k_small_cnn_ood_fw1_2")
-    assert {"config.json", "log.jsonl", "last.pt", "best.pt", "classifier.pt"} == {p.name for p in trained.folder.iterdir()}
+    assert {"config.json", "log.jsonl", "last.pt", "best.pt", "classifier.pt"} == {
+        p.name for p in trained.folder.iterdir()
+    }
     config = json.loads((trained.folder / "config.json").read_text())
-    assert config["kind"] == "heatmap" and config["finished"] and config["limit"] == 300 and config["pairing"] == "correct"
+    assert (
+        config["kind"] == "heatmap"
+        and config["finished"]
+        and config["limit"] == 300
+        and config["pairing"] == "correct"
+    )
     losses = [record["loss"] for record in trained.records() if "loss" in record]
     assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
 
@@ -85,7 +129,9 @@ def test_it_learns_what_the_paper_says(root, method):
     assert swapped.auroc == pytest.approx(1 - found.auroc)
     known = load("mnist5k", "train", "datasets", size=28)
     outside, inside = method.outputs(patches), method.outputs(known)
-    partner = nearest_id(inside.features, inside.logits.argmax(1), outside.features, outside.logits.argmax(1))
+    partner = nearest_id(
+        inside.features, inside.logits.argmax(1), outside.features, outside.logits.argmax(1)
+    )
     x, p = method.to_map(patches.read(slice(None))), method.to_map(known.read(partner.numpy()))
     maps = torch.cat(list(method.maps(patches)))
     assert ((x + maps - p) ** 2).mean() < 0.5 * ((x - p) ** 2).mean()
@@ -97,7 +143,9 @@ def test_scores_do_not_depend_on_batch_size_or_order(root, trained, method):
     other.settings = dataclasses.replace(other.settings, batch_size=7)
     torch.testing.assert_close(other.score(letters), method.score(letters), rtol=1e-4, atol=1e-6)
     back = letters.subset(np.arange(70)[::-1])
-    torch.testing.assert_close(method.score(back).flip(0), method.score(letters), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        method.score(back).flip(0), method.score(letters), rtol=1e-4, atol=1e-6
+    )
     assert ((method.score(letters) >= 0) & (method.score(letters) < 1)).all()
 
 
@@ -106,7 +154,9 @@ def test_scoring_needs_no_further_pass_of_the_classifier(root, trained, monkeypa
     first = Heatmap.load(settings(), context(root))
     scores = first.score(letters)
     second = Heatmap.load(settings(), context(root))
-    monkeypatch.setattr(type(second.classifier), "features", lambda *_: pytest.fail("the classifier ran again"))
+    monkeypatch.setattr(
+        type(second.classifier), "features", lambda *_: pytest.fail("the classifier ran again")
+    )
     assert torch.equal(second.score(letters), scores)
 
 
@@ -114,7 +164,10 @@ def test_training_is_resumed_to_the_bit(root, trained, tmp_path):
     twice = tmp_path / "run"
     Heatmap.train(settings(n_epochs=2), context(root, out_dir=twice))
     Heatmap.train(settings(), context(root, out_dir=twice, resume=True))
-    ours, whole = (torch.load(folder / "last.pt", weights_only=True)["state_dict"] for folder in (twice, trained.folder))
+    ours, whole = (
+        torch.load(folder / "last.pt", weights_only=True)["state_dict"]
+        for folder in (twice, trained.folder)
+    )
     assert all(torch.equal(ours[key], whole[key]) for key in whole)
     with pytest.raises(InputError, match="num_ood"):
         Heatmap.train(settings(num_ood=61), context(root, out_dir=twice, resume=True))
@@ -122,27 +175,44 @@ def test_training_is_resumed_to_the_bit(root, trained, tmp_path):
         Heatmap.train(settings(), context(root, out_dir=twice))
 
 
-def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_classifier(root, trained, tmp_path):
+def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_classifier(
+    root, trained, tmp_path
+):
     """config.json is there, classifier.pt not yet: it is copied now, or refused when it is not the one that the run began with."""
     folder = tmp_path / "run"
     run = Heatmap.train(settings(n_epochs=1), context(root, out_dir=folder))
     start, digest = run.records()[0], run.config["classifier_digest"]
-    assert start["event"] == "start" and start["digests"]["classifier"] == digest and start["ood_images"] > 0 and start["versions"]["torch"]
+    assert (
+        start["event"] == "start"
+        and start["digests"]["classifier"] == digest
+        and start["ood_images"] > 0
+        and start["versions"]["torch"]
+    )
     (folder / "classifier.pt").unlink()
-    again = Heatmap.train(settings(n_epochs=2, classifier="nowhere.pt"), context(root, out_dir=folder, resume=True))
-    assert (folder / "classifier.pt").is_file() and [r["event"] for r in again.records() if "event" in r] == ["start", "resume"]
+    again = Heatmap.train(
+        settings(n_epochs=2, classifier="nowhere.pt"), context(root, out_dir=folder, resume=True)
+    )
+    assert (folder / "classifier.pt").is_file() and [
+        r["event"] for r in again.records() if "event" in r
+    ] == ["start", "resume"]
     again.update(classifier_digest="another")
     with pytest.raises(InputError, match="another classifier"):
         Heatmap.train(settings(n_epochs=3), context(root, out_dir=folder, resume=True))
 
 
 def test_released_pairing_and_scaling_change_the_training(root, trained, tmp_path):
-    weights = [torch.load(trained.folder / "best.pt", weights_only=True)["state_dict"]["fc1.weight"]]
+    weights = [
+        torch.load(trained.folder / "best.pt", weights_only=True)["state_dict"]["fc1.weight"]
+    ]
     for changes in ({"pairing": "released"}, {"scaling": "released"}, {"scaling": "minmax"}):
-        run = Heatmap.train(settings(**changes), context(root, out_dir=tmp_path / "_".join(*changes.items())))
+        run = Heatmap.train(
+            settings(**changes), context(root, out_dir=tmp_path / "_".join(*changes.items()))
+        )
         weights.append(torch.load(run.best, weights_only=True)["state_dict"]["fc1.weight"])
         loaded = Heatmap.load(settings(**changes), context(root), run.folder)
-        assert loaded.settings == dataclasses.replace(settings(**changes), classifier=loaded.settings.classifier)
+        assert loaded.settings == dataclasses.replace(
+            settings(**changes), classifier=loaded.settings.classifier
+        )
         assert loaded.scale.kind == changes.get("scaling", "none")
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
 
@@ -153,11 +223,15 @@ def test_the_last_run_is_found_by_exact_configuration(root, trained, tmp_path):
         find(settings(num_ood=61), context(root))
     with pytest.raises(InputError, match="fw_layers 1 instead of 2"):
         find(settings(fw_layers=2), context(root))
-    with pytest.raises(InputError, match="limit 300 instead of None"):       # a quick look is not taken for the real thing
+    with pytest.raises(
+        InputError, match="limit 300 instead of None"
+    ):  # a quick look is not taken for the real thing
         find(settings(), context(root, limit=None))
     with pytest.raises(InputError, match="ood_training.py"):
         find(settings(), context(tmp_path))
-    with pytest.raises(InputError, match="classifier_pretraining.py -dataset mnist5k -arch small_cnn -width 9"):
+    with pytest.raises(
+        InputError, match="classifier_pretraining.py -dataset mnist5k -arch small_cnn -width 9"
+    ):
         Heatmap.train(settings(width=9), context(root))
     with pytest.raises(InputError, match="z_dim is 5"):
         Heatmap.train(settings(z_dim=5), context(root))
@@ -179,9 +253,14 @@ def test_a_decoder_is_not_used_with_another_classifier(root, trained, tmp_path):
     weights = torch.load(trained.best, weights_only=True)
     torch.save(weights, tmp_path / "decoder.pt")
     other = models.build("small_cnn", 10, in_channels=1, image_size=28, width=8)
-    torch.save({"format": "ood-1", "arch": other.arch, "state_dict": other.state_dict()}, tmp_path / "other.pt")
+    torch.save(
+        {"format": "ood-1", "arch": other.arch, "state_dict": other.state_dict()},
+        tmp_path / "other.pt",
+    )
     with pytest.raises(InputError, match="another classifier"):
-        Heatmap.load(settings(classifier=str(tmp_path / "other.pt")), context(root), tmp_path / "decoder.pt")
+        Heatmap.load(
+            settings(classifier=str(tmp_path / "other.pt")), context(root), tmp_path / "decoder.pt"
+        )
 
 
 def test_the_authors_files_load(root, trained, method, tmp_path):
@@ -189,39 +268,69 @@ def test_the_authors_files_load(root, trained, method, tmp_path):
     state = method.decoder.state_dict()
     folder = tmp_path / "mnist5k_small_cnn_ood_fw1_2022_07_05_07_27_20"
     folder.mkdir()
-    (folder / "config.txt").write_text("{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 1, 'setup': 'proto'}")
+    (folder / "config.txt").write_text(
+        "{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 1, 'setup': 'proto'}"
+    )
     empty = {key: torch.zeros_like(value) for key, value in state.items()}
-    torch.save({"min": 0, "max": np.float64(3.5), 9: {"generator": empty}, 149: {"generator": state}}, folder / "model.pt")
+    torch.save(
+        {"min": 0, "max": np.float64(3.5), 9: {"generator": empty}, 149: {"generator": state}},
+        folder / "model.pt",
+    )
     network = method.classifier.state_dict()
     encoder = {key: value for key, value in network.items() if not key.startswith("fc.")}
-    head = {key.replace("fc.", "linear."): value for key, value in network.items() if key.startswith("fc.")}
-    torch.save({"net_state_dict": encoder, "cls_state_dict": head}, tmp_path / "mnist5k_small_cnn.pt")
+    head = {
+        key.replace("fc.", "linear."): value
+        for key, value in network.items()
+        if key.startswith("fc.")
+    }
+    torch.save(
+        {"net_state_dict": encoder, "cls_state_dict": head}, tmp_path / "mnist5k_small_cnn.pt"
+    )
     asked = settings(classifier=str(tmp_path / "mnist5k_small_cnn.pt"))
     theirs = Heatmap.load(asked, context(root), folder)
     letters = load("letters", "test", "datasets", size=28).limited(20)
     torch.testing.assert_close(theirs.score(letters), method.score(letters))
-    released = Heatmap.load(dataclasses.replace(asked, scaling="released"), context(root), folder / "model.pt")
+    released = Heatmap.load(
+        dataclasses.replace(asked, scaling="released"), context(root), folder / "model.pt"
+    )
     changed = ~torch.isclose(released.score(letters), method.score(letters))
-    assert released.scale.high == 3.5 and changed.nonzero().flatten().tolist() == [0]       # only the first row of a batch of 50
-    (folder / "config.txt").write_text("{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 2}")
+    assert released.scale.high == 3.5 and changed.nonzero().flatten().tolist() == [
+        0
+    ]  # only the first row of a batch of 50
+    (folder / "config.txt").write_text(
+        "{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 2}"
+    )
     with pytest.raises(InputError, match="fw_layers 2, now 3"):
         Heatmap.load(dataclasses.replace(asked, fw_layers=3), context(root), folder)
 
 
 def test_skip_connections_train_and_score(tmp_path):
     network = models.build("small_resnet", 10, in_channels=1, image_size=32, width=4)
-    torch.save({"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict()}, tmp_path / "classifier.pt")
-    asked = settings(arch="small_resnet", width=4, classifier=str(tmp_path / "classifier.pt"), fw_layers=3, size=32, n_epochs=1)
+    torch.save(
+        {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict()},
+        tmp_path / "classifier.pt",
+    )
+    asked = settings(
+        arch="small_resnet",
+        width=4,
+        classifier=str(tmp_path / "classifier.pt"),
+        fw_layers=3,
+        size=32,
+        n_epochs=1,
+    )
     run = Heatmap.train(asked, context(tmp_path, limit=120))
     assert "_fw3_" in run.folder.name
-    loaded = Heatmap.load(settings(arch="small_resnet", width=4, size=32, n_epochs=1, fw_layers=3), context(tmp_path, limit=120))
+    loaded = Heatmap.load(
+        settings(arch="small_resnet", width=4, size=32, n_epochs=1, fw_layers=3),
+        context(tmp_path, limit=120),
+    )
     assert loaded.scale.kind == "minmax" and loaded.scale.high > 0
     letters = load("letters", "test", "datasets", size=32).limited(30)
     scores = loaded.score(letters)
     assert scores.shape == (30,) and scores.isfinite().all() and scores.std() > 0
     flat = dataclasses.replace(loaded.settings, fw_layers=1)
     loaded.settings, loaded._scores = flat, {}
-    assert not torch.allclose(loaded.score(letters), scores)            # the maps matter
+    assert not torch.allclose(loaded.score(letters), scores)  # the maps matter
 
 
 def test_pictures_and_extra_metrics(method, tmp_path):
@@ -229,8 +338,12 @@ def test_pictures_and_extra_metrics(method, tmp_path):
     few = load("letters", "test", "datasets", size=28).limited(1)
     drawn = method.figures(tmp_path, [test, few])
     assert [path.name for path, _ in drawn] == ["heatmaps_mnist5k.png", "heatmaps_letters.png"]
-    assert all(path.parent == tmp_path / "figures" and path.read_bytes()[:4] == b"\x89PNG" for path, _ in drawn)
+    assert all(
+        path.parent == tmp_path / "figures" and path.read_bytes()[:4] == b"\x89PNG"
+        for path, _ in drawn
+    )
     from matplotlib.image import imread
+
     assert imread(drawn[0][0]).shape[1] > imread(drawn[0][0]).shape[0] > 400
     assert method.accuracy(test) > 0.8 and method.accuracy(few) is None
     letters = load("letters", "test", "datasets", size=28).limited(100)
@@ -240,11 +353,18 @@ def test_pictures_and_extra_metrics(method, tmp_path):
 
 def test_training_script(run_script, root, tmp_path):
     config = tmp_path / "tiny_ood.json"
-    groups = {"fundamental": {k: BASE[k] for k in ("id_dataset", "ood_dataset", "num_classes", "arch", "width")}, "optimization": {"n_epochs": 2, "batch_size": 50},
-              "advanced": {"num_ood": 60}}
+    groups = {
+        "fundamental": {
+            k: BASE[k] for k in ("id_dataset", "ood_dataset", "num_classes", "arch", "width")
+        },
+        "optimization": {"n_epochs": 2, "batch_size": 50},
+        "advanced": {"num_ood": 60},
+    }
     config.write_text(json.dumps(groups))
     common = ("-config", config, "-checkpoints_dir", root, "-limit", 200, "-device", "cpu")
-    done = run_script("ood_training.py", *common, "-num_ood", 30, "-epochs", 1, "-out_dir", tmp_path / "run")
+    done = run_script(
+        "ood_training.py", *common, "-num_ood", 30, "-epochs", 1, "-out_dir", tmp_path / "run"
+    )
     assert done.returncode == 0, done.stderr
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["num_ood"] == 30 and stored["n_epochs"] == 1 and "epoch 1/1" in done.stdout
@@ -254,7 +374,22 @@ def test_training_script(run_script, root, tmp_path):
 
 def test_our_steps_equal_a_plain_rendering_of_the_released_loop(run_script):
     """Same weights, batches, released pairing and scaling: the script fails when the losses differ."""
-    done = run_script("scripts/bench_heatmap.py", "-dataset", "mnist5k", "-ood", "letters+patches", "-arch", "small_cnn", "-id_images", 500,
-                      "-ood_images", 100, "-device", "cpu", "-no_record", env={"OMP_NUM_THREADS": "1"})
+    done = run_script(
+        "scripts/bench_heatmap.py",
+        "-dataset",
+        "mnist5k",
+        "-ood",
+        "letters+patches",
+        "-arch",
+        "small_cnn",
+        "-id_images",
+        500,
+        "-ood_images",
+        100,
+        "-device",
+        "cpu",
+        "-no_record",
+        env={"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert "times faster" in done.stdout and "losses: first" in done.stdout

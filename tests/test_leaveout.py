@@ -1,4 +1,5 @@
 """Leave-out classifiers: folds, loss, score and perturbation against the authors' numbers and against explicit loops."""
+
 from __future__ import annotations
 
 import json
@@ -37,16 +38,31 @@ def small(seed, num_classes=8, channels=3):
 
 
 def ensemble(**settings):
-    settings = {"id_dataset": "cifar10", "arch": "small_cnn", "size": 16, "model_args": {"width": 4}, "batch_size": 7, "std": STD, **settings}
+    settings = {
+        "id_dataset": "cifar10",
+        "arch": "small_cnn",
+        "size": 16,
+        "model_args": {"width": 4},
+        "batch_size": 7,
+        "std": STD,
+        **settings,
+    }
     cache = settings.pop("cache", None)
-    return leaveout.LeaveOut(build(Settings, settings), [small(fold) for fold in range(5)], methods.Context(models, cache=cache))
+    return leaveout.LeaveOut(
+        build(Settings, settings),
+        [small(fold) for fold in range(5)],
+        methods.Context(models, cache=cache),
+    )
 
 
 def pictures(count, seed=0, labels=None):
-    return ArrayImages(np.random.RandomState(seed).randint(0, 256, (count, 3, 16, 16)).astype(np.uint8), labels)
+    return ArrayImages(
+        np.random.RandomState(seed).randint(0, 256, (count, 3, 16, 16)).astype(np.uint8), labels
+    )
 
 
 # ---- folds -------------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_every_class_is_left_out_exactly_once(num_classes):
@@ -57,8 +73,23 @@ def test_every_class_is_left_out_exactly_once(num_classes):
 
 
 def test_folds_are_those_of_the_paper_sheet():
-    assert [part.tolist() for part in leaveout.class_folds(10)] == [[5, 4], [1, 2], [9, 6], [7, 0], [3, 8]]
-    assert leaveout.kept_classes(10, 1).tolist() == [1, 2, 9, 6, 7, 0, 3, 8]          # the permutation's order, not sorted
+    assert [part.tolist() for part in leaveout.class_folds(10)] == [
+        [5, 4],
+        [1, 2],
+        [9, 6],
+        [7, 0],
+        [3, 8],
+    ]
+    assert leaveout.kept_classes(10, 1).tolist() == [
+        1,
+        2,
+        9,
+        6,
+        7,
+        0,
+        3,
+        8,
+    ]  # the permutation's order, not sorted
     table = leaveout.positions(10, leaveout.kept_classes(10, 1))
     assert table[1] == 0 and table[8] == 7 and table[4] == table[5] == -1
 
@@ -70,7 +101,10 @@ def test_folds_equal_the_repository(values):
         assert leaveout.kept_classes(100, int(fold)).tolist() == known
 
 
-@pytest.mark.parametrize("num_classes, fold, folds", [(10, 0, 5), (10, 6, 5), (10, 1, 3), (10, 1, 1), (4, 1, 2), (2, 1, 2)])
+@pytest.mark.parametrize(
+    "num_classes, fold, folds",
+    [(10, 0, 5), (10, 6, 5), (10, 1, 3), (10, 1, 1), (4, 1, 2), (2, 1, 2)],
+)
 def test_impossible_folds_are_refused(num_classes, fold, folds):
     if (num_classes, folds) == (4, 2):
         assert len(leaveout.kept_classes(4, 1, 2)) == 2
@@ -84,18 +118,27 @@ def test_held_out_positions_are_the_repositorys():
     assert len(held) == 1000 and held[:5].tolist() == [5876, 6555, 1448, 3351, 231]
     assert np.random.RandomState(3).permutation(8925)[:5].tolist() == [8446, 3222, 1722, 1373, 2777]
     rows_id, rows_ood = leaveout.evaluated(10000, 10000, "released")
-    assert len(rows_id) == len(rows_ood) == 9000 and not set(held) & set(rows_id) and not set(held) & set(rows_ood)
+    assert (
+        len(rows_id) == len(rows_ood) == 9000
+        and not set(held) & set(rows_id)
+        and not set(held) & set(rows_ood)
+    )
     rows_id, rows_ood = leaveout.evaluated(10000, 12000, "released")
-    assert rows_ood.max() <= 9999                                         # what lies behind the ID set's length is ignored
+    assert rows_ood.max() <= 9999  # what lies behind the ID set's length is ignored
     assert [len(rows) for rows in leaveout.evaluated(10000, 12000, "full")] == [10000, 12000]
     assert len(leaveout.held_out(40)) == 4
 
 
 # ---- loss --------------------------------------------------------------------------------------------------------------------
 
+
 def test_loss_equals_the_repository(values):
     known = values["loss"]
-    loss, parts = leaveout.margin_loss(*(torch.tensor(known[k]) for k in ("logits_in", "labels", "logits_out")), known["beta"], known["margin"])
+    loss, parts = leaveout.margin_loss(
+        *(torch.tensor(known[k]) for k in ("logits_in", "labels", "logits_out")),
+        known["beta"],
+        known["margin"],
+    )
     assert loss.item() == pytest.approx(known["loss"], abs=1e-5)
     for name in ("entropy_in", "entropy_out", "cross_entropy"):
         assert parts[name].item() == pytest.approx(known[name], abs=1e-5)
@@ -109,24 +152,33 @@ def explicit_loss(logits_in, labels, logits_out, beta, margin):
 
     def mean_entropy(rows):
         return sum(-sum(p * math.log(p) for p in probabilities(row)) for row in rows) / len(rows)
-    cross = sum(-math.log(probabilities(row)[label]) for row, label in zip(logits_in, labels)) / len(labels)
+
+    cross = sum(
+        -math.log(probabilities(row)[label]) for row, label in zip(logits_in, labels)
+    ) / len(labels)
     return cross + beta * max(0.0, margin + mean_entropy(logits_in) - mean_entropy(logits_out))
 
 
 @pytest.mark.parametrize("beta, margin", [(0.2, 0.4), (1.5, 0.0), (0.2, 3.0)])
 def test_loss_equals_explicit_loops(beta, margin):
     generator = torch.Generator().manual_seed(1)
-    inside, outside = (3 * torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (9, 5))
+    inside, outside = (
+        3 * torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (9, 5)
+    )
     labels = torch.randint(6, (9,), generator=generator)
     loss, _ = leaveout.margin_loss(inside, labels, outside, beta, margin)
-    assert loss.item() == pytest.approx(explicit_loss(inside.tolist(), labels.tolist(), outside.tolist(), beta, margin), rel=1e-12)
+    assert loss.item() == pytest.approx(
+        explicit_loss(inside.tolist(), labels.tolist(), outside.tolist(), beta, margin), rel=1e-12
+    )
 
 
 def test_margin_term_vanishes_with_its_gradient_when_the_margin_is_met():
-    inside = (20 * torch.eye(4)).requires_grad_(True)                     # sure: entropy 0
-    outside = torch.zeros(4, 4, requires_grad=True)                       # unsure: entropy ln 4 > 0.4
+    inside = (20 * torch.eye(4)).requires_grad_(True)  # sure: entropy 0
+    outside = torch.zeros(4, 4, requires_grad=True)  # unsure: entropy ln 4 > 0.4
     loss, parts = leaveout.margin_loss(inside, torch.arange(4), outside)
-    assert parts["hinge"].item() == 0 and loss.item() == pytest.approx(parts["cross_entropy"].item(), abs=0)
+    assert parts["hinge"].item() == 0 and loss.item() == pytest.approx(
+        parts["cross_entropy"].item(), abs=0
+    )
     loss.backward()
     assert not outside.grad.any()
     unmet, parts = leaveout.margin_loss(inside, torch.arange(4), 20 * torch.eye(4))
@@ -135,19 +187,34 @@ def test_margin_term_vanishes_with_its_gradient_when_the_margin_is_met():
 
 # ---- networks and score ------------------------------------------------------------------------------------------------------
 
+
 def digest_of(tensor):
-    return {"mean": tensor.mean().item(), "std": tensor.std().item(), "absmax": tensor.abs().max().item(), "first8": tensor.flatten()[:8].tolist()}
+    return {
+        "mean": tensor.mean().item(),
+        "std": tensor.std().item(),
+        "absmax": tensor.abs().max().item(),
+        "first8": tensor.flatten()[:8].tolist(),
+    }
 
 
 @pytest.mark.parametrize("word", ["dense_8", "wide_8"])
 def test_networks_equal_the_repository(values, golden, word):
     known = values["networks"][word]
-    settings = Settings(arch={"dense_8": "densenet", "wide_8": "wrn"}[word], model_args={"dropout": 0.3} if word == "wide_8" else {})
+    settings = Settings(
+        arch={"dense_8": "densenet", "wide_8": "wrn"}[word],
+        model_args={"dropout": 0.3} if word == "wide_8" else {},
+    )
     network = golden.fill.fill(leaveout.build_network(settings, methods.Context(models)))
     state = network.state_dict()
-    assert len(state) == known["keys"] and sum(p.numel() for p in network.parameters()) == known["parameters"]
+    assert (
+        len(state) == known["keys"]
+        and sum(p.numel() for p in network.parameters()) == known["parameters"]
+    )
     first, last = known["first_last"]
-    assert [next(iter(state)), list(next(iter(state.values())).shape)] == first and [list(state)[-1], list(state["fc.bias"].shape)] == last
+    assert [next(iter(state)), list(next(iter(state.values())).shape)] == first and [
+        list(state)[-1],
+        list(state["fc.bias"].shape),
+    ] == last
     with torch.no_grad():
         logits = network(golden.fill.waves(2, 3, 32, 32))
     for name, value in digest_of(logits).items():
@@ -161,7 +228,12 @@ def test_ensemble_score_equals_the_repository(values, golden):
         network = golden.fill.fill(models.build("densenet", 8), f"fold{fold}.")
         network.fc.weight.data.mul_(20)
         networks.append(network)
-    settings = Settings(magnitude=known["magnitude"], temperature=known["temperature"], std=STD, mean=(0.5, 0.5, 0.5))
+    settings = Settings(
+        magnitude=known["magnitude"],
+        temperature=known["temperature"],
+        std=STD,
+        mean=(0.5, 0.5, 0.5),
+    )
     method = leaveout.LeaveOut(settings, networks, methods.Context(models))
     for side, start in (("in", 0), ("out", 6)):
         confidence, softmax = method.batch(golden.fill.waves(6, 3, 32, 32, start))
@@ -171,7 +243,9 @@ def test_ensemble_score_equals_the_repository(values, golden):
             if side == "in":
                 full = np.zeros(10)
                 full[of_fold["kept_classes"]] = softmax[0, fold]
-                assert full == pytest.approx(np.array(of_fold["softmax_first_image_T1"]), rel=2e-3, abs=1e-6)
+                assert full == pytest.approx(
+                    np.array(of_fold["softmax_first_image_T1"]), rel=2e-3, abs=1e-6
+                )
         assert np.abs(confidence.sum(1).numpy() - known[f"sum_{side}"]).max() < 1e-6
 
 
@@ -209,14 +283,19 @@ def test_score_equals_one_image_at_a_time(gradient, together):
 
 def test_paper_and_repository_perturb_differently():
     images = pictures(9)
-    scores = [ensemble(magnitude=0.05, temperature=10.0, gradient=g).score(images) for g in ("cross_entropy", "entropy")]
+    scores = [
+        ensemble(magnitude=0.05, temperature=10.0, gradient=g).score(images)
+        for g in ("cross_entropy", "entropy")
+    ]
     assert (scores[0] - scores[1]).abs().max() > 1e-5
 
 
 @pytest.mark.parametrize("change", [{"temperature": 5.0}, {"magnitude": 0.0}, {"magnitude": 0.05}])
 def test_every_hyperparameter_changes_the_score(change):
     images, base = pictures(6), {"temperature": 10.0, "magnitude": 0.01}
-    assert not torch.allclose(ensemble(**base).score(images), ensemble(**{**base, **change}).score(images), atol=1e-9)
+    assert not torch.allclose(
+        ensemble(**base).score(images), ensemble(**{**base, **change}).score(images), atol=1e-9
+    )
 
 
 def test_score_does_not_depend_on_batch_or_order():
@@ -224,7 +303,9 @@ def test_score_does_not_depend_on_batch_or_order():
     whole = ensemble(batch_size=9, temperature=10.0).score(images)
     assert torch.allclose(ensemble(batch_size=2, temperature=10.0).score(images), whole, atol=1e-6)
     order = np.array([3, 0, 8, 5, 1, 2, 7, 4, 6])
-    assert torch.allclose(ensemble(temperature=10.0).score(images.subset(order)), whole[order], atol=1e-6)
+    assert torch.allclose(
+        ensemble(temperature=10.0).score(images.subset(order)), whole[order], atol=1e-6
+    )
 
 
 def test_scoring_leaves_no_gradients_and_counts_passes():
@@ -237,7 +318,7 @@ def test_scoring_leaves_no_gradients_and_counts_passes():
     assert calls == [True, False] * 5
     assert all(p.grad is None for network in method.networks for p in network.parameters())
     method.score(pictures(5, labels=np.arange(5)))
-    assert len(calls) == 10                                               # nothing is computed twice
+    assert len(calls) == 10  # nothing is computed twice
     plain, calls = ensemble(magnitude=0.0), []
     for network in plain.networks:
         network.register_forward_hook(lambda *a: calls.append(torch.is_grad_enabled()))
@@ -267,7 +348,7 @@ def test_cache_serves_the_same_numbers_and_only_to_the_same_question(tmp_path):
     first = ensemble(cache=cache).score(images)
     entries = len(list(tmp_path.iterdir()))
     again = ensemble(cache=cache)
-    again._pass = None                                                    # would fail if it were called
+    again._pass = None  # would fail if it were called
     assert torch.equal(again.score(images), first)
     for change in ({"temperature": 7.0}, {"magnitude": 0.1}, {"gradient": "entropy"}):
         ensemble(cache=cache, **change).score(images)
@@ -277,31 +358,46 @@ def test_cache_serves_the_same_numbers_and_only_to_the_same_question(tmp_path):
 
 # ---- ODIN --------------------------------------------------------------------------------------------------------------------
 
+
 def test_odin_equals_the_authors_scores(reference, reference_data):
     """Columns odin_* of scores.json: their function adds the sign to the normalised input; their score is larger for ID."""
     content = json.loads((reference / "dice" / "scores.json").read_text())
     root = reference_data("cifar10", "isun", "dtd")
     network = models.build("densenet", 10)
-    models.checkpoints.load_into(network, reference / "dice" / "cifar10_densenet_checkpoint_100.pth.tar")
+    models.checkpoints.load_into(
+        network, reference / "dice" / "cifar10_densenet_checkpoint_100.pth.tar"
+    )
     preprocess = Preprocess((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    columns = {name: float(name.rpartition("eps")[2]) for name in content["images"][0] if name.startswith("odin_")}
-    made = {name: detectors.create("odin", temperature=1000.0, magnitude=eps, unit="normalised") for name, eps in columns.items()}
+    columns = {
+        name: float(name.rpartition("eps")[2])
+        for name in content["images"][0]
+        if name.startswith("odin_")
+    }
+    made = {
+        name: detectors.create("odin", temperature=1000.0, magnitude=eps, unit="normalised")
+        for name, eps in columns.items()
+    }
     assert len(made) == 2
-    rows = content["images"][::4]                                         # 35 of the 140: every set, in a few seconds
+    rows = content["images"][::4]  # 35 of the 140: every set, in a few seconds
     files = [row["file"] for row in rows]
     assert {file.split("/")[0] for file in files} >= {"cifar10"} and len(files) == 35
     pixels = np.stack([_prepared(root / file) for file in files])
-    outputs = extract(network, ArrayImages(pixels), preprocess, batch_size=28, image_detectors=made.values())
+    outputs = extract(
+        network, ArrayImages(pixels), preprocess, batch_size=28, image_detectors=made.values()
+    )
     for name, detector in made.items():
         theirs = torch.tensor([row[name] for row in rows], dtype=torch.float64)
         assert (-detector.score(outputs) - theirs).abs().max() < 1e-5
 
 
 def _prepared(file):
-    from torchvision.transforms import CenterCrop, Compose, Resize
     from PIL import Image
+    from torchvision.transforms import CenterCrop, Compose, Resize
+
     with Image.open(file) as image:
-        return np.asarray(Compose([Resize(32), CenterCrop(32)])(image.convert("RGB"))).transpose(2, 0, 1)
+        return np.asarray(Compose([Resize(32), CenterCrop(32)])(image.convert("RGB"))).transpose(
+            2, 0, 1
+        )
 
 
 def test_odin_equals_one_image_at_a_time():

@@ -1,4 +1,5 @@
 """What holds for every objective: gradients, batches without outliers or without ID rows, extreme inputs, one class, the registry."""
+
 import copy
 import inspect
 import math
@@ -14,7 +15,12 @@ from ood.config import InputError
 from ood.losses.base import HEADS, INPUTS, OUTLIERS, parameters
 from ood.losses.objective import build
 
-ELSEWHERE = {("openmix", "alpha"), ("openmix", "gamma"), ("ish", "percentile"), ("ish", "prune")}     # in tests of their own
+ELSEWHERE = {
+    ("openmix", "alpha"),
+    ("openmix", "gamma"),
+    ("ish", "percentile"),
+    ("ish", "prune"),
+}  # in tests of their own
 LEARNS = [name for name in NAMES if losses.get(name).outliers != "ignored"]
 
 
@@ -25,7 +31,9 @@ def test_gradient(name):
     Each evaluation on a copy, because some losses remember. The gradient of ISH on the head is another one on purpose."""
     args = {"cac": {"magnitude": 2.0}, "cider": {"weight": 0.0}}.get(name, {})
     loss, modules = make(name, **args)
-    loss.train(name != "vos")                             # in training its queues, constants to autograd, move with the features
+    loss.train(
+        name != "vos"
+    )  # in training its queues, constants to autograd, move with the features
     y = labels()
 
     class Call(nn.Module):
@@ -35,14 +43,22 @@ def test_gradient(name):
 
         def forward(self, *given):
             return value(name, self.loss, self.others, given, y)
-    own = {key: p.detach().clone().requires_grad_() for key, p in Call().named_parameters() if p.requires_grad and name != "ish"}
+
+    own = {
+        key: p.detach().clone().requires_grad_()
+        for key, p in Call().named_parameters()
+        if p.requires_grad and name != "ish"
+    }
     given = inputs(loss, y)
 
     def call(*tensors):
-        return functional_call(copy.deepcopy(Call()), dict(zip(own, tensors[len(given):])), tensors[:len(given)])
+        return functional_call(
+            copy.deepcopy(Call()), dict(zip(own, tensors[len(given) :])), tensors[: len(given)]
+        )
+
     assert bool(own) == (name in ("center", "mchad", "t2fnorm", "vos", "vos_reg", "energy_margin"))
     assert torch.autograd.gradcheck(call, (*given, *own.values()), fast_mode=True)
-    if name == "cider":                                   # the other term takes the prototypes as constants
+    if name == "cider":  # the other term takes the prototypes as constants
         loss, _ = make(name)
         loss.prototypes.normal_()
         loss.eval()
@@ -67,7 +83,7 @@ def test_outliers_change_what_the_loss_says_they_do(name):
     loss, modules = make(name, **({"margin": 3.0} if name == "mchad" else {}))
     y = labels()
     given = [x.detach() for x in inputs(loss, y)]
-    if "rotations" in loss.inputs or name == "openmix":   # whose rows are not one per label
+    if "rotations" in loss.inputs or name == "openmix":  # whose rows are not one per label
         return
     other = [torch.where((y < 0)[:, None], 0.3 * x + 0.1, x) for x in given]
     first, second = (value(name, copy.deepcopy(loss), modules, x, y) for x in (given, other))
@@ -91,7 +107,9 @@ def test_extreme_inputs(name, scale):
     found = value(name, loss, modules, given, y)
     found.backward()
     learned = [p for module in (loss, *modules) for p in module.parameters()]
-    assert found.isfinite() and all(x.grad is None or x.grad.isfinite().all() for x in (*given, *learned))
+    assert found.isfinite() and all(
+        x.grad is None or x.grad.isfinite().all() for x in (*given, *learned)
+    )
 
 
 @pytest.mark.parametrize("size", (1.0, 1e3))
@@ -100,18 +118,33 @@ def test_on_the_centre(name, size):
     """Features that are the centre of their class give a finite gradient; 0.01 beside it the distance is that, in float32."""
     loss, _ = make(name)
     loss.float()
-    centres = next(t for key, t in loss.state_dict().items() if "centers" in key or "_center." in key)
-    centres.copy_(size * torch.randn(centres.shape, generator=torch.Generator().manual_seed(1)) if name != "cac" else size * centres)
-    y = torch.arange(len(centres)) if name not in ("deep_svdd", "deep_sad") else torch.zeros(1, dtype=torch.long)
+    centres = next(
+        t for key, t in loss.state_dict().items() if "centers" in key or "_center." in key
+    )
+    centres.copy_(
+        size * torch.randn(centres.shape, generator=torch.Generator().manual_seed(1))
+        if name != "cac"
+        else size * centres
+    )
+    y = (
+        torch.arange(len(centres))
+        if name not in ("deep_svdd", "deep_sad")
+        else torch.zeros(1, dtype=torch.long)
+    )
     z = centres.clone().requires_grad_()
     value(name, loss, (), [z], y).backward()
     assert z.grad.isfinite().all()
     d = loss.distance(centres + 0.01)
     own = (d if d.dim() == 1 else d.diagonal()) ** (0.5 if name != "cac" else 1)
-    torch.testing.assert_close(own, torch.full_like(own, 0.01 * centres.shape[1] ** 0.5), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        own, torch.full_like(own, 0.01 * centres.shape[1] ** 0.5), rtol=0.02, atol=0
+    )
 
 
-@pytest.mark.parametrize("name", ("cross_entropy", "logitnorm", "outlier_exposure", "energy_bounded", "entropic_open_set"))
+@pytest.mark.parametrize(
+    "name",
+    ("cross_entropy", "logitnorm", "outlier_exposure", "energy_bounded", "entropic_open_set"),
+)
 def test_overflowing_logits(name):
     """Logits of 1e18 (whose norm squared still fits) and of 1e25 where the loss itself does not square them."""
     loss = losses.create(name)
@@ -136,15 +169,50 @@ def test_one_class(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_changes_the_value(name):
     """Except those that only name shapes or modules, or act in epoch_begins, update_hyperparameters or stage."""
-    elsewhere = {"reduction", "fixed", "n_dim", "lr_lam", "penalty_mult", "constraint_tol", "full_train_loss"}
-    first = {"mchad": {"radius": 0.5, "margin": 3.0}, "confidence": {"budget": None}, "cider": {"momentum": 0.95}}.get(name, {})
-    changed = {"balance": "batch", "squared": True, "prune": True, "budget": 0.1, "percentile": 50.0, "sample_number": 5, "select": 2, "sample_from": 7,
-               "hints": 0.2, "eps": 0.5, "momentum": 0.3, "xi": 5.0, "magnitude": 3.0}
+    elsewhere = {
+        "reduction",
+        "fixed",
+        "n_dim",
+        "lr_lam",
+        "penalty_mult",
+        "constraint_tol",
+        "full_train_loss",
+    }
+    first = {
+        "mchad": {"radius": 0.5, "margin": 3.0},
+        "confidence": {"budget": None},
+        "cider": {"momentum": 0.95},
+    }.get(name, {})
+    changed = {
+        "balance": "batch",
+        "squared": True,
+        "prune": True,
+        "budget": 0.1,
+        "percentile": 50.0,
+        "sample_number": 5,
+        "select": 2,
+        "sample_from": 7,
+        "hints": 0.2,
+        "eps": 0.5,
+        "momentum": 0.3,
+        "xi": 5.0,
+        "magnitude": 3.0,
+    }
     y = labels()
     for key, parameter in parameters(name).items():
-        if key in elsewhere or key == "center" or parameter.default is parameter.empty or (name, key) in ELSEWHERE:
+        if (
+            key in elsewhere
+            or key == "center"
+            or parameter.default is parameter.empty
+            or (name, key) in ELSEWHERE
+        ):
             continue
-        args = {**first, key: changed[key] if key in changed else (first.get(key, parameter.default) or 0) + 0.75}
+        args = {
+            **first,
+            key: changed[key]
+            if key in changed
+            else (first.get(key, parameter.default) or 0) + 0.75,
+        }
         results = []
         for given in (first, args):
             loss, modules = make(name, **given)
@@ -152,24 +220,39 @@ def test_every_argument_changes_the_value(name):
                 results.append(loss.centers.params.norm())
                 continue
             x = inputs(loss, y)
-            results += [value(name, loss, modules, x, y)] if key != "budget" else [value(name, loss, modules, x, y) * 0 + loss.alpha]
+            results += (
+                [value(name, loss, modules, x, y)]
+                if key != "budget"
+                else [value(name, loss, modules, x, y) * 0 + loss.alpha]
+            )
         assert results[0] != results[1], key
 
 
 # ---- registry ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_loss_says_about_itself(name):
     cls = losses.get(name)
-    assert cls.name == name and cls.outliers in OUTLIERS and cls.head in HEADS and set(cls.inputs) <= set(INPUTS)
+    assert (
+        cls.name == name
+        and cls.outliers in OUTLIERS
+        and cls.head in HEADS
+        and set(cls.inputs) <= set(INPUTS)
+    )
     assert set(cls.recipe) <= set(parameters(name))
     text = inspect.getdoc(cls)
-    assert text.splitlines()[0].endswith(".") and (name == "cross_entropy" or "Source:" in text or "baseline" in text)
+    assert text.splitlines()[0].endswith(".") and (
+        name == "cross_entropy" or "Source:" in text or "baseline" in text
+    )
     leading = list(inspect.signature(cls.forward).parameters)[1:]
-    assert leading[len(cls.inputs)] == "y" and len(leading) >= len(cls.inputs) + 1 + len(cls.modules)
+    assert leading[len(cls.inputs)] == "y" and len(leading) >= len(cls.inputs) + 1 + len(
+        cls.modules
+    )
     loss, _ = make(name)
-    assert ("centre" in str(cls.brings) or "anchor" in str(cls.brings) or "prototypes" in cls.brings) == any(
-        word in key for key in loss.state_dict() for word in ("center", "prototypes"))
+    assert (
+        "centre" in str(cls.brings) or "anchor" in str(cls.brings) or "prototypes" in cls.brings
+    ) == any(word in key for key in loss.state_dict() for word in ("center", "prototypes"))
     if cls.head == "computed":
         weight, bias = loss.classifier()
         assert weight.shape == (CLASSES, 6) and bias.shape == (CLASSES,)
@@ -178,24 +261,52 @@ def test_what_a_loss_says_about_itself(name):
 
 
 def test_twenty_two_losses():
-    assert {"cross_entropy", "logitnorm", "center", "cac", "ii", "confidence", "deep_svdd", "deep_sad", "outlier_exposure", "energy_bounded", "entropic_open_set",
-            "objectosphere", "background_class", "mchad", "vos", "vos_reg", "energy_margin", "ish", "t2fnorm", "cider", "rotation", "openmix"} == set(NAMES)
+    assert {
+        "cross_entropy",
+        "logitnorm",
+        "center",
+        "cac",
+        "ii",
+        "confidence",
+        "deep_svdd",
+        "deep_sad",
+        "outlier_exposure",
+        "energy_bounded",
+        "entropic_open_set",
+        "objectosphere",
+        "background_class",
+        "mchad",
+        "vos",
+        "vos_reg",
+        "energy_margin",
+        "ish",
+        "t2fnorm",
+        "cider",
+        "rotation",
+        "openmix",
+    } == set(NAMES)
 
 
 def test_names_and_arguments_of_pytorch_ood():
     """Every class of its loss package is here, and takes its arguments under the same names with the same defaults."""
     peer = pytest.importorskip("pytorch_ood.loss")
-    classes = {n: c for n, c in vars(peer).items() if inspect.isclass(c) and issubclass(c, nn.Module)}
+    classes = {
+        n: c for n, c in vars(peer).items() if inspect.isclass(c) and issubclass(c, nn.Module)
+    }
     assert len(classes) == 17
     for name, cls in classes.items():
-        ours, theirs = (inspect.signature(c.__init__).parameters for c in (getattr(losses, name), cls))
-        assert list(theirs) == list(ours)[:len(theirs)], name
+        ours, theirs = (
+            inspect.signature(c.__init__).parameters for c in (getattr(losses, name), cls)
+        )
+        assert list(theirs) == list(ours)[: len(theirs)], name
         for key, parameter in theirs.items():
             assert key == "full_train_loss" or parameter.default == ours[key].default, (name, key)
 
 
 def test_errors_name_the_nearest():
-    with pytest.raises(InputError, match="unknown loss 'outlier_exposre'.*did you mean 'outlier_exposure'"):
+    with pytest.raises(
+        InputError, match="unknown loss 'outlier_exposre'.*did you mean 'outlier_exposure'"
+    ):
         losses.create("outlier_exposre")
     with pytest.raises(InputError, match="takes no 'alhpa'.*did you mean 'alpha'"):
         losses.create("energy_bounded", alhpa=1)
@@ -203,13 +314,28 @@ def test_errors_name_the_nearest():
         losses.create("cac")
 
 
-@pytest.mark.parametrize("name, args, words", (
-    ("logitnorm", {"t": 0}, "t is 0"), ("outlier_exposure", {"alpha": "much"}, "finite number"), ("outlier_exposure", {"alpha": math.nan}, "finite number"),
-    ("outlier_exposure", {"balance": "both"}, "expectation, batch"), ("outlier_exposure", {"alpha": -1}, "at least 0"), ("vos", {"select": 1.5}, "select must be a int"),
-    ("cac", {"n_classes": 3}, "follows from the network"), ("deep_svdd", {"center": 1}, "follows from the network"), ("energy_bounded", {"reduction": "mid"}, "mean, sum, none"),
-    ("ish", {"prune": 1}, "prune must be a bool"), ("ish", {"percentile": 100}, "in \\[0, 100\\)"), ("confidence", {"budget": "big"}, "budget"), ("center", {"wieght": 1}, "did you mean 'weight'"),
-    ("energy_margin", {"full_train_loss": 0}, "above 0"), ("deep_sad", {"eps": 0}, "eps above 0"), ("cider", {"momentum": 1}, "momentum in"), ("mchad", {"margin": -1}, "at least 0"),
-))
+@pytest.mark.parametrize(
+    "name, args, words",
+    (
+        ("logitnorm", {"t": 0}, "t is 0"),
+        ("outlier_exposure", {"alpha": "much"}, "finite number"),
+        ("outlier_exposure", {"alpha": math.nan}, "finite number"),
+        ("outlier_exposure", {"balance": "both"}, "expectation, batch"),
+        ("outlier_exposure", {"alpha": -1}, "at least 0"),
+        ("vos", {"select": 1.5}, "select must be a int"),
+        ("cac", {"n_classes": 3}, "follows from the network"),
+        ("deep_svdd", {"center": 1}, "follows from the network"),
+        ("energy_bounded", {"reduction": "mid"}, "mean, sum, none"),
+        ("ish", {"prune": 1}, "prune must be a bool"),
+        ("ish", {"percentile": 100}, "in \\[0, 100\\)"),
+        ("confidence", {"budget": "big"}, "budget"),
+        ("center", {"wieght": 1}, "did you mean 'weight'"),
+        ("energy_margin", {"full_train_loss": 0}, "above 0"),
+        ("deep_sad", {"eps": 0}, "eps above 0"),
+        ("cider", {"momentum": 1}, "momentum in"),
+        ("mchad", {"margin": -1}, "at least 0"),
+    ),
+)
 def test_bad_arguments_are_refused_before_any_work(name, args, words):
     with pytest.raises(InputError, match=words):
         losses.check(name, args)
@@ -217,5 +343,9 @@ def test_bad_arguments_are_refused_before_any_work(name, args, words):
 
 def test_recipe_stands_behind_what_is_given():
     fc = nn.Linear(6, CLASSES)
-    assert build("logitnorm", fc, {})[0].t == 0.04 and build("logitnorm", fc, {"t": 0.5})[0].t == 0.5 and losses.create("logitnorm").t == 1.0
+    assert (
+        build("logitnorm", fc, {})[0].t == 0.04
+        and build("logitnorm", fc, {"t": 0.5})[0].t == 0.5
+        and losses.create("logitnorm").t == 1.0
+    )
     assert build("center", fc, {"weight": 0.2})[1] == 0.2 and SMALL and further("openmix", None)

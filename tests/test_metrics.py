@@ -1,4 +1,5 @@
 """Metrics: against scikit-learn and explicit loops, properties, edges, and the rules of the released codes."""
+
 import math
 import time
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from ood import metrics, metrics_legacy as legacy
+from ood import metrics
+from ood import metrics_legacy as legacy
 from ood.config import InputError
 from ood.metrics import evaluate, prepare
 
@@ -20,8 +22,14 @@ def oracle(known, novel, tpr=0.95):
     scores = np.concatenate((known, novel)).astype(np.float64)
     fpr, hit, _ = sk.roc_curve(is_id, -scores, drop_intermediate=False)
     flagged, caught, _ = sk.roc_curve(1 - is_id, scores, drop_intermediate=False)
-    return (fpr[np.argmax(hit >= tpr)], sk.roc_auc_score(is_id, -scores), sk.average_precision_score(is_id, -scores),
-            sk.average_precision_score(1 - is_id, scores), np.min(1 - hit + fpr) / 2, flagged[np.argmax(caught >= tpr)])
+    return (
+        fpr[np.argmax(hit >= tpr)],
+        sk.roc_auc_score(is_id, -scores),
+        sk.average_precision_score(is_id, -scores),
+        sk.average_precision_score(1 - is_id, scores),
+        np.min(1 - hit + fpr) / 2,
+        flagged[np.argmax(caught >= tpr)],
+    )
 
 
 def tied_scores(largest=2000):
@@ -29,7 +37,11 @@ def tied_scores(largest=2000):
     sizes, levels = RANDOM.integers(1, largest, 2), RANDOM.integers(1, 60)
     known = RANDOM.integers(0, levels, sizes[0]) / 7
     novel = RANDOM.integers(0, levels, sizes[1]) / 7 + RANDOM.choice([0, 1 / 7, 0.3, -0.2])
-    return (known.astype(np.float32), novel.astype(np.float32)) if RANDOM.random() < 0.3 else (known, novel)
+    return (
+        (known.astype(np.float32), novel.astype(np.float32))
+        if RANDOM.random() < 0.3
+        else (known, novel)
+    )
 
 
 @pytest.mark.parametrize("largest", [4, 25, 2000])
@@ -37,7 +49,9 @@ def test_equal_to_scikit_learn_with_ties(largest):
     for _ in range(120):
         known, novel = tied_scores(largest)
         tpr = RANDOM.choice([0.95, 0.5, 1.0, 0.123])
-        np.testing.assert_allclose(evaluate(known, novel, tpr), oracle(known, novel, tpr), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            evaluate(known, novel, tpr), oracle(known, novel, tpr), rtol=0, atol=1e-12
+        )
 
 
 def test_equal_to_scikit_learn_without_ties():
@@ -58,19 +72,30 @@ def test_operating_point_is_the_first_with_enough_id(n):
 def test_hand_computed():
     found = evaluate([1, 2, 3, 4], [3, 4, 5])
     assert found.auroc == (3 + 3 + 2.5 + 1.5) / 12  # pairs won by each ID score, ties half
-    assert found.fpr95 == 2 / 3                     # all four ID are needed: accepted up to 4
-    assert found.fpr95_ood_positive == 2 / 4        # all three OOD are needed: flagged from 3
-    assert found.detection_error == (2 / 4 + 0) / 2  # accepted up to 2; up to 3 it is (1/4 + 1/3) / 2
+    assert found.fpr95 == 2 / 3  # all four ID are needed: accepted up to 4
+    assert found.fpr95_ood_positive == 2 / 4  # all three OOD are needed: flagged from 3
+    assert (
+        found.detection_error == (2 / 4 + 0) / 2
+    )  # accepted up to 2; up to 3 it is (1/4 + 1/3) / 2
     assert found.aupr_in == pytest.approx((1 + 1 + 3 / 4 + 4 / 6) / 4)
     assert found.aupr_out == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
 def test_fpr95_conventions_differ_and_the_second_is_pytorch_oods():
     from pytorch_ood.metrics import OODMetrics
-    for known, novel in [(RANDOM.normal(size=900), RANDOM.normal(1.2, 2, size=400)), (RANDOM.normal(size=30), RANDOM.normal(size=7)),
-                         tied_scores(), tied_scores(), tied_scores(30)]:
+
+    for known, novel in [
+        (RANDOM.normal(size=900), RANDOM.normal(1.2, 2, size=400)),
+        (RANDOM.normal(size=30), RANDOM.normal(size=7)),
+        tied_scores(),
+        tied_scores(),
+        tied_scores(30),
+    ]:
         theirs = OODMetrics()
-        theirs.update(torch.from_numpy(np.concatenate((known, novel))), torch.cat((torch.zeros(len(known)), -torch.ones(len(novel)))))
+        theirs.update(
+            torch.from_numpy(np.concatenate((known, novel))),
+            torch.cat((torch.zeros(len(known)), -torch.ones(len(novel)))),
+        )
         theirs, ours = theirs.compute(), evaluate(known, novel)
         assert ours.fpr95_ood_positive == pytest.approx(theirs["FPR95TPR"], abs=1e-6)
         assert ours.auroc == pytest.approx(theirs["AUROC"], abs=1e-6)
@@ -80,10 +105,12 @@ def test_fpr95_conventions_differ_and_the_second_is_pytorch_oods():
 
 def test_order_and_monotone_transforms_do_not_matter():
     for _ in range(20):
-        known, novel = (np.rint(scores * 70).astype(float) for scores in tied_scores(500))  # whole numbers: no transform merges two of them
+        known, novel = (
+            np.rint(scores * 70).astype(float) for scores in tied_scores(500)
+        )  # whole numbers: no transform merges two of them
         expected = evaluate(known, novel)
         assert evaluate(RANDOM.permutation(known), RANDOM.permutation(novel)) == expected
-        for transform in (lambda s: np.exp(s / 100), lambda s: 3 * s - 1000, lambda s: s ** 3 + s):
+        for transform in (lambda s: np.exp(s / 100), lambda s: 3 * s - 1000, lambda s: s**3 + s):
             assert evaluate(transform(known), transform(novel)) == expected
 
 
@@ -92,7 +119,12 @@ def test_negated_scores_with_swapped_roles():
     for _ in range(20):
         known, novel = tied_scores(500)
         one, two = evaluate(known, novel), evaluate(-novel, -known)
-        swapped = two._replace(fpr95=two.fpr95_ood_positive, fpr95_ood_positive=two.fpr95, aupr_in=two.aupr_out, aupr_out=two.aupr_in)
+        swapped = two._replace(
+            fpr95=two.fpr95_ood_positive,
+            fpr95_ood_positive=two.fpr95,
+            aupr_in=two.aupr_out,
+            aupr_out=two.aupr_in,
+        )
         np.testing.assert_allclose(one, swapped, rtol=0, atol=1e-12)
         assert evaluate(-known, -novel).auroc == pytest.approx(1 - one.auroc, abs=1e-12)
 
@@ -108,8 +140,15 @@ def test_sorted_once_used_often():
 def test_kinds_of_input_agree():
     known, novel = RANDOM.integers(0, 50, 300), RANDOM.integers(20, 70, 200)
     expected = evaluate(known, novel)
-    for convert in (list, torch.from_numpy, lambda a: torch.from_numpy(a).float().requires_grad_(), lambda a: torch.from_numpy(a).half(),
-                    lambda a: torch.from_numpy(a).bfloat16(), lambda a: a.astype(np.float16), lambda a: np.stack((a, a), 1)[:, 0]):
+    for convert in (
+        list,
+        torch.from_numpy,
+        lambda a: torch.from_numpy(a).float().requires_grad_(),
+        lambda a: torch.from_numpy(a).half(),
+        lambda a: torch.from_numpy(a).bfloat16(),
+        lambda a: a.astype(np.float16),
+        lambda a: np.stack((a, a), 1)[:, 0],
+    ):
         assert evaluate(convert(known), convert(novel)) == expected
     assert evaluate(known.astype(np.float32), novel.astype(np.float64)) == expected
 
@@ -130,9 +169,18 @@ def test_edges():
     assert evaluate([0.0, -0.0], [0.0]).auroc == 0.5
 
 
-@pytest.mark.parametrize("known, novel, said", [
-    ([1.0, np.nan], [1.0], "ID scores: 1 of 2 are NaN"), ([1.0], torch.tensor([float("nan")] * 3), "OOD scores: 3 of 3"), ([], [1.0], "there are none"),
-    ([1.0], np.zeros(0), "OOD scores: there are none"), ([[1.0]], [1.0], "shape"), (["a"], [1.0], "real numbers"), ([1j], [1.0], "real numbers")])
+@pytest.mark.parametrize(
+    "known, novel, said",
+    [
+        ([1.0, np.nan], [1.0], "ID scores: 1 of 2 are NaN"),
+        ([1.0], torch.tensor([float("nan")] * 3), "OOD scores: 3 of 3"),
+        ([], [1.0], "there are none"),
+        ([1.0], np.zeros(0), "OOD scores: there are none"),
+        ([[1.0]], [1.0], "shape"),
+        (["a"], [1.0], "real numbers"),
+        ([1j], [1.0], "real numbers"),
+    ],
+)
 def test_bad_scores_are_refused(known, novel, said):
     with pytest.raises(InputError, match=said):
         evaluate(known, novel)
@@ -159,25 +207,41 @@ def test_roc_curve_keeps_the_area_and_only_corners():
 
 def test_classification_metrics_equal_scikit_learn():
     labels, predictions = RANDOM.integers(0, 8, 300), RANDOM.integers(2, 10, 300)
-    assert metrics.macro_f1(predictions, labels) == pytest.approx(sk.f1_score(labels, predictions, average="macro", zero_division=0), abs=1e-12)
+    assert metrics.macro_f1(predictions, labels) == pytest.approx(
+        sk.f1_score(labels, predictions, average="macro", zero_division=0), abs=1e-12
+    )
     assert metrics.accuracy(predictions, labels) == sk.accuracy_score(labels, predictions)
     logits = torch.randn(300, 10)
-    assert metrics.accuracy(logits, torch.from_numpy(labels)) == sk.accuracy_score(labels, logits.argmax(1))
+    assert metrics.accuracy(logits, torch.from_numpy(labels)) == sk.accuracy_score(
+        labels, logits.argmax(1)
+    )
     with pytest.raises(InputError):
         metrics.accuracy([1, 2], [1])
 
 
 def test_open_set_f1_assigns_the_rejected_to_the_extra_class():
     known, novel = RANDOM.normal(size=200), torch.from_numpy(RANDOM.normal(2, 1, size=100))
-    labels, guesses, novel_guesses = RANDOM.integers(0, 5, 200), RANDOM.integers(0, 5, 200), RANDOM.integers(0, 5, 100)
+    labels, guesses, novel_guesses = (
+        RANDOM.integers(0, 5, 200),
+        RANDOM.integers(0, 5, 200),
+        RANDOM.integers(0, 5, 100),
+    )
     threshold = metrics.threshold_at_tpr(known)
     truth = np.concatenate((labels, np.full(100, 5)))
-    decided = np.where(np.concatenate((known, novel)) <= threshold, np.concatenate((guesses, novel_guesses)), 5)
-    assert metrics.open_set_f1(guesses, labels, known, novel_guesses, novel, threshold) == pytest.approx(sk.f1_score(truth, decided, average="macro"))
+    decided = np.where(
+        np.concatenate((known, novel)) <= threshold, np.concatenate((guesses, novel_guesses)), 5
+    )
+    assert metrics.open_set_f1(
+        guesses, labels, known, novel_guesses, novel, threshold
+    ) == pytest.approx(sk.f1_score(truth, decided, average="macro"))
 
 
 def test_cauroc_counts_correct_id_only():
-    known, novel, correct = RANDOM.normal(size=200).round(1), RANDOM.normal(1, 1, size=90).round(1), RANDOM.random(200) < 0.7
+    known, novel, correct = (
+        RANDOM.normal(size=200).round(1),
+        RANDOM.normal(1, 1, size=90).round(1),
+        RANDOM.random(200) < 0.7,
+    )
     thresholds = np.unique(np.concatenate((known, novel)))
     tpr = [0.0] + [(correct & (known <= t)).sum() / correct.sum() for t in thresholds]
     fpr = [0.0] + [(novel <= t).mean() for t in thresholds]
@@ -201,33 +265,63 @@ def loops(known, novel, thresholds, descending, strict):
             total, before = total + (before - width) * height, width
         return total + width * height
 
-    precision_in, precision_out = ([(t, t / (t + f)) for t, f in rates if t + f > 0] for rates in (rates_in, rates_out))
+    precision_in, precision_out = (
+        [(t, t / (t + f)) for t, f in rates if t + f > 0] for rates in (rates_in, rates_out)
+    )
     error = min((np.mean(x < d) + np.mean(y > d)) / 2 for d in thresholds)
-    return [np.mean(window) if window else np.nan, area(points), area(precision_in), area(precision_out), error]
+    return [
+        np.mean(window) if window else np.nan,
+        area(points),
+        area(precision_in),
+        area(precision_out),
+        error,
+    ]
 
 
 def legacy_values(known, novel, thresholds=None, descending=None, strict=True):
-    return [legacy.fpr95_window(known, novel, thresholds), legacy.auroc_rectangle(known, novel, thresholds, strict),
-            legacy.aupr_in_rates(known, novel, thresholds), legacy.aupr_out_rates(known, novel, descending),
-            legacy.detection_error_strict(known, novel, thresholds)]
+    return [
+        legacy.fpr95_window(known, novel, thresholds),
+        legacy.auroc_rectangle(known, novel, thresholds, strict),
+        legacy.aupr_in_rates(known, novel, thresholds),
+        legacy.aupr_out_rates(known, novel, descending),
+        legacy.detection_error_strict(known, novel, thresholds),
+    ]
 
 
 def test_leaveout_rules_equal_their_loops():
     for _ in range(12):
-        known, novel = tied_scores(300) if RANDOM.random() < 0.5 else (RANDOM.normal(size=400), RANDOM.normal(1, 1, size=150))
+        known, novel = (
+            tied_scores(300)
+            if RANDOM.random() < 0.5
+            else (RANDOM.normal(size=400), RANDOM.normal(1, 1, size=150))
+        )
         ascending = np.unique(-np.concatenate((known, novel)).astype(float))
-        np.testing.assert_allclose(legacy_values(known, novel), loops(known, novel, ascending, ascending[::-1], True), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            legacy_values(known, novel),
+            loops(known, novel, ascending, ascending[::-1], True),
+            rtol=0,
+            atol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_odin_rules_equal_their_loops(strict):
     known, novel = -RANDOM.beta(8, 1, 400), -RANDOM.beta(3, 1, 250)
     up, down = np.linspace(0.1, 1, 401)[:-1], np.linspace(0.1, 1, 401)[:0:-1]
-    np.testing.assert_allclose(legacy_values(known, novel, up, down, strict), loops(known, novel, up, down, strict), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        legacy_values(known, novel, up, down, strict),
+        loops(known, novel, up, down, strict),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 def test_odin_grids():
-    sizes = [legacy.odin_thresholds(classes, tempered).size for classes in (10, 100) for tempered in (False, True)]
+    sizes = [
+        legacy.odin_thresholds(classes, tempered).size
+        for classes in (10, 100)
+        for tempered in (False, True)
+    ]
     assert sizes == [100_000, 100_000, 100_000, 100_001]
     assert legacy.odin_thresholds(10, True, descending=True)[0] == 0.12
     with pytest.raises(InputError, match="10 and 100 classes"):
@@ -240,11 +334,20 @@ def test_dice_rules_equal_their_definition():
         x, y = np.sort(-known), -novel
         assert legacy.fpr95_dice(known, novel) == np.mean(y > x[round(0.05 * len(x))])
         ascending = np.unique(np.concatenate((x, y)))
-        tp, fp = np.array([(x >= d).sum() for d in ascending]), np.array([(y >= d).sum() for d in ascending])
-        assert legacy.aupr_in_dice(known, novel) == pytest.approx(-sk_trapezoid([*tp / (tp + fp), 0], [*tp / len(x), 0]), abs=1e-12)
-        assert legacy.aupr_out_dice(known, novel) == pytest.approx(legacy.aupr_in_dice(-novel, -known), abs=1e-12)
+        tp, fp = (
+            np.array([(x >= d).sum() for d in ascending]),
+            np.array([(y >= d).sum() for d in ascending]),
+        )
+        assert legacy.aupr_in_dice(known, novel) == pytest.approx(
+            -sk_trapezoid([*tp / (tp + fp), 0], [*tp / len(x), 0]), abs=1e-12
+        )
+        assert legacy.aupr_out_dice(known, novel) == pytest.approx(
+            legacy.aupr_in_dice(-novel, -known), abs=1e-12
+        )
         wrong = [len(x) - t + f for t, f in zip([*tp, 0], [*fp, 0])]
-        assert legacy.detection_error_counts(known, novel) == pytest.approx(min(wrong) / (len(x) + len(y)), abs=1e-12)
+        assert legacy.detection_error_counts(known, novel) == pytest.approx(
+            min(wrong) / (len(x) + len(y)), abs=1e-12
+        )
 
 
 def sk_trapezoid(y, x):
@@ -268,7 +371,10 @@ def test_heatmap_scan_and_its_silent_zero():
         assert legacy.fpr95_released(known, novel) == next(found, 0.0)
     squeezed = np.concatenate((RANDOM.normal(0, 1e-9, 900), [0.9]))
     overlapping = np.concatenate((RANDOM.normal(0, 1e-9, 90), [0.95] * 110))
-    assert legacy.fpr95_released(squeezed, overlapping) == 0.0 and evaluate(squeezed, overlapping).fpr95 > 0.3
+    assert (
+        legacy.fpr95_released(squeezed, overlapping) == 0.0
+        and evaluate(squeezed, overlapping).fpr95 > 0.3
+    )
 
 
 def test_rules_that_divided_by_zero_give_nan():

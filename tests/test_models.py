@@ -1,4 +1,5 @@
 """Networks: the contract for every architecture, parameter counts of the papers, the authors' own outputs, foreign networks."""
+
 import math
 
 import pytest
@@ -10,8 +11,15 @@ import models
 from models.autoencoder import MnistConvDecoder, ResNetDecoder
 from models.classifier import average, parameters
 
-LIGHT = {"wrn": {"depth": 10, "width": 2}, "vmdls_wrn": {"depth": 10, "width": 2}, "densenet": {"depth": 22}, "wideresnet": {"depth": 16},
-         "resnet18": {"width": 16}, "resnet34": {"width": 16}, "resnet50": {"width": 8}}  # same code, fewer or narrower layers
+LIGHT = {
+    "wrn": {"depth": 10, "width": 2},
+    "vmdls_wrn": {"depth": 10, "width": 2},
+    "densenet": {"depth": 22},
+    "wideresnet": {"depth": 16},
+    "resnet18": {"width": 16},
+    "resnet34": {"width": 16},
+    "resnet50": {"width": 8},
+}  # same code, fewer or narrower layers
 
 
 def light(arch, num_classes=5, **settings):
@@ -21,10 +29,13 @@ def light(arch, num_classes=5, **settings):
 
 def noise(network, n=3, size=None):
     size = size or network.arch["image_size"]
-    return torch.rand(n, network.arch["in_channels"], size, size, generator=torch.Generator().manual_seed(1))
+    return torch.rand(
+        n, network.arch["in_channels"], size, size, generator=torch.Generator().manual_seed(1)
+    )
 
 
 # contract
+
 
 @pytest.mark.parametrize("arch", models.names())
 @torch.no_grad()
@@ -32,7 +43,11 @@ def test_contract(arch):
     network = light(arch)
     images = noise(network)
     logits, features, maps = network(images), network.features(images), network.feature_maps(images)
-    assert logits.shape == (3, 5) and features.shape == (3, network.fc.in_features) and isinstance(network.fc, nn.Linear)
+    assert (
+        logits.shape == (3, 5)
+        and features.shape == (3, network.fc.in_features)
+        and isinstance(network.fc, nn.Linear)
+    )
     assert isinstance(maps, list) and all(m.ndim == 4 and len(m) == 3 for m in maps)
     assert [m.shape[2] for m in maps] == sorted((m.shape[2] for m in maps), reverse=True)
     assert maps[-1].min() >= 0, "the last map comes after a ReLU"
@@ -56,7 +71,11 @@ def test_one_pass_gives_everything(arch):
     torch.testing.assert_close(every.logits, network(images))
     torch.testing.assert_close(every.features, network.features(images))
     for name in ("feature_maps", "stages", "taps"):
-        for ours, single in zip(getattr(every, "maps" if name == "feature_maps" else name), getattr(network, name)(images), strict=True):
+        for ours, single in zip(
+            getattr(every, "maps" if name == "feature_maps" else name),
+            getattr(network, name)(images),
+            strict=True,
+        ):
             torch.testing.assert_close(ours, single)
 
 
@@ -78,11 +97,15 @@ def test_trains_and_takes_grey_images(arch):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "small_resnet", "small_wideresnet", "small_densenet"])
+@pytest.mark.parametrize(
+    "arch", ["small_cnn", "small_resnet", "small_wideresnet", "small_densenet"]
+)
 @pytest.mark.parametrize("channels, size", [(1, 28), (3, 28), (1, 32), (3, 32)])
 @torch.no_grad()
 def test_small_networks_take_small_images(arch, channels, size):
-    assert light(arch, in_channels=channels, image_size=size)(torch.rand(2, channels, size, size)).shape == (2, 5)
+    assert light(arch, in_channels=channels, image_size=size)(
+        torch.rand(2, channels, size, size)
+    ).shape == (2, 5)
 
 
 def test_a_small_network_learns():
@@ -90,7 +113,7 @@ def test_a_small_network_learns():
     labels = torch.arange(60) % 3
     images = torch.rand(60, 1, 28, 28, generator=generator) * 0.5
     for i, label in enumerate(labels):
-        images[i, :, 8 * label:8 * label + 8] += 0.5
+        images[i, :, 8 * label : 8 * label + 8] += 0.5
     for arch in ("small_cnn", "small_resnet"):
         network = light(arch, 3, in_channels=1, image_size=28).train()
         optimiser = torch.optim.Adam(network.parameters(), 1e-2)
@@ -103,19 +126,41 @@ def test_a_small_network_learns():
 
 # the papers' numbers
 
-@pytest.mark.parametrize("arch, classes, settings, count", [
-    ("densenet", 10, {}, 769_162), ("densenet", 100, {}, 800_032), ("densenet", 8, {}, 768_476), ("densenet", 80, {}, 793_172),
-    ("wrn", 10, {}, 36_479_194), ("wrn", 100, {}, 36_536_884), ("wrn", 8, {}, 36_477_912), ("wrn", 80, {}, 36_524_064),
-    ("vmdls_wrn", 10, {}, 36_472_784 + 6_410), ("resnet18", 10, {}, 11_168_832 + 5_130),
-    ("resnet50", 200, {"image_size": 64}, 23_500_352 + 409_800), ("wideresnet", 10, {}, 2_245_184 + 1_290),
-    ("vgg", 10, {}, 8_569_600 + 10_250), ("mnist_conv", 10, {}, 811_900 + 5_010)])
+
+@pytest.mark.parametrize(
+    "arch, classes, settings, count",
+    [
+        ("densenet", 10, {}, 769_162),
+        ("densenet", 100, {}, 800_032),
+        ("densenet", 8, {}, 768_476),
+        ("densenet", 80, {}, 793_172),
+        ("wrn", 10, {}, 36_479_194),
+        ("wrn", 100, {}, 36_536_884),
+        ("wrn", 8, {}, 36_477_912),
+        ("wrn", 80, {}, 36_524_064),
+        ("vmdls_wrn", 10, {}, 36_472_784 + 6_410),
+        ("resnet18", 10, {}, 11_168_832 + 5_130),
+        ("resnet50", 200, {"image_size": 64}, 23_500_352 + 409_800),
+        ("wideresnet", 10, {}, 2_245_184 + 1_290),
+        ("vgg", 10, {}, 8_569_600 + 10_250),
+        ("mnist_conv", 10, {}, 811_900 + 5_010),
+    ],
+)
 def test_parameter_counts(arch, classes, settings, count):
     with torch.device("meta"):
         assert parameters(models.build(arch, classes, **settings)) == count
 
 
-@pytest.mark.parametrize("arch, classes, count", [("resnet18", 10, 3_626_124), ("resnet18", 100, 7_262_784), ("wideresnet", 10, 1_231_264),
-                                                  ("wideresnet", 100, 1_242_784), ("resnet50", 200, 62_501_504)])
+@pytest.mark.parametrize(
+    "arch, classes, count",
+    [
+        ("resnet18", 10, 3_626_124),
+        ("resnet18", 100, 7_262_784),
+        ("wideresnet", 10, 1_231_264),
+        ("wideresnet", 100, 1_242_784),
+        ("resnet50", 200, 62_501_504),
+    ],
+)
 def test_decoder_parameter_counts(arch, classes, count):
     with torch.device("meta"):
         network = models.build(arch, classes, image_size=64 if arch == "resnet50" else 32)
@@ -123,29 +168,44 @@ def test_decoder_parameter_counts(arch, classes, count):
 
 
 def filled(golden, network, theirs=lambda key: key):
-    network.load_state_dict({k: golden.fill.value(theirs(k), v.shape) for k, v in network.state_dict().items()})
+    network.load_state_dict(
+        {k: golden.fill.value(theirs(k), v.shape) for k, v in network.state_dict().items()}
+    )
     return network.eval()
 
 
 def assert_digest(tensor, wanted):
     assert list(tensor.shape) == wanted["shape"]
     scale = wanted["absmax"]
-    assert tensor.flatten()[:8].tolist() == pytest.approx(wanted["first8"], rel=1e-4, abs=1e-4 * scale)
+    assert tensor.flatten()[:8].tolist() == pytest.approx(
+        wanted["first8"], rel=1e-4, abs=1e-4 * scale
+    )
     assert tensor.mean().item() == pytest.approx(wanted["mean"], rel=1e-4, abs=1e-5 * scale)
     assert tensor.std().item() == pytest.approx(wanted["std"], rel=1e-4)
     assert tensor.abs().max().item() == pytest.approx(scale, rel=1e-4)
 
 
-@pytest.mark.parametrize("arch, name", [("resnet18", "cifar10_resnet18"), ("resnet18", "cifar100_resnet18"),
-                                        ("wideresnet", "cifar10_wideresnet_40_2"), ("resnet50", "tinyimagenet_resnet50")])
+@pytest.mark.parametrize(
+    "arch, name",
+    [
+        ("resnet18", "cifar10_resnet18"),
+        ("resnet18", "cifar100_resnet18"),
+        ("wideresnet", "cifar10_wideresnet_40_2"),
+        ("resnet50", "tinyimagenet_resnet50"),
+    ],
+)
 @torch.no_grad()
 def test_heatmap_networks_and_decoders(golden, arch, name):
     wanted = golden("heatmap")[name]
     size = 64 if arch == "resnet50" else 32
     network = models.build(arch, wanted["head_keys"][0][1][0], image_size=size)
     keys = [k for k in network.state_dict() if not k.startswith("fc.")]
-    assert len(keys) == wanted["encoder_keys"] and [keys[0], keys[-1]] == [k for k, _ in wanted["encoder_first_last"]]
-    every = filled(golden, network, lambda key: key.replace("fc.", "linear.")).everything(golden.fill.image(2, 3, size, size))
+    assert len(keys) == wanted["encoder_keys"] and [keys[0], keys[-1]] == [
+        k for k, _ in wanted["encoder_first_last"]
+    ]
+    every = filled(golden, network, lambda key: key.replace("fc.", "linear.")).everything(
+        golden.fill.image(2, 3, size, size)
+    )
     assert_digest(every.features, wanted["features"])
     assert_digest(every.logits, wanted["logits"])
     for ours, tap in zip([every.features, *every.stages[::-1]], wanted.get("taps_fw4", [])):
@@ -155,9 +215,11 @@ def test_heatmap_networks_and_decoders(golden, arch, name):
     filled(golden, decoder)
     for fw in (1, 2, 3, 4):
         if f"map_fw{fw}" in wanted:
-            heat = decoder(every.features, every.logits.argmax(1), every.stages[::-1][:fw - 1])
+            heat = decoder(every.features, every.logits.argmax(1), every.stages[::-1][: fw - 1])
             assert_digest(heat, wanted[f"map_fw{fw}"])
-            assert heat.abs().amax(1).mean((1, 2)).tolist() == pytest.approx(wanted[f"score_fw{fw}"], rel=1e-4)
+            assert heat.abs().amax(1).mean((1, 2)).tolist() == pytest.approx(
+                wanted[f"score_fw{fw}"], rel=1e-4
+            )
 
 
 @pytest.mark.parametrize("arch, name", [("densenet", "dense_8"), ("wrn", "wide_8")])
@@ -166,24 +228,43 @@ def test_leaveout_networks(golden, arch, name):
     wanted = golden("leaveout")["networks"][name]
     network = filled(golden, models.build(arch, 8))
     keys = list(network.state_dict())
-    assert len(keys) == wanted["keys"] and [keys[0], keys[-1]] == [k for k, _ in wanted["first_last"]]
+    assert len(keys) == wanted["keys"] and [keys[0], keys[-1]] == [
+        k for k, _ in wanted["first_last"]
+    ]
     assert_digest(network(golden.fill.waves(2, 3, 32, 32)), wanted["logits"])
 
 
-@pytest.mark.parametrize("arch, name", [("densenet", "densenet"), ("resnet18", "resnet18"), ("vgg", "vgg"), ("vmdls_wrn", "wresnet_dropout_off"),
-                                        ("mnist_conv", "mnist-conv")])
+@pytest.mark.parametrize(
+    "arch, name",
+    [
+        ("densenet", "densenet"),
+        ("resnet18", "resnet18"),
+        ("vgg", "vgg"),
+        ("vmdls_wrn", "wresnet_dropout_off"),
+        ("mnist_conv", "mnist-conv"),
+    ],
+)
 @torch.no_grad()
 def test_vmdls_taps(golden, arch, name):
     wanted = golden("vmdls")["encoders"][name]
-    network = filled(golden, models.build(arch, 10), lambda key: key.replace("shortcut.", "downsample."))
+    network = filled(
+        golden, models.build(arch, 10), lambda key: key.replace("shortcut.", "downsample.")
+    )
     keys = [k for k in network.state_dict() if arch == "densenet" or not k.startswith("fc.")]
-    assert len(keys) == wanted["keys"] and [keys[0], keys[-1]] == [k for k, _ in wanted["key_list_first_last"]]
-    taps = network.taps(golden.fill.image(2, network.arch["in_channels"], *2 * [network.arch["image_size"]]))
+    assert len(keys) == wanted["keys"] and [keys[0], keys[-1]] == [
+        k for k, _ in wanted["key_list_first_last"]
+    ]
+    taps = network.taps(
+        golden.fill.image(2, network.arch["in_channels"], *2 * [network.arch["image_size"]])
+    )
     for ours, tap in zip(taps, wanted["taps"], strict=True):
         assert_digest(ours, tap)
 
 
-@pytest.mark.parametrize("name, decoder, latent", [("resnet18_decoder", ResNetDecoder, 256), ("mnist_decoder", MnistConvDecoder, 32)])
+@pytest.mark.parametrize(
+    "name, decoder, latent",
+    [("resnet18_decoder", ResNetDecoder, 256), ("mnist_decoder", MnistConvDecoder, 32)],
+)
 @torch.no_grad()
 def test_autoencoder_decoders(golden, name, decoder, latent):
     wanted = golden("vmdls")[name]
@@ -202,7 +283,10 @@ def test_vmdls_wrn_drops_at_test_only_when_asked():
 
 # images of other sizes, initialisation
 
-@pytest.mark.parametrize("arch, window", [("densenet", 8), ("wrn", 8), ("wideresnet", 8), ("resnet18", 4)])
+
+@pytest.mark.parametrize(
+    "arch, window", [("densenet", 8), ("wrn", 8), ("wideresnet", 8), ("resnet18", 4)]
+)
 @torch.no_grad()
 def test_36_pixels_lose_a_border(arch, window):
     network = light(arch)
@@ -220,22 +304,31 @@ def test_36_pixels_lose_a_border(arch, window):
 
 def test_resnet_pools_after_the_stem_from_64_pixels():
     with torch.no_grad():
-        assert [m.shape[2] for m in light("resnet18", image_size=64).feature_maps(torch.rand(1, 3, 64, 64))] == [32, 16, 8, 4]
+        assert [
+            m.shape[2]
+            for m in light("resnet18", image_size=64).feature_maps(torch.rand(1, 3, 64, 64))
+        ] == [32, 16, 8, 4]
 
 
 def test_initialisation():
     torch.manual_seed(0)
-    conv = models.build("densenet", 10).block2.layer[3].conv2.weight      # (12, 48, 3, 3)
+    conv = models.build("densenet", 10).block2.layer[3].conv2.weight  # (12, 48, 3, 3)
     assert conv.std().item() == pytest.approx(math.sqrt(2 / (9 * 12)), rel=0.05)
     released = models.build("densenet", 10, init="released")
-    assert released.block2.layer[3].conv2.weight.std().item() == pytest.approx(math.sqrt(2 / 16), rel=0.05)
+    assert released.block2.layer[3].conv2.weight.std().item() == pytest.approx(
+        math.sqrt(2 / 16), rel=0.05
+    )
     assert released.trans1.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / 16), rel=0.05)
     assert models.build("wrn", 10, depth=10, width=1).fc.bias.abs().max() == 0
     assert models.build("wideresnet", 10).bn1.momentum == 0.9
-    assert models.build("resnet18", 10).conv1.weight.abs().max() <= 1 / math.sqrt(27)  # PyTorch's own: uniform
+    assert models.build("resnet18", 10).conv1.weight.abs().max() <= 1 / math.sqrt(
+        27
+    )  # PyTorch's own: uniform
 
 
-@pytest.mark.parametrize("arch, option", [("densenet", "dropout"), ("wrn", "dropout"), ("wideresnet", "dropout")])
+@pytest.mark.parametrize(
+    "arch, option", [("densenet", "dropout"), ("wrn", "dropout"), ("wideresnet", "dropout")]
+)
 def test_dropout_acts_in_training_only(arch, option):
     network = light(arch, **{option: 0.5})
     images = noise(network)
@@ -257,22 +350,43 @@ def test_dropout_position_changes_training_only():
     assert not torch.equal(outputs["before_conv2 train"], outputs["before_bn2 train"])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("densnet", 10), "did you mean 'densenet'"), (("densenet", 10, 3, 28), "too small"), (("resnet18", 10, 3, 16), "too small"),
-    (("resnet18", 10, 3, 224), "too large"), (("densenet", 0), "num_classes"), (("densenet", "10"), "num_classes"), (("adapted", 3), "adapt"),
-    (("small_cnn", 10, 3, 4), "at least 8"), (("vgg", 10, 3, 4), "at least 8"), (("torchvision_resnet19", 10), "did you mean 'resnet18'"),
-    (("torchvision_resnet18", 10, 1), "3 channels")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("densnet", 10), "did you mean 'densenet'"),
+        (("densenet", 10, 3, 28), "too small"),
+        (("resnet18", 10, 3, 16), "too small"),
+        (("resnet18", 10, 3, 224), "too large"),
+        (("densenet", 0), "num_classes"),
+        (("densenet", "10"), "num_classes"),
+        (("adapted", 3), "adapt"),
+        (("small_cnn", 10, 3, 4), "at least 8"),
+        (("vgg", 10, 3, 4), "at least 8"),
+        (("torchvision_resnet19", 10), "did you mean 'resnet18'"),
+        (("torchvision_resnet18", 10, 1), "3 channels"),
+    ],
+)
 def test_bad_builds(arguments, message):
     with pytest.raises(models.ModelError, match=message) as error:
         models.build(*arguments)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("arch, options, message", [
-    ("densenet", {"grwth": 3}, "did you mean 'growth'"), ("densenet", {"depth": 99}, "6 n"), ("wrn", {"depth": "40"}, "type int"),
-    ("wrn", {"dropout": 1.5}, "dropout"), ("wrn", {"dropout_position": "before_bn"}, "did you mean 'before_bn2'"),
-    ("resnet18", {"depth": 50}, "unknown option"), ("densenet", {"pool": "4x4"}, "8x8"), ("densenet", {"init": "fanout"}, "fan_out"),
-    ("torchvision_resnet18", {"weight": "DEFAULT"}, "did you mean 'weights'"), ("torchvision_resnet18", {"weights": "NONE"}, "DEFAULT")])
+@pytest.mark.parametrize(
+    "arch, options, message",
+    [
+        ("densenet", {"grwth": 3}, "did you mean 'growth'"),
+        ("densenet", {"depth": 99}, "6 n"),
+        ("wrn", {"depth": "40"}, "type int"),
+        ("wrn", {"dropout": 1.5}, "dropout"),
+        ("wrn", {"dropout_position": "before_bn"}, "did you mean 'before_bn2'"),
+        ("resnet18", {"depth": 50}, "unknown option"),
+        ("densenet", {"pool": "4x4"}, "8x8"),
+        ("densenet", {"init": "fanout"}, "fan_out"),
+        ("torchvision_resnet18", {"weight": "DEFAULT"}, "did you mean 'weights'"),
+        ("torchvision_resnet18", {"weights": "NONE"}, "DEFAULT"),
+    ],
+)
 def test_bad_options(arch, options, message):
     with pytest.raises(models.ModelError, match=message):
         models.build(arch, 10, **options)
@@ -281,11 +395,21 @@ def test_bad_options(arch, options, message):
 def test_options_are_listed_and_kept():
     assert models.options("wrn")["width"] == 10 and models.options("small_wideresnet")["width"] == 2
     assert models.build("densenet", 4, depth=22, growth=8).arch == {
-        "arch": "densenet", "num_classes": 4, "in_channels": 3, "image_size": 32, "depth": 22, "growth": 8, "reduction": 0.5, "dropout": 0.0,
-        "pool": "8x8", "init": "fan_out"}
+        "arch": "densenet",
+        "num_classes": 4,
+        "in_channels": 3,
+        "image_size": 32,
+        "depth": 22,
+        "growth": 8,
+        "reduction": 0.5,
+        "dropout": 0.0,
+        "pool": "8x8",
+        "init": "fan_out",
+    }
 
 
 # decoder and auto-encoders
+
 
 @pytest.mark.parametrize("arch", [a for a in models.names() if a != "resnet50"])
 @torch.no_grad()
@@ -296,7 +420,9 @@ def test_a_decoder_for_every_classifier(arch):
     every = network.everything(noise(network))
     heat = decoder(every.features, every.logits.argmax(1))
     assert heat.shape == (3, channels, size, size) and heat.abs().max() < 1
-    assert not torch.equal(heat, decoder(every.features, (every.logits.argmax(1) + 1) % 5)), "the class must matter"
+    assert not torch.equal(heat, decoder(every.features, (every.logits.argmax(1) + 1) % 5)), (
+        "the class must matter"
+    )
     again = models.Decoder(**decoder.arch).eval()
     again.load_state_dict(decoder.state_dict())
     assert torch.equal(again(every.features, every.logits.argmax(1)), heat)
@@ -307,8 +433,12 @@ def test_decoder_on_small_grey_images():
     network = light("small_wideresnet", 10, in_channels=1, image_size=28)
     decoder = models.decoder_for(network, fw_layers=4).eval()
     every = network.everything(noise(network))
-    heat = [decoder(every.features, every.logits.argmax(1), every.stages[::-1][:n]) for n in range(4)]
-    assert all(h.shape == (3, 1, 28, 28) for h in heat) and not any(torch.equal(a, b) for a, b in zip(heat, heat[1:]))
+    heat = [
+        decoder(every.features, every.logits.argmax(1), every.stages[::-1][:n]) for n in range(4)
+    ]
+    assert all(h.shape == (3, 1, 28, 28) for h in heat) and not any(
+        torch.equal(a, b) for a, b in zip(heat, heat[1:])
+    )
     with pytest.raises(models.ModelError, match="fw_layers=1"):
         models.decoder_for(light("small_cnn", in_channels=1, image_size=28), fw_layers=2)
     with pytest.raises(models.ModelError, match="multiple"):
@@ -336,12 +466,23 @@ def test_autoencoder_errors():
 
 # foreign networks
 
-@pytest.mark.parametrize("name, maps", [("resnet18", "mean"), ("densenet121", "mean"), ("swin_t", "mean"),
-                                        ("vgg11", "some"), ("vit_b_16", "none")])
+
+@pytest.mark.parametrize(
+    "name, maps",
+    [
+        ("resnet18", "mean"),
+        ("densenet121", "mean"),
+        ("swin_t", "mean"),
+        ("vgg11", "some"),
+        ("vit_b_16", "none"),
+    ],
+)
 def test_adapt_torchvision(name, maps):
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
-    network = torchvision.models.get_model(name, num_classes=7, **({"image_size": 32} if name.startswith("vit") else {}))
+    network = torchvision.models.get_model(
+        name, num_classes=7, **({"image_size": 32} if name.startswith("vit") else {})
+    )
     adapted = models.adapt(network.train())
     assert adapted.training and network.training, "the mode is left as it was"
     adapted.eval()
@@ -361,7 +502,9 @@ def test_adapt_torchvision(name, maps):
         else:
             with pytest.raises(models.ModelError, match="no feature map"):
                 adapted.feature_maps(images)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()), "no hook stays behind"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()), (
+        "no hook stays behind"
+    )
 
 
 def test_adapted_gradients_reach_the_images():
@@ -416,12 +559,20 @@ def test_adapt_takes_the_layer_that_runs_last():
         models.adapt(Reversed(), head="heads")
 
 
-@pytest.mark.parametrize("tail, message", [
-    ([nn.Linear(4, 3), nn.Softmax(1)], "does not end in its linear layer"), ([], "no nn.Linear"),
-    ([nn.Linear(4, 3), nn.Unflatten(1, (3, 1))], "instead of logits"), ([nn.Unflatten(1, (1, 4)), nn.Linear(4, 3), nn.Flatten()], r"\(N, D\)")])
+@pytest.mark.parametrize(
+    "tail, message",
+    [
+        ([nn.Linear(4, 3), nn.Softmax(1)], "does not end in its linear layer"),
+        ([], "no nn.Linear"),
+        ([nn.Linear(4, 3), nn.Unflatten(1, (3, 1))], "instead of logits"),
+        ([nn.Unflatten(1, (1, 4)), nn.Linear(4, 3), nn.Flatten()], r"\(N, D\)"),
+    ],
+)
 def test_adapt_refuses(tail, message):
     with pytest.raises(models.ModelError, match=message) as error:
-        models.adapt(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *tail))
+        models.adapt(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), *tail)
+        )
     assert "\n" not in str(error.value)
 
 
@@ -438,29 +589,55 @@ def test_torchvision_by_name():
 def test_torchvision_weights_with_another_head(monkeypatch):
     torchvision = pytest.importorskip("torchvision")
     plain, asked = torchvision.models.get_model, []
-    monkeypatch.setattr(torchvision.models, "get_model", lambda name, weights=None, **k: asked.append(weights) or plain(name, **k))
+    monkeypatch.setattr(
+        torchvision.models,
+        "get_model",
+        lambda name, weights=None, **k: asked.append(weights) or plain(name, **k),
+    )
     assert models.build("torchvision_resnet18", 1000, image_size=64).fc.out_features == 1000
     network = models.build("torchvision_resnet18", 5, image_size=64, weights="IMAGENET1K_V1")
-    assert asked == [None, "IMAGENET1K_V1"] and network.fc.out_features == 5 and "weights" not in network.arch
+    assert (
+        asked == [None, "IMAGENET1K_V1"]
+        and network.fc.out_features == 5
+        and "weights" not in network.arch
+    )
     assert network(torch.rand(2, 3, 64, 64)).shape == (2, 5)
 
 
 # ---- dropout -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 def test_dropout_on_the_cpu_has_the_rate_the_scale_and_the_gradient(layout, dtype):
     from models.dropout import drop
+
     x = torch.ones(40, 16, 16, 32, dtype=dtype)
-    x = {"contiguous": x, "channels_last": x.contiguous(memory_format=torch.channels_last), "sliced": x[:, :, ::2, 1:]}[layout].detach().requires_grad_()
+    x = (
+        {
+            "contiguous": x,
+            "channels_last": x.contiguous(memory_format=torch.channels_last),
+            "sliced": x[:, :, ::2, 1:],
+        }[layout]
+        .detach()
+        .requires_grad_()
+    )
     torch.manual_seed(3)
     y = drop(x, 0.3, True)
     y.sum().backward()
-    assert y.shape == x.shape and y.dtype == dtype and set(y.detach().float().unique().tolist()) == {0.0, torch.tensor(65536 / (65536 - 19661), dtype=dtype).item()}
+    assert (
+        y.shape == x.shape
+        and y.dtype == dtype
+        and set(y.detach().float().unique().tolist())
+        == {0.0, torch.tensor(65536 / (65536 - 19661), dtype=dtype).item()}
+    )
     kept = (y != 0).double()
     assert kept.mean().item() == pytest.approx(0.7, abs=4 * (0.21 / y.numel()) ** 0.5)
-    assert torch.equal(x.grad, y.detach())                                            # x is 1 everywhere
-    a, b = kept.flatten()[:-1] - 0.7, kept.flatten()[1:] - 0.7                         # entries from one draw are independent
+    assert torch.equal(x.grad, y.detach())  # x is 1 everywhere
+    a, b = (
+        kept.flatten()[:-1] - 0.7,
+        kept.flatten()[1:] - 0.7,
+    )  # entries from one draw are independent
     assert abs((a * b).mean().item()) < 4 * 0.21 / y.numel() ** 0.5
     torch.manual_seed(3)
     assert torch.equal(drop(x, 0.3, True), y) and not torch.equal(drop(x, 0.3, True), y)
@@ -468,6 +645,11 @@ def test_dropout_on_the_cpu_has_the_rate_the_scale_and_the_gradient(layout, dtyp
 
 def test_dropout_off_and_at_its_ends():
     from models.dropout import drop
+
     x = torch.rand(5, 7)
-    assert drop(x, 0.3, False) is x and torch.equal(drop(x, 0.0, True), x) and not drop(x, 1.0, True).any()
+    assert (
+        drop(x, 0.3, False) is x
+        and torch.equal(drop(x, 0.0, True), x)
+        and not drop(x, 1.0, True).any()
+    )
     assert drop(torch.empty(0, 3), 0.5, True).shape == (0, 3)

@@ -1,4 +1,5 @@
 """One pass per data set, and a cache that cannot lie."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,11 @@ NAMES = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 
 def images(n, seed=0, name="set"):
     generator = np.random.default_rng(seed)
-    return ArrayImages(generator.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8), labels=generator.integers(0, 10, n), name=name)
+    return ArrayImages(
+        generator.integers(0, 256, (n, 1, 28, 28), dtype=np.uint8),
+        labels=generator.integers(0, 10, n),
+        name=name,
+    )
 
 
 @pytest.fixture
@@ -36,13 +41,24 @@ class Counter:
     def __init__(self, network: nn.Module):
         self.seen = 0
         first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
-        first.register_forward_hook(lambda module, inputs, output: setattr(self, "seen", self.seen + len(inputs[0])))
+        first.register_forward_hook(
+            lambda module, inputs, output: setattr(self, "seen", self.seen + len(inputs[0]))
+        )
 
 
 def run(network, preprocess, names=NAMES, cache=None, **options):
     made = {n: detectors.create(n) for n in names}
-    return benchmark.evaluate(network, images(60, 1, "id"), images(40, 2, "id"), [benchmark.TestSet("a", images(30, 3, "a")), benchmark.TestSet("b", images(20, 4, "b"))],
-                              made, preprocess, batch_size=16, cache=cache, **options)
+    return benchmark.evaluate(
+        network,
+        images(60, 1, "id"),
+        images(40, 2, "id"),
+        [benchmark.TestSet("a", images(30, 3, "a")), benchmark.TestSet("b", images(20, 4, "b"))],
+        made,
+        preprocess,
+        batch_size=16,
+        cache=cache,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("arch", ["small_cnn", "small_densenet", "wrn"])
@@ -63,7 +79,7 @@ def test_outputs_are_what_the_network_gives(arch, preprocess):
 def test_six_detectors_cost_one_forward_pass_per_set(network, preprocess):
     counter = Counter(network)
     run(network, preprocess)
-    odin_only = 40 + 30 + 20                           # its second forward pass over the perturbed test images
+    odin_only = 40 + 30 + 20  # its second forward pass over the perturbed test images
     assert counter.seen == 60 + 40 + 30 + 20 + odin_only
     counter.seen = 0
     run(network, preprocess, [n for n in NAMES if n != "odin"])
@@ -98,6 +114,7 @@ def test_every_part_of_the_key_matters(network, preprocess, tmp_path):
         counter.seen = 0
         extract(network, images_, preprocess_, batch_size=16, cache=cache, **options)
         return counter.seen
+
     assert forwarded(images(10), preprocess) == 10
     assert forwarded(images(10), preprocess) == 0
     assert forwarded(images(10, seed=9), preprocess) == 10
@@ -124,9 +141,16 @@ def test_an_interrupted_pass_leaves_nothing(network, preprocess, tmp_path):
         def batches(self, batch_size, indices=None):
             yield from list(super().batches(batch_size, indices))[:2]
             raise KeyboardInterrupt
+
     generator = np.random.default_rng(0)
     with pytest.raises(KeyboardInterrupt):
-        extract(network, Breaks(generator.integers(0, 256, (50, 1, 28, 28), dtype=np.uint8)), preprocess, batch_size=16, cache=Cache(tmp_path))
+        extract(
+            network,
+            Breaks(generator.integers(0, 256, (50, 1, 28, 28), dtype=np.uint8)),
+            preprocess,
+            batch_size=16,
+            cache=Cache(tmp_path),
+        )
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -139,18 +163,30 @@ def test_bf16_is_close(network, preprocess):
 def test_batch_size_does_not_matter(network, preprocess):
     small, large = (run(network, preprocess), benchmark.evaluate)
     made = {n: detectors.create(n) for n in NAMES}
-    other = large(network, images(60, 1, "id"), images(40, 2, "id"), [benchmark.TestSet("a", images(30, 3, "a"))], made, preprocess, batch_size=64)
+    other = large(
+        network,
+        images(60, 1, "id"),
+        images(40, 2, "id"),
+        [benchmark.TestSet("a", images(30, 3, "a"))],
+        made,
+        preprocess,
+        batch_size=64,
+    )
     for name in NAMES:
-        np.testing.assert_allclose(small.scores["a"][name], other.scores["a"][name], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            small.scores["a"][name], other.scores["a"][name], rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("unit", ["pixel", "normalised"])
 def test_odin_against_one_image_at_a_time(network, preprocess, unit):
     detector = detectors.create("odin", magnitude=0.01, temperature=100.0, unit=unit)
-    found = extract(network, images(12), preprocess, batch_size=5, image_detectors=[detector]).scores[detector.key]
+    found = extract(
+        network, images(12), preprocess, batch_size=5, image_detectors=[detector]
+    ).scores[detector.key]
     x = torch.cat([preprocess(b) for b in images(12).batches(100)])
     for i in range(12):
-        one = x[i:i + 1].clone().requires_grad_()
+        one = x[i : i + 1].clone().requires_grad_()
         logits = network(one)
         cross_entropy(logits / 100, logits.argmax(1)).backward()
         sign = torch.where(one.grad >= 0, 1.0, -1.0)

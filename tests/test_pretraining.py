@@ -1,4 +1,5 @@
 """classifier_pretraining.py at tiny size: what it writes, kill and resume, and every kind of bad input."""
+
 import json
 import os
 import random
@@ -27,14 +28,16 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.fixture
 def pretrain(monkeypatch, capsys):
     """pretrain('-epochs', 1) -> (exit code, stdout, stderr) of the real file, run in this process to save its imports."""
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["classifier_pretraining.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit.value.code, *capsys.readouterr()
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)                           # networks this small only wait for a second one
+    torch.set_num_threads(1)  # networks this small only wait for a second one
     yield call
     torch.set_num_threads(threads)
 
@@ -53,25 +56,49 @@ def same(a, b):
 
 # ---- what a run writes -------------------------------------------------------------------------------------------------------
 
+
 def test_files_of_a_run(tmp_path):
     """As a user calls it: both dash styles, the folder named after data set, network and time."""
-    done = subprocess.run([sys.executable, SCRIPT, *TINY, "--checkpoints_dir", tmp_path, "--schedule", "cosine"], cwd=tmp_path,
-                          env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *TINY, "--checkpoints_dir", tmp_path, "--schedule", "cosine"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stderr == ""
-    folder, = tmp_path.glob("mnist5k_small_cnn_4_20*")
-    assert sorted(p.name for p in folder.iterdir()) == ["best.pt", "config.json", "last.pt", "log.jsonl"]
-    assert done.stdout.startswith("device cpu") and len([x for x in done.stdout.splitlines() if x.startswith("epoch ")]) == 2
+    (folder,) = tmp_path.glob("mnist5k_small_cnn_4_20*")
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "best.pt",
+        "config.json",
+        "last.pt",
+        "log.jsonl",
+    ]
+    assert (
+        done.stdout.startswith("device cpu")
+        and len([x for x in done.stdout.splitlines() if x.startswith("epoch ")]) == 2
+    )
 
     config = json.loads((folder / "config.json").read_text())
-    expected = {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn", "width": 4, "num_classes": 10, "schedule": "cosine", "epochs": 2}
+    expected = {
+        "kind": "classifier",
+        "id_dataset": "mnist5k",
+        "arch": "small_cnn",
+        "width": 4,
+        "num_classes": 10,
+        "schedule": "cosine",
+        "epochs": 2,
+    }
     assert expected.items() <= config.items() and "depth" in config
-    found = runs.find_newest(tmp_path, {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn"})
+    found = runs.find_newest(
+        tmp_path, {"kind": "classifier", "id_dataset": "mnist5k", "arch": "small_cnn"}
+    )
     assert found.folder == folder
 
-    start, = records(folder, "start")
+    (start,) = records(folder, "start")
     assert (start["train_images"], start["valid_images"], start["test_images"]) == (108, 12, 120)
     assert start["command"] and start["versions"]["torch"] and start["digests"]["train"]
-    end, = records(folder, "end")
+    (end,) = records(folder, "end")
     for name, key in (("best.pt", "test_accuracy_best"), ("last.pt", "test_accuracy_last")):
         assert measured_again(folder / name) == pytest.approx(end[key])
     assert f"best {end['test_accuracy_best']:.2%} (epoch {end['best_epoch']})" in done.stdout
@@ -80,7 +107,10 @@ def test_files_of_a_run(tmp_path):
 def measured_again(path):
     """Accuracy of a weight file, rebuilt from nothing but what it says about itself."""
     stored = models.checkpoints.read(path)
-    assert stored.format == "ood-1" and {"arch", "epoch", "metrics", "preprocess"} <= stored.meta.keys()
+    assert (
+        stored.format == "ood-1"
+        and {"arch", "epoch", "metrics", "preprocess"} <= stored.meta.keys()
+    )
     network = models.build(**stored.meta["arch"]).eval()
     models.checkpoints.load_into(network, path)
     test = load("mnist5k", "test")
@@ -93,55 +123,142 @@ def measured_again(path):
 
 def test_a_short_run_learns(tmp_path, pretrain):
     """1,000 digits and three epochs are far from chance."""
-    code, out, err = pretrain("-device", "cpu", "-limit", 800, "-epochs", 3, "-batch_size", 16, "-width", 8, "-out_dir", tmp_path)
+    code, out, err = pretrain(
+        "-device",
+        "cpu",
+        "-limit",
+        800,
+        "-epochs",
+        3,
+        "-batch_size",
+        16,
+        "-width",
+        8,
+        "-out_dir",
+        tmp_path,
+    )
     assert code == 0, err
     assert records(tmp_path, "end")[0]["test_accuracy_best"] > 0.6
     rates = [r["lr"] for r in records(tmp_path, "epoch")]
-    assert rates[-1] < 0.01 and max(rates) > 0.01                      # onecycle, the recipe of mnist5k
+    assert rates[-1] < 0.01 and max(rates) > 0.01  # onecycle, the recipe of mnist5k
 
 
 def test_seed_decides_everything(tmp_path, pretrain):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert pretrain(*TINY, "-epochs", 1, "-seed", seed, "-out_dir", tmp_path / name)[0] == 0
-    assert same(weights(tmp_path / "a"), weights(tmp_path / "b")) and not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b")) and not same(
+        weights(tmp_path / "a"), weights(tmp_path / "c")
+    )
 
 
-@pytest.mark.parametrize("flags", (("-valid_augment",), ("-augment", "none"), ("-optimizer", "adam"), ("-momentum", 0), ("-weight_decay", 0.1),
-                                   ("-lr", 0.01), ("-nesterov",), ("-clip_norm", 0.01), ("-valid_split", 0.3), ("-mean", 0.1),
-                                   ("-precision", "bf16"), ("-ema", 0.9), ("-sampler", "balanced"), ("-schedule", "constant"), ("-schedule", "steps", "-milestones", 1, "-gamma", 0.2)))
+@pytest.mark.parametrize(
+    "flags",
+    (
+        ("-valid_augment",),
+        ("-augment", "none"),
+        ("-optimizer", "adam"),
+        ("-momentum", 0),
+        ("-weight_decay", 0.1),
+        ("-lr", 0.01),
+        ("-nesterov",),
+        ("-clip_norm", 0.01),
+        ("-valid_split", 0.3),
+        ("-mean", 0.1),
+        ("-precision", "bf16"),
+        ("-ema", 0.9),
+        ("-sampler", "balanced"),
+        ("-schedule", "constant"),
+        ("-schedule", "steps", "-milestones", 1, "-gamma", 0.2),
+    ),
+)
 def test_every_flag_has_an_effect(tmp_path, pretrain, flags):
     code, _, err = pretrain(*TINY, "-limit", 100, *flags, "-out_dir", tmp_path / "changed")
     assert code == 0, err
     if not (tmp_path.parent / "plain").exists():
         assert pretrain(*TINY, "-limit", 100, "-out_dir", tmp_path.parent / "plain")[0] == 0
-    changed, plain = (records(folder, "epoch")[-1] for folder in (tmp_path / "changed", tmp_path.parent / "plain"))
+    changed, plain = (
+        records(folder, "epoch")[-1] for folder in (tmp_path / "changed", tmp_path.parent / "plain")
+    )
     assert changed["valid_loss"] != plain["valid_loss"]
-    if flags == ("-valid_augment",):                                   # it changes what is measured, not what is learned
+    if flags == ("-valid_augment",):  # it changes what is measured, not what is learned
         assert changed["loss"] == plain["loss"]
 
 
 def test_json_gives_the_same_keys_and_flags_win(tmp_path, pretrain):
-    (tmp_path / "c.json").write_text(json.dumps({"dataset": "mnist5k", "arch": "small_cnn", "width": 4, "epochs": 7, "limit": 60, "augment": "none"}))
-    assert pretrain("-config", tmp_path / "c.json", "-epochs", 1, "-device", "cpu", "-out_dir", tmp_path / "run")[0] == 0
+    (tmp_path / "c.json").write_text(
+        json.dumps(
+            {
+                "dataset": "mnist5k",
+                "arch": "small_cnn",
+                "width": 4,
+                "epochs": 7,
+                "limit": 60,
+                "augment": "none",
+            }
+        )
+    )
+    assert (
+        pretrain(
+            "-config",
+            tmp_path / "c.json",
+            "-epochs",
+            1,
+            "-device",
+            "cpu",
+            "-out_dir",
+            tmp_path / "run",
+        )[0]
+        == 0
+    )
     config = runs.Run(tmp_path / "run").config
-    assert (config["epochs"], config["limit"], config["augment"], config["width"]) == (1, 60, "none", 4)
-    assert pretrain("-config", tmp_path / "run" / "config.json", "-out_dir", tmp_path / "again")[0] == 0
+    assert (config["epochs"], config["limit"], config["augment"], config["width"]) == (
+        1,
+        60,
+        "none",
+        4,
+    )
+    assert (
+        pretrain("-config", tmp_path / "run" / "config.json", "-out_dir", tmp_path / "again")[0]
+        == 0
+    )
     assert same(weights(tmp_path / "run"), weights(tmp_path / "again"))
 
 
 def test_recipe_of_the_heatmap_paper():
     """What the paper's code does for CIFAR and Tiny ImageNet, as resolved without flags."""
     cifar = resolve({"id_dataset": "cifar10"})
-    assert (cifar.arch, cifar.epochs, cifar.batch_size, cifar.lr, cifar.momentum, cifar.weight_decay) == ("resnet18", 100, 200, 0.1, 0.9, 5e-4)
-    assert (cifar.schedule, cifar.patience, cifar.gamma, cifar.valid_split, cifar.augment, cifar.mean) == ("plateau", 10, 0.1, 0.01, "crop_flip", (0.5,))
+    assert (
+        cifar.arch,
+        cifar.epochs,
+        cifar.batch_size,
+        cifar.lr,
+        cifar.momentum,
+        cifar.weight_decay,
+    ) == ("resnet18", 100, 200, 0.1, 0.9, 5e-4)
+    assert (
+        cifar.schedule,
+        cifar.patience,
+        cifar.gamma,
+        cifar.valid_split,
+        cifar.augment,
+        cifar.mean,
+    ) == ("plateau", 10, 0.1, 0.01, "crop_flip", (0.5,))
     assert not cifar.nesterov and not cifar.valid_augment
     tiny = resolve({"id_dataset": "tinyimagenet"})
-    assert (tiny.arch, tiny.epochs, tiny.batch_size, tiny.augment) == ("resnet50", 200, 128, "resized_crop_flip")
+    assert (tiny.arch, tiny.epochs, tiny.batch_size, tiny.augment) == (
+        "resnet50",
+        200,
+        128,
+        "resized_crop_flip",
+    )
 
 
 # ---- image folders -----------------------------------------------------------------------------------------------------------
 
-def image_folder(root, parts=("train", "test"), classes=("cat", "dog"), count=12, shape=(32, 32, 3)):
+
+def image_folder(
+    root, parts=("train", "test"), classes=("cat", "dog"), count=12, shape=(32, 32, 3)
+):
     for part in parts:
         for label, name in enumerate(classes):
             (root / part / name).mkdir(parents=True)
@@ -153,16 +270,41 @@ def image_folder(root, parts=("train", "test"), classes=("cat", "dog"), count=12
 
 def test_any_image_folder(tmp_path, pretrain):
     photos = image_folder(tmp_path / "photos")
-    arguments = ("-arch", "small_resnet", "-epochs", 2, "-batch_size", 8, "-device", "cpu", "-checkpoints_dir", tmp_path / "runs")
+    arguments = (
+        "-arch",
+        "small_resnet",
+        "-epochs",
+        2,
+        "-batch_size",
+        8,
+        "-device",
+        "cpu",
+        "-checkpoints_dir",
+        tmp_path / "runs",
+    )
     code, out, err = pretrain("-dataset", photos, *arguments)
     assert code == 0, err
-    folder, = (tmp_path / "runs").glob("photos_small_resnet_20*")
-    assert runs.Run(folder).config["num_classes"] == 2 and runs.Run(folder).load("best.pt")["preprocess"]["size"] == 32
+    (folder,) = (tmp_path / "runs").glob("photos_small_resnet_20*")
+    assert (
+        runs.Run(folder).config["num_classes"] == 2
+        and runs.Run(folder).load("best.pt")["preprocess"]["size"] == 32
+    )
 
 
 def test_folder_without_parts_is_tested_on_its_validation_images(tmp_path, pretrain):
     image_folder(tmp_path, parts=("photos",))
-    code, out, err = pretrain("-dataset", tmp_path / "photos", "-arch", "small_cnn", "-epochs", 1, "-device", "cpu", "-out_dir", tmp_path / "run")
+    code, out, err = pretrain(
+        "-dataset",
+        tmp_path / "photos",
+        "-arch",
+        "small_cnn",
+        "-epochs",
+        1,
+        "-device",
+        "cpu",
+        "-out_dir",
+        tmp_path / "run",
+    )
     assert code == 0 and "has no test part" in out
     assert records(tmp_path / "run", "start")[0]["test_images"] == 2
 
@@ -174,7 +316,12 @@ KILLS, EPOCHS = 10, 40
 
 def kill_at(arguments, line, delay=0.0, file=None):
     """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or as soon as there is `file` after that."""
-    process = subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     for text in process.stdout:
         if text.startswith(line):
             break
@@ -188,32 +335,80 @@ def kill_at(arguments, line, delay=0.0, file=None):
 
 def test_run_killed_at_ten_random_moments_ends_in_the_same_weights(tmp_path):
     """Within an epoch, between two, while a checkpoint is written; a plateau schedule, dropout and an average have state of their own."""
-    arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-limit", 120, "-epochs", EPOCHS, "-batch_size", 32, "-schedule", "plateau",
-                 "-patience", 1, "-model_args", "dropout=0.3", "-width", 1, "-ema", 0.9, "-resume", "-out_dir")
+    arguments = (
+        "-device",
+        "cpu",
+        "-arch",
+        "small_wideresnet",
+        "-limit",
+        120,
+        "-epochs",
+        EPOCHS,
+        "-batch_size",
+        32,
+        "-schedule",
+        "plateau",
+        "-patience",
+        1,
+        "-model_args",
+        "dropout=0.3",
+        "-width",
+        1,
+        "-ema",
+        0.9,
+        "-resume",
+        "-out_dir",
+    )
+
     def run(folder):
-        return subprocess.run([sys.executable, SCRIPT, *map(str, arguments), folder], env=ENVIRONMENT, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, SCRIPT, *map(str, arguments), folder],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+
     straight = run(tmp_path / "straight")
     assert straight.returncode == 0, straight.stderr
     seconds = np.median([r["seconds"] for r in records(tmp_path / "straight", "epoch")])
     killed, seed = tmp_path / "killed", random.randrange(2**32)
     chance = random.Random(seed)
     for number in range(KILLS):
-        if number >= 3 and len(records(killed, "epoch")) > EPOCHS - 12:         # the machine has become much faster since `straight`
+        if (
+            number >= 3 and len(records(killed, "epoch")) > EPOCHS - 12
+        ):  # the machine has become much faster since `straight`
             break
-        line = "epoch" if number % 3 else "108 training"                        # after an epoch of this very process, or in its first
+        line = (
+            "epoch" if number % 3 else "108 training"
+        )  # after an epoch of this very process, or in its first
         writing = killed / ".last.pt.tmp" if number in (3, 6, 8) else None
         if writing:
-            writing.unlink(missing_ok=True)                                     # what the last kill of this kind left
-        assert kill_at((*arguments, killed), line, 0 if writing else chance.uniform(0, 1.5 * seconds), writing) == -signal.SIGKILL, f"seed {seed}"
+            writing.unlink(missing_ok=True)  # what the last kill of this kind left
+        assert (
+            kill_at(
+                (*arguments, killed),
+                line,
+                0 if writing else chance.uniform(0, 1.5 * seconds),
+                writing,
+            )
+            == -signal.SIGKILL
+        ), f"seed {seed}"
     done = len(records(killed, "epoch"))
     assert 0 < done < EPOCHS, f"seed {seed}"
     resumed = run(killed)
     assert resumed.returncode == 0, resumed.stderr
-    assert next(x for x in resumed.stdout.splitlines() if x.startswith("epoch")).startswith((f"epoch {done}/", f"epoch {done + 1}/"))
+    assert next(x for x in resumed.stdout.splitlines() if x.startswith("epoch")).startswith(
+        (f"epoch {done}/", f"epoch {done + 1}/")
+    )
     for name in ("last.pt", "best.pt"):
         assert same(weights(tmp_path / "straight", name), weights(killed, name)), f"seed {seed}"
-    logs = [[{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in records(tmp_path / name, "epoch")]
-            for name in ("straight", "killed")]
+    logs = [
+        [
+            {k: v for k, v in r.items() if k not in ("seconds", "images_per_s")}
+            for r in records(tmp_path / name, "epoch")
+        ]
+        for name in ("straight", "killed")
+    ]
     assert logs[0] == logs[1] and len(logs[0]) == EPOCHS
     assert records(tmp_path / "straight", "end") == records(killed, "end")
 
@@ -221,7 +416,11 @@ def test_run_killed_at_ten_random_moments_ends_in_the_same_weights(tmp_path):
 def test_resume_of_a_finished_run_repeats_its_result(tmp_path, pretrain):
     first = pretrain(*TINY, "-out_dir", tmp_path)
     again = pretrain("-resume", "-out_dir", tmp_path)
-    assert again[0] == 0 and again[1].splitlines()[-2:] == first[1].splitlines()[-2:] and "epoch 1/" not in again[1]
+    assert (
+        again[0] == 0
+        and again[1].splitlines()[-2:] == first[1].splitlines()[-2:]
+        and "epoch 1/" not in again[1]
+    )
 
 
 def test_resume_finds_the_newest_run_of_these_very_settings(tmp_path, pretrain):
@@ -236,62 +435,86 @@ def test_resume_finds_the_newest_run_of_these_very_settings(tmp_path, pretrain):
 
 def test_prolonged_run_equals_a_longer_one(tmp_path, pretrain):
     for folder, epochs in (("short", 1), ("long", 2)):
-        assert pretrain(*TINY, "-schedule", "constant", "-epochs", epochs, "-out_dir", tmp_path / folder)[0] == 0
+        assert (
+            pretrain(
+                *TINY, "-schedule", "constant", "-epochs", epochs, "-out_dir", tmp_path / folder
+            )[0]
+            == 0
+        )
     assert pretrain("-resume", "-epochs", 2, "-out_dir", tmp_path / "short")[0] == 0
-    assert same(weights(tmp_path / "short"), weights(tmp_path / "long")) and runs.Run(tmp_path / "short").config["epochs"] == 2
+    assert (
+        same(weights(tmp_path / "short"), weights(tmp_path / "long"))
+        and runs.Run(tmp_path / "short").config["epochs"] == 2
+    )
 
 
 # ---- bad input and failed runs -----------------------------------------------------------------------------------------------
 
+
 def assert_refused(result, *words):
     code, out, err = result
-    assert code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("classifier_pretraining.py: error: "), err
+    assert (
+        code == 2
+        and len(err.strip().splitlines()) == 1
+        and err.startswith("classifier_pretraining.py: error: ")
+    ), err
     assert all(word in err for word in words), err
     assert "epoch" not in out
 
 
-@pytest.mark.parametrize("arguments, words", (
-    (("-epohs", 3), ("-epohs", "did you mean '-epochs'")),
-    (("-epochs", "many"), ("-epochs", "many")),
-    (("-epochs", 0), ("-epochs is 0", "at least 1")),
-    (("-batch_size", 0), ("-batch_size is 0",)),
-    (("-lr", -1), ("-lr is -1",)),
-    (("-lr", "nan"), ("-lr is nan",)),
-    (("-limit", 0), ("-limit is 0",)),
-    (("-seed", -1), ("-seed is -1",)),
-    (("-valid_split", 1), ("-valid_split is 1",)),
-    (("-ema", 1), ("-ema is 1",)),
-    (("-valid_split", 0, "-schedule", "plateau"), ("plateau", "-valid_split is 0")),
-    (("-schedule", "steps"), ("-milestones",)),
-    (("-nesterov", "-momentum", 0), ("-nesterov",)),
-    (("-mean", 0.1, 0.2), ("-mean has 2 values", "1 channel")),
-    (("-dataset", "mnist5"), ("mnist5", "did you mean 'mnist5k'")),
-    (("-dataset", "mnist"), ("-arch is needed",)),
-    (("-dataset", "cifar10", "-data_dir", "/nonexistent"), ("cifar10", "/nonexistent", "-download")),
-    (("-dataset", "letters", "-arch", "small_cnn"), ("no labels",)),
-    (("-dataset", "./nowhere", "-arch", "small_cnn"), ("nowhere",)),
-    (("-arch", "smal_cnn"), ("smal_cnn", "did you mean 'small_cnn'")),
-    (("-arch", "wrn"), ("wrn", "adaptive")),
-    (("-depth", 5), ("depth",)),
-    (("-model_args", "dropout"), ("KEY=VALUE", "'dropout'")),
-    (("-model_args", "dropout=0.1"), ("dropout", "small_cnn")),
-    (("-width", 0), ("width",)),
-    (("-augment", "crop_flp"), ("crop_flp",)),
-    (("-device", "cuda:77"), ("cuda:77",)),
-    (("-config", "nowhere.json"), ("nowhere.json",)),
-))
+@pytest.mark.parametrize(
+    "arguments, words",
+    (
+        (("-epohs", 3), ("-epohs", "did you mean '-epochs'")),
+        (("-epochs", "many"), ("-epochs", "many")),
+        (("-epochs", 0), ("-epochs is 0", "at least 1")),
+        (("-batch_size", 0), ("-batch_size is 0",)),
+        (("-lr", -1), ("-lr is -1",)),
+        (("-lr", "nan"), ("-lr is nan",)),
+        (("-limit", 0), ("-limit is 0",)),
+        (("-seed", -1), ("-seed is -1",)),
+        (("-valid_split", 1), ("-valid_split is 1",)),
+        (("-ema", 1), ("-ema is 1",)),
+        (("-valid_split", 0, "-schedule", "plateau"), ("plateau", "-valid_split is 0")),
+        (("-schedule", "steps"), ("-milestones",)),
+        (("-nesterov", "-momentum", 0), ("-nesterov",)),
+        (("-mean", 0.1, 0.2), ("-mean has 2 values", "1 channel")),
+        (("-dataset", "mnist5"), ("mnist5", "did you mean 'mnist5k'")),
+        (("-dataset", "mnist"), ("-arch is needed",)),
+        (
+            ("-dataset", "cifar10", "-data_dir", "/nonexistent"),
+            ("cifar10", "/nonexistent", "-download"),
+        ),
+        (("-dataset", "letters", "-arch", "small_cnn"), ("no labels",)),
+        (("-dataset", "./nowhere", "-arch", "small_cnn"), ("nowhere",)),
+        (("-arch", "smal_cnn"), ("smal_cnn", "did you mean 'small_cnn'")),
+        (("-arch", "wrn"), ("wrn", "adaptive")),
+        (("-depth", 5), ("depth",)),
+        (("-model_args", "dropout"), ("KEY=VALUE", "'dropout'")),
+        (("-model_args", "dropout=0.1"), ("dropout", "small_cnn")),
+        (("-width", 0), ("width",)),
+        (("-augment", "crop_flp"), ("crop_flp",)),
+        (("-device", "cuda:77"), ("cuda:77",)),
+        (("-config", "nowhere.json"), ("nowhere.json",)),
+    ),
+)
 def test_bad_input_is_one_line(tmp_path, pretrain, arguments, words):
-    result = pretrain("-device", "cpu", "-limit", 50, "-epochs", 1, "-out_dir", tmp_path / "run", *arguments)
+    result = pretrain(
+        "-device", "cpu", "-limit", 50, "-epochs", 1, "-out_dir", tmp_path / "run", *arguments
+    )
     assert_refused(result, *words)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("content, words", (
-    ('{"epoch": 3}', ("unknown key 'epoch'", "did you mean 'epochs'")),
-    ('{"epochs": "three"}', ("'epochs'", "int")),
-    ('{"epochs": 3', ("not valid JSON",)),
-    ('{"schedule": "cosin"}', ("cosin", "cosine")),
-))
+@pytest.mark.parametrize(
+    "content, words",
+    (
+        ('{"epoch": 3}', ("unknown key 'epoch'", "did you mean 'epochs'")),
+        ('{"epochs": "three"}', ("'epochs'", "int")),
+        ('{"epochs": 3', ("not valid JSON",)),
+        ('{"schedule": "cosin"}', ("cosin", "cosine")),
+    ),
+)
 def test_bad_config_is_one_line(tmp_path, pretrain, content, words):
     (tmp_path / "c.json").write_text(content)
     assert_refused(pretrain("-config", tmp_path / "c.json", "-out_dir", tmp_path / "run"), *words)
@@ -299,14 +522,30 @@ def test_bad_config_is_one_line(tmp_path, pretrain, content, words):
 
 
 def test_folders_that_are_no_training_set(tmp_path, pretrain):
-    arguments = ("-arch", "small_cnn", "-epochs", 1, "-device", "cpu", "-out_dir", tmp_path / "run", "-dataset")
-    assert_refused(pretrain(*arguments, image_folder(tmp_path / "one", classes=("cat",))), "one class only")
-    assert_refused(pretrain(*arguments, image_folder(tmp_path / "wide", shape=(32, 40, 3))), "40x32", "-size")
+    arguments = (
+        "-arch",
+        "small_cnn",
+        "-epochs",
+        1,
+        "-device",
+        "cpu",
+        "-out_dir",
+        tmp_path / "run",
+        "-dataset",
+    )
+    assert_refused(
+        pretrain(*arguments, image_folder(tmp_path / "one", classes=("cat",))), "one class only"
+    )
+    assert_refused(
+        pretrain(*arguments, image_folder(tmp_path / "wide", shape=(32, 40, 3))), "40x32", "-size"
+    )
     odd = image_folder(tmp_path / "odd")
     (odd / "test" / "cat").rename(odd / "test" / "cow")
     assert_refused(pretrain(*arguments, odd), "odd/test", "'cat'")
     broken = image_folder(tmp_path / "broken")
-    (broken / "train" / "cat" / "3.png").write_bytes((broken / "train" / "cat" / "3.png").read_bytes()[:90])
+    (broken / "train" / "cat" / "3.png").write_bytes(
+        (broken / "train" / "cat" / "3.png").read_bytes()[:90]
+    )
     assert_refused(pretrain(*arguments, broken), "3.png")
     assert not (tmp_path / "run").exists()
 
@@ -316,7 +555,9 @@ def test_a_run_is_not_overwritten_nor_mixed(tmp_path, pretrain):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert_refused(pretrain(*TINY, "-out_dir", tmp_path), "holds a run already", "-resume")
     assert_refused(pretrain(*TINY, "-lr", 0.3, "-resume", "-out_dir", tmp_path), "lr 0.1", "lr 0.3")
-    assert_refused(pretrain(*TINY, "-epochs", 5, "-resume", "-out_dir", tmp_path), "onecycle over 2 epochs")
+    assert_refused(
+        pretrain(*TINY, "-epochs", 5, "-resume", "-out_dir", tmp_path), "onecycle over 2 epochs"
+    )
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 

@@ -1,4 +1,5 @@
 """From a config to a saved detector to a user's own pictures: the two scripts, what they write, and what they refuse."""
+
 import csv
 import json
 
@@ -17,7 +18,9 @@ from ood.outputs import extract
 
 def picture(file, generator, level, side=(40, 32)):
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.clip(generator.normal(level, 30, (*side, 3)), 0, 255).astype(np.uint8)).save(file)
+    Image.fromarray(np.clip(generator.normal(level, 30, (*side, 3)), 0, 255).astype(np.uint8)).save(
+        file
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +34,64 @@ def root(tmp_path_factory):
     picture(root / "odd" / "a.png", generator, 128)
     torch.manual_seed(0)
     network = models.build("small_cnn", 2, image_size=32)
-    models.checkpoints.save(root / "weights.pt", {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict(), "epoch": 1, "metrics": {},
-                                                  "preprocess": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}})
-    (root / "benchmark.json").write_text(json.dumps({"id_dataset": "./photos", "size": 32, "channels": 3, "entries": [{"dataset": "./odd"}]}))
-    (root / "config.json").write_text(json.dumps({"id_dataset": "./photos", "num_classes": 2, "arch": "small_cnn", "benchmark": "benchmark.json",
-                                                  "detector_args": {"knn": {"k": 3}}}))
+    models.checkpoints.save(
+        root / "weights.pt",
+        {
+            "format": "ood-1",
+            "arch": network.arch,
+            "state_dict": network.state_dict(),
+            "epoch": 1,
+            "metrics": {},
+            "preprocess": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32},
+        },
+    )
+    (root / "benchmark.json").write_text(
+        json.dumps(
+            {"id_dataset": "./photos", "size": 32, "channels": 3, "entries": [{"dataset": "./odd"}]}
+        )
+    )
+    (root / "config.json").write_text(
+        json.dumps(
+            {
+                "id_dataset": "./photos",
+                "num_classes": 2,
+                "arch": "small_cnn",
+                "benchmark": "benchmark.json",
+                "detector_args": {"knn": {"k": 3}},
+            }
+        )
+    )
     for i in range(13):
         picture(root / "mine" / "one" / f"{i:02d}.jpg", generator, 60, (50, 70))
         picture(root / "mine" / "two" / "deep" / f"{i:02d}.png", generator, 200)
-    picture(root / "mine" / "top, with \"comma\".png", generator, 10)
+    picture(root / "mine" / 'top, with "comma".png', generator, 10)
     picture(root / "mine" / ".hidden" / "x.png", generator, 10)
     (root / "mine" / "notes.txt").write_text("no picture")
     whole = (root / "mine" / "one" / "03.jpg").read_bytes()
-    (root / "mine" / "one" / "03.jpg").write_bytes(whole[:len(whole) // 2])
+    (root / "mine" / "one" / "03.jpg").write_bytes(whole[: len(whole) // 2])
     (root / "mine" / "one" / "04.jpg").write_bytes(b"")
     return root
 
 
 def fit(call_script, root, *flags):
-    return call_script("scripts/fit_detector.py", "-config", "config.json", "-checkpoint", "weights.pt", "-device", "cpu", "-no_cache", *flags, cwd=root)
+    return call_script(
+        "scripts/fit_detector.py",
+        "-config",
+        "config.json",
+        "-checkpoint",
+        "weights.pt",
+        "-device",
+        "cpu",
+        "-no_cache",
+        *flags,
+        cwd=root,
+    )
 
 
 def score(call_script, root, *flags):
-    return call_script("scripts/score_images.py", "-device", "cpu", "-batch_size", "7", *flags, cwd=root)
+    return call_script(
+        "scripts/score_images.py", "-device", "cpu", "-batch_size", "7", *flags, cwd=root
+    )
 
 
 def rows(file):
@@ -62,29 +100,56 @@ def rows(file):
 
 
 def test_a_folder_of_pictures_is_scored(root, call_script, monkeypatch):
-    done = fit(call_script, root, "-detector", "knn", "-accept", "0.9", "-out", "knn.npz", "-share", "0.8")
+    done = fit(
+        call_script, root, "-detector", "knn", "-accept", "0.9", "-out", "knn.npz", "-share", "0.8"
+    )
     assert done.returncode == 0, done.stderr
     assert "at least 90 %" in done.stdout and "check:" in done.stdout
     stored = storage.load(root / "knn.npz")
     assert stored.detector.k == 3, "the config's detector_args count"
-    assert stored.recipe == {"size": 32, "resize": None, "channels": 3} and len(stored.calibration.scores) == 48
+    assert (
+        stored.recipe == {"size": 32, "resize": None, "channels": 3}
+        and len(stored.calibration.scores) == 48
+    )
 
     monkeypatch.setattr(pictures, "GROUP", 10)
-    done = score(call_script, root, "-detector", "knn.npz", "-input", "mine", "-out_dir", "out", "-sheet", "6")
+    done = score(
+        call_script,
+        root,
+        "-detector",
+        "knn.npz",
+        "-input",
+        "mine",
+        "-out_dir",
+        "out",
+        "-sheet",
+        "6",
+    )
     assert done.returncode == 0, done.stderr
     assert "27 pictures in 'mine'" in done.stdout and "2 damaged" in done.stdout
     text = (root / "out" / "scores.csv").read_text()
     assert text.splitlines()[0] == "file,score,p_value,accepted,error"
     found = rows(root / "out" / "scores.csv")
-    expected = ["top, with \"comma\".png", *(f"one/{i:02d}.jpg" for i in range(13)), *(f"two/deep/{i:02d}.png" for i in range(13))]
+    expected = [
+        'top, with "comma".png',
+        *(f"one/{i:02d}.jpg" for i in range(13)),
+        *(f"two/deep/{i:02d}.png" for i in range(13)),
+    ]
     assert [r["file"] for r in found] == expected, "every picture once, folder by folder"
     damaged = [r for r in found if r["error"]]
-    assert [r["file"] for r in damaged] == ["one/03.jpg", "one/04.jpg"] and all(r["score"] == r["p_value"] == r["accepted"] == "" for r in damaged)
+    assert [r["file"] for r in damaged] == ["one/03.jpg", "one/04.jpg"] and all(
+        r["score"] == r["p_value"] == r["accepted"] == "" for r in damaged
+    )
     whole = [r for r in found if not r["error"]]
     values = np.array([float(r["score"]) for r in whole])
     assert np.allclose([float(r["p_value"]) for r in whole], stored.calibration.p_values(values))
-    assert [r["accepted"] for r in whole] == [str(int(v <= stored.calibration.threshold)) for v in values]
-    assert [p.name for p in sorted((root / "out").iterdir())] == ["contact_sheet.png", "scores.csv"], "no temporary file is left"
+    assert [r["accepted"] for r in whole] == [
+        str(int(v <= stored.calibration.threshold)) for v in values
+    ]
+    assert [p.name for p in sorted((root / "out").iterdir())] == [
+        "contact_sheet.png",
+        "scores.csv",
+    ], "no temporary file is left"
     with Image.open(root / "out" / "contact_sheet.png") as sheet:
         colours = {sheet.convert("RGB").getpixel((x, 60)) for x in range(sheet.width)}
         assert sheet.width > 1000 and sheet.height > 300 and len(colours) > 5
@@ -93,45 +158,123 @@ def test_a_folder_of_pictures_is_scored(root, call_script, monkeypatch):
 def test_scores_are_those_of_an_evaluation(root, call_script):
     """The same pictures through load and extract, in one batch."""
     assert fit(call_script, root, "-detector", "mds", "-out", "mds.npz").returncode == 0
-    assert score(call_script, root, "-detector", "mds.npz", "-input", "photos/test", "-out_dir", "same").returncode == 0
+    assert (
+        score(
+            call_script, root, "-detector", "mds.npz", "-input", "photos/test", "-out_dir", "same"
+        ).returncode
+        == 0
+    )
     stored = storage.load(root / "mds.npz")
     network = models.build(**stored.arch)
     models.checkpoints.load_into(network, root / "weights.pt")
     images = load(str(root / "photos"), "test", root, size=32, channels=3)
-    expected = dict(zip(images.paths, chunked_score(stored.detector, extract(network, images, stored.preprocess)).tolist()))
+    expected = dict(
+        zip(
+            images.paths,
+            chunked_score(stored.detector, extract(network, images, stored.preprocess)).tolist(),
+        )
+    )
     found = {r["file"]: float(r["score"]) for r in rows(root / "same" / "scores.csv")}
-    assert len(found) == 60 and all(found[name] == pytest.approx(value, rel=1e-4) for name, value in expected.items() if name in found)
+    assert len(found) == 60 and all(
+        found[name] == pytest.approx(value, rel=1e-4)
+        for name, value in expected.items()
+        if name in found
+    )
     assert set(found) == set(expected)
 
 
 def test_a_detector_whose_statistics_are_in_a_file(root, call_script):
     """dice with feature_mean needs no training set, but its mask has to be made."""
-    np.save(root / "mean.npy", np.linspace(0.1, 1, models.build("small_cnn", 2, image_size=32).fc.in_features))
-    done = fit(call_script, root, "-detector", "dice:feature_mean=mean.npy,percentile=50", "-out", "dice.npz")
+    np.save(
+        root / "mean.npy",
+        np.linspace(0.1, 1, models.build("small_cnn", 2, image_size=32).fc.in_features),
+    )
+    done = fit(
+        call_script,
+        root,
+        "-detector",
+        "dice:feature_mean=mean.npy,percentile=50",
+        "-out",
+        "dice.npz",
+    )
     assert done.returncode == 0, done.stderr
     assert storage.load(root / "dice.npz").detector.mask.float().mean() == 0.5
     (root / "mean.npy").unlink()
-    done = score(call_script, root, "-detector", "dice.npz", "-input", "mine/two", "-out_dir", "dice")
+    done = score(
+        call_script, root, "-detector", "dice.npz", "-input", "mine/two", "-out_dir", "dice"
+    )
     assert done.returncode == 0, done.stderr
     assert len({r["score"] for r in rows(root / "dice" / "scores.csv")}) > 1
 
 
 def test_detectors_that_need_images_and_a_single_picture(root, call_script):
-    done = fit(call_script, root, "-detector", "odin:magnitude=0.004", "-out", "odin.npz", "-share", "1", "-confidence", "0.8")
+    done = fit(
+        call_script,
+        root,
+        "-detector",
+        "odin:magnitude=0.004",
+        "-out",
+        "odin.npz",
+        "-share",
+        "1",
+        "-confidence",
+        "0.8",
+    )
     assert done.returncode == 0, done.stderr
     assert "with probability 0.8" in done.stdout and "check:" not in done.stdout
-    done = score(call_script, root, "-detector", "odin.npz", "-input", "mine/two/deep/05.png", "-out_dir", "one", "-sheet", "0")
+    done = score(
+        call_script,
+        root,
+        "-detector",
+        "odin.npz",
+        "-input",
+        "mine/two/deep/05.png",
+        "-out_dir",
+        "one",
+        "-sheet",
+        "0",
+    )
     assert done.returncode == 0, done.stderr
     (row,) = rows(root / "one" / "scores.csv")
-    assert row["file"] == "05.png" and 0 < float(row["p_value"]) <= 1 and not (root / "one" / "contact_sheet.png").exists()
+    assert (
+        row["file"] == "05.png"
+        and 0 < float(row["p_value"]) <= 1
+        and not (root / "one" / "contact_sheet.png").exists()
+    )
 
 
 def test_folder_without_test_images_keeps_calibration_apart(root, call_script):
     config = json.loads((root / "config.json").read_text())
-    (root / "flat.json").write_text(json.dumps({**config, "id_dataset": "./photos/train", "benchmark": "flat_benchmark.json"}))
-    (root / "flat_benchmark.json").write_text(json.dumps({"id_dataset": "./photos/train", "size": 32, "channels": 3, "entries": [{"dataset": "./odd"}]}))
-    done = call_script("scripts/fit_detector.py", "-config", "flat.json", "-checkpoint", "weights.pt", "-detector", "knn", "-no_cache", "-accept", "0.8",
-                       "-out", "flat.npz", "-device", "cpu", cwd=root)
+    (root / "flat.json").write_text(
+        json.dumps({**config, "id_dataset": "./photos/train", "benchmark": "flat_benchmark.json"})
+    )
+    (root / "flat_benchmark.json").write_text(
+        json.dumps(
+            {
+                "id_dataset": "./photos/train",
+                "size": 32,
+                "channels": 3,
+                "entries": [{"dataset": "./odd"}],
+            }
+        )
+    )
+    done = call_script(
+        "scripts/fit_detector.py",
+        "-config",
+        "flat.json",
+        "-checkpoint",
+        "weights.pt",
+        "-detector",
+        "knn",
+        "-no_cache",
+        "-accept",
+        "0.8",
+        "-out",
+        "flat.npz",
+        "-device",
+        "cpu",
+        cwd=root,
+    )
     assert done.returncode == 0, done.stderr
     assert "fitted on 15 of its images, calibrated on the other 15" in done.stdout
     assert len(storage.load(root / "flat.npz").detector.bank) == 15
@@ -141,32 +284,55 @@ def test_strict_stops_at_a_damaged_picture_and_keeps_what_was_there(root, call_s
     assert fit(call_script, root, "-detector", "energy", "-out", "energy.npz").returncode == 0
     (root / "strict").mkdir()
     (root / "strict" / "scores.csv").write_text("old")
-    done = score(call_script, root, "-detector", "energy.npz", "-input", "mine", "-out_dir", "strict", "-strict")
-    assert done.returncode == 2 and "one/03.jpg" in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    assert (root / "strict" / "scores.csv").read_text() == "old" and len(list((root / "strict").iterdir())) == 1
+    done = score(
+        call_script,
+        root,
+        "-detector",
+        "energy.npz",
+        "-input",
+        "mine",
+        "-out_dir",
+        "strict",
+        "-strict",
+    )
+    assert (
+        done.returncode == 2
+        and "one/03.jpg" in done.stderr
+        and len(done.stderr.strip().splitlines()) == 1
+    )
+    assert (root / "strict" / "scores.csv").read_text() == "old" and len(
+        list((root / "strict").iterdir())
+    ) == 1
 
 
 def _other_weights(root):
     torch.manual_seed(1)
-    models.checkpoints.save(root / "other.pt", {"state_dict": models.build("small_cnn", 2, image_size=32).state_dict()})
+    models.checkpoints.save(
+        root / "other.pt", {"state_dict": models.build("small_cnn", 2, image_size=32).state_dict()}
+    )
 
 
-@pytest.mark.parametrize("flags, words", [
-    (("-detector", "none.npz", "-input", "mine"), "no detector file"),
-    (("-detector", "weights.pt", "-input", "mine"), "not a whole detector file"),
-    (("-detector", "e.npz", "-input", "nowhere"), "no folder or picture"),
-    (("-detector", "e.npz", "-input", "empty"), "no pictures"),
-    (("-detector", "e.npz", "-input", "mine", "-checkpoint", "other.pt"), "another network"),
-    (("-detector", "e.npz", "-input", "mine", "-batch_size", "0"), "at least 1"),
-    (("-input", "mine"), "-detector"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("-detector", "none.npz", "-input", "mine"), "no detector file"),
+        (("-detector", "weights.pt", "-input", "mine"), "not a whole detector file"),
+        (("-detector", "e.npz", "-input", "nowhere"), "no folder or picture"),
+        (("-detector", "e.npz", "-input", "empty"), "no pictures"),
+        (("-detector", "e.npz", "-input", "mine", "-checkpoint", "other.pt"), "another network"),
+        (("-detector", "e.npz", "-input", "mine", "-batch_size", "0"), "at least 1"),
+        (("-input", "mine"), "-detector"),
+    ],
+)
 def test_bad_input_is_one_line(root, call_script, flags, words):
     if not (root / "e.npz").exists():
         assert fit(call_script, root, "-detector", "energy", "-out", "e.npz").returncode == 0
         _other_weights(root)
         (root / "empty").mkdir()
     done = score(call_script, root, *flags, "-out_dir", "bad")
-    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    ), done.stderr
     assert not (root / "bad").exists()
 
 
@@ -174,15 +340,36 @@ def test_missing_weights_are_named(root, call_script):
     assert fit(call_script, root, "-detector", "energy", "-out", "moved.npz").returncode == 0
     (root / "weights.pt").rename(root / "elsewhere.pt")
     try:
-        done = score(call_script, root, "-detector", "moved.npz", "-input", "mine", "-out_dir", "moved")
+        done = score(
+            call_script, root, "-detector", "moved.npz", "-input", "mine", "-out_dir", "moved"
+        )
         assert done.returncode == 2 and "give them with -checkpoint" in done.stderr
-        done = score(call_script, root, "-detector", "moved.npz", "-input", "mine/two", "-out_dir", "moved", "-checkpoint", "elsewhere.pt")
+        done = score(
+            call_script,
+            root,
+            "-detector",
+            "moved.npz",
+            "-input",
+            "mine/two",
+            "-out_dir",
+            "moved",
+            "-checkpoint",
+            "elsewhere.pt",
+        )
         assert done.returncode == 0, done.stderr
     finally:
         (root / "elsewhere.pt").rename(root / "weights.pt")
 
 
-@pytest.mark.parametrize("flags, words", [(("-accept", "0.99"), "at least 99 are needed"), (("-detector", "dropout"), "no dropout"), (("-share", "0"), "-share"), (("-detector", "knnn"), "did you mean 'knn'")])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("-accept", "0.99"), "at least 99 are needed"),
+        (("-detector", "dropout"), "no dropout"),
+        (("-share", "0"), "-share"),
+        (("-detector", "knnn"), "did you mean 'knn'"),
+    ],
+)
 def test_fit_refuses_what_cannot_be(root, call_script, flags, words):
     done = fit(call_script, root, *flags, "-out", "refused.npz")
     assert done.returncode == 2 and words in done.stderr and not (root / "refused.npz").exists()
@@ -195,16 +382,28 @@ def test_files_are_asked_for_as_they_are_needed(root, monkeypatch):
     network = models.build("small_cnn", 2, image_size=32)
     from ood import detectors
     from ood.data import Preprocess
-    stored = storage.Stored(detectors.create("energy"), "", Preprocess([0.5] * 3, [0.5] * 3), {"size": 32, "resize": None, "channels": 3})
+
+    stored = storage.Stored(
+        detectors.create("energy"),
+        "",
+        Preprocess([0.5] * 3, [0.5] * 3),
+        {"size": 32, "resize": None, "channels": 3},
+    )
     asked = []
 
     def endless():
         while True:
             asked.append(1)
             yield "two/deep/00.png"
+
     stream = pictures.score(root / "mine", stored, network, files=endless(), batch_size=4)
     taken = [next(stream) for _ in range(20)]
-    assert len(asked) <= 24 and len({row.score for row in taken}) == 1 and taken[0].p_value is None and taken[0].accepted is None
+    assert (
+        len(asked) <= 24
+        and len({row.score for row in taken}) == 1
+        and taken[0].p_value is None
+        and taken[0].accepted is None
+    )
     stream.close()
 
 
@@ -219,4 +418,6 @@ def test_extremes_are_the_extremes():
     extremes = pictures.Extremes(3)
     for v in values:
         extremes.add(pictures.Row(str(v), float(v)))
-    assert [r.score for r in extremes.least] == [99, 98, 97] and [r.score for r in extremes.most] == [0, 1, 2]
+    assert [r.score for r in extremes.least] == [99, 98, 97] and [
+        r.score for r in extremes.most
+    ] == [0, 1, 2]

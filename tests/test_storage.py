@@ -1,4 +1,5 @@
 """Fitted detectors to a file and back: every registered one, exactly, without pickle, and only for its own network."""
+
 import json
 import pickle
 import subprocess
@@ -8,9 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-
 from conftest import ROOT
 from detector_toys import Gratings, gratings, network  # noqa: F401  (a fixture)
+
 from ood import detectors, storage
 from ood.calibration import calibrate
 from ood.config import InputError
@@ -20,45 +21,89 @@ from ood.detectors.base import chunked_score
 from ood.outputs import extract, network_digest
 
 PREPROCESS, RECIPE = Preprocess((0.5,), (0.25,)), {"size": 12, "resize": None, "channels": 1}
-QUICK = {"weiper": {"repeats": 5, "samples": 100}, "kpca": {"kernel": "cosine-gaussian", "features": 40}, "dropout": {"samples": 3}, "openmax": {"tail": 5},
-         "vra": {"per_feature": True}, "react": {"detector": "klm"}, "mds_ensemble": {"weights": [1.0, 2.0]}}
+QUICK = {
+    "weiper": {"repeats": 5, "samples": 100},
+    "kpca": {"kernel": "cosine-gaussian", "features": 40},
+    "dropout": {"samples": 3},
+    "openmax": {"tail": 5},
+    "vra": {"per_feature": True},
+    "react": {"detector": "klm"},
+    "mds_ensemble": {"weights": [1.0, 2.0]},
+}
 
 
 @pytest.fixture(scope="module")
 def train(network):
     every = [detectors.create(n, **QUICK.get(n, {})) for n in detectors.names()]
     measuring = [d for d in every if isinstance(d, ImageDetector) and d.measures_train]
-    return extract(network, gratings(90, 0), PREPROCESS, taps=True, image_detectors=measuring, batch_size=90)
+    return extract(
+        network, gratings(90, 0), PREPROCESS, taps=True, image_detectors=measuring, batch_size=90
+    )
 
 
 @pytest.fixture
 def saved(network, train, tmp_path):
     detector = detectors.create("mds").fit(train)
-    return detector, storage.save(tmp_path / "mds.npz", detector, network=network, preprocess=PREPROCESS, recipe=RECIPE)
+    return detector, storage.save(
+        tmp_path / "mds.npz", detector, network=network, preprocess=PREPROCESS, recipe=RECIPE
+    )
 
 
 @pytest.mark.parametrize("name", detectors.names())
 def test_every_detector_scores_the_same_after_save_and_load(name, network, train, tmp_path):
-    detector, digest = detectors.create(name, **QUICK.get(name, {})).fit(train), network_digest(network)
-    path = storage.save(tmp_path / "d.npz", detector, network=digest, preprocess=PREPROCESS, recipe=RECIPE)
+    detector, digest = (
+        detectors.create(name, **QUICK.get(name, {})).fit(train),
+        network_digest(network),
+    )
+    path = storage.save(
+        tmp_path / "d.npz", detector, network=digest, preprocess=PREPROCESS, recipe=RECIPE
+    )
     stored = storage.load(path, digest)
     assert stored.detector.hyperparameters() == detector.hyperparameters()
     images = gratings(20, 7)
 
     def scores(d):
-        return chunked_score(d, extract(network, images, PREPROCESS, taps=True, image_detectors=[d] if isinstance(d, ImageDetector) else ()))
+        return chunked_score(
+            d,
+            extract(
+                network,
+                images,
+                PREPROCESS,
+                taps=True,
+                image_detectors=[d] if isinstance(d, ImageDetector) else (),
+            ),
+        )
+
     assert torch.equal(scores(detector), scores(stored.detector))
 
 
 def test_everything_else_comes_back(network, train, tmp_path):
     detector = detectors.create("energy")
     calibration = calibrate(chunked_score(detector, train).numpy())
-    path = storage.save(tmp_path / "folder" / "e.npz", detector, network=network, preprocess=PREPROCESS, recipe={**RECIPE, "resize": (14, 16)},
-                        calibration=calibration, arch={"arch": "small_cnn"}, checkpoint="run/best.pt", about={"id_dataset": "gratings"})
+    path = storage.save(
+        tmp_path / "folder" / "e.npz",
+        detector,
+        network=network,
+        preprocess=PREPROCESS,
+        recipe={**RECIPE, "resize": (14, 16)},
+        calibration=calibration,
+        arch={"arch": "small_cnn"},
+        checkpoint="run/best.pt",
+        about={"id_dataset": "gratings"},
+    )
     stored = storage.load(path, network)
-    assert stored.recipe == {"size": 12, "resize": (14, 16), "channels": 1} and stored.arch == {"arch": "small_cnn"}
-    assert stored.checkpoint == "run/best.pt" and stored.about == {"id_dataset": "gratings"} and repr(stored.preprocess) == repr(PREPROCESS)
-    assert stored.calibration.threshold == calibration.threshold and (stored.calibration.scores == calibration.scores).all()
+    assert stored.recipe == {"size": 12, "resize": (14, 16), "channels": 1} and stored.arch == {
+        "arch": "small_cnn"
+    }
+    assert (
+        stored.checkpoint == "run/best.pt"
+        and stored.about == {"id_dataset": "gratings"}
+        and repr(stored.preprocess) == repr(PREPROCESS)
+    )
+    assert (
+        stored.calibration.threshold == calibration.threshold
+        and (stored.calibration.scores == calibration.scores).all()
+    )
     assert storage.load(path).calibration.accept == 0.95
 
 
@@ -75,14 +120,16 @@ def test_file_holds_arrays_and_json_only(saved):
 def test_loads_in_another_process(saved):
     detector, path = saved
     code = f"from ood import storage; print(repr(storage.load({str(path)!r}).detector.means.double().sum().item()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) == detector.means.double().sum().item()
 
 
 def test_refused_on_another_network(saved, network):
     other = Gratings()
     other.load_state_dict(network.state_dict())
-    storage.load(saved[1], other)                       # equal weights, another object
+    storage.load(saved[1], other)  # equal weights, another object
     with torch.no_grad():
         other.fc.bias[0] += 1e-6
     with pytest.raises(InputError, match="another network"):
@@ -94,7 +141,11 @@ def test_extreme_numbers_survive(network, tmp_path):
     detector = detectors.create("dice")
     detector.limit, detector.contribution_threshold = float("inf"), 0.1 + 0.2
     detector.mask = torch.ones(2, 3)
-    back = storage.load(storage.save(tmp_path / "d.npz", detector, network="0", preprocess=PREPROCESS, recipe=RECIPE)).detector
+    back = storage.load(
+        storage.save(
+            tmp_path / "d.npz", detector, network="0", preprocess=PREPROCESS, recipe=RECIPE
+        )
+    ).detector
     assert back.limit == float("inf") and back.contribution_threshold == 0.1 + 0.2
 
 
@@ -113,6 +164,7 @@ class RunsCode:
 
     def __reduce__(self):
         import os
+
         return os.system, (f"touch {self.file}",)
 
 
@@ -123,19 +175,28 @@ def _with_meta(path, **changes):
     np.savez(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda p: p.unlink(), "no detector file"),
-    (lambda p: p.write_bytes(b""), "not a whole detector file"),
-    (lambda p: p.write_bytes(p.read_bytes()[:-200]), "not a whole detector file"),
-    (lambda p: p.write_bytes(pickle.dumps(RunsCode(p.parent / "executed"))), "not a whole detector file"),
-    (lambda p: np.savez(p, meta=np.array([RunsCode(p.parent / "executed")], dtype=object)), "not a whole detector file"),
-    (lambda p: np.savez(p, other=np.zeros(3)), "not a whole detector file"),
-    (lambda p: _with_meta(p, format="ood-detector-9"), "ood-detector-9"),
-    (lambda p: _with_meta(p, detector="mdz"), "did you mean 'mds'"),
-    (lambda p: _with_meta(p, hyperparameters={"k": 3}), "unknown key 'k'"),
-    (lambda p: _with_meta(p, preprocess={"mean": [0.5]}), "lacks or distorts"),
-    (lambda p: _with_meta(p, values={"nobody.x": 1}), "nobody"),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda p: p.unlink(), "no detector file"),
+        (lambda p: p.write_bytes(b""), "not a whole detector file"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-200]), "not a whole detector file"),
+        (
+            lambda p: p.write_bytes(pickle.dumps(RunsCode(p.parent / "executed"))),
+            "not a whole detector file",
+        ),
+        (
+            lambda p: np.savez(p, meta=np.array([RunsCode(p.parent / "executed")], dtype=object)),
+            "not a whole detector file",
+        ),
+        (lambda p: np.savez(p, other=np.zeros(3)), "not a whole detector file"),
+        (lambda p: _with_meta(p, format="ood-detector-9"), "ood-detector-9"),
+        (lambda p: _with_meta(p, detector="mdz"), "did you mean 'mds'"),
+        (lambda p: _with_meta(p, hyperparameters={"k": 3}), "unknown key 'k'"),
+        (lambda p: _with_meta(p, preprocess={"mean": [0.5]}), "lacks or distorts"),
+        (lambda p: _with_meta(p, values={"nobody.x": 1}), "nobody"),
+    ],
+)
 def test_bad_files_are_one_clear_error_and_run_nothing(saved, spoil, words):
     path = saved[1]
     spoil(path)

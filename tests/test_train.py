@@ -1,4 +1,5 @@
 """The training loop and run folders on toy networks: resume to the bit, schedules against torch's, what stops a run."""
+
 import json
 import math
 import sys
@@ -20,7 +21,9 @@ class Toy(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        self.body = nn.Sequential(
+            nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
+        )
 
     def forward(self, x):
         return self.body(x.flatten(1))
@@ -40,7 +43,7 @@ class Images:
     def batches(self, size, indices=None):
         indices = np.arange(len(self)) if indices is None else indices
         for start in range(0, len(indices), size):
-            yield torch.from_numpy(self.pixels[indices[start:start + size]])
+            yield torch.from_numpy(self.pixels[indices[start : start + size]])
 
 
 def noisy(pixels, generator):
@@ -51,7 +54,18 @@ class Crash(Exception):
     pass
 
 
-def experiment(folder, epochs, *, resume=False, schedule="cosine", optimizer="sgd", lr=0.1, crash_at=None, poison_at=None, **options):
+def experiment(
+    folder,
+    epochs,
+    *,
+    resume=False,
+    schedule="cosine",
+    optimizer="sgd",
+    lr=0.1,
+    crash_at=None,
+    poison_at=None,
+    **options,
+):
     """Train the toy as a script would; crash_at = (epoch, batch) raises in the middle of that epoch, poison_at makes weights infinite."""
     torch.manual_seed(0)
     network = Toy()
@@ -66,42 +80,92 @@ def experiment(folder, epochs, *, resume=False, schedule="cosine", optimizer="sg
             raise Crash
         images, labels = batch
         logits = network(images)
-        return F.cross_entropy(logits, labels), {"accuracy": (logits.argmax(1) == labels).float().mean()}
+        return F.cross_entropy(logits, labels), {
+            "accuracy": (logits.argmax(1) == labels).float().mean()
+        }
 
     def poison(epoch):
         if epoch == poison_at:
             network.body[0].weight.data.fill_(math.inf)
 
     run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
-    clean = train.ImageBatches(Images(), 25, transform=lambda p, g: p.float() / 255, device=torch.device("cpu"), shuffle=False)
-    defaults = dict(before_epoch=poison, validate=lambda epoch: {f"valid_{k}": v for k, v in train.measure(network, clean).items()}, select="valid_accuracy",
-                    pack=lambda epoch, metrics: {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics})
-    history = train.fit(objective, network, batches, epochs=epochs, optimizer=opt, schedule=plan, run=run, resume=resume,
-                        **{"say": lambda line: None, **defaults, **options})
+    clean = train.ImageBatches(
+        Images(),
+        25,
+        transform=lambda p, g: p.float() / 255,
+        device=torch.device("cpu"),
+        shuffle=False,
+    )
+    defaults = dict(
+        before_epoch=poison,
+        validate=lambda epoch: {f"valid_{k}": v for k, v in train.measure(network, clean).items()},
+        select="valid_accuracy",
+        pack=lambda epoch, metrics: {
+            "state_dict": network.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+        },
+    )
+    history = train.fit(
+        objective,
+        network,
+        batches,
+        epochs=epochs,
+        optimizer=opt,
+        schedule=plan,
+        run=run,
+        resume=resume,
+        **{"say": lambda line: None, **defaults, **options},
+    )
     return network, history, run
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 # ---- resume ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("schedule", train.SCHEDULES)
 @pytest.mark.parametrize("optimizer", train.OPTIMIZERS)
 def test_resumed_run_equals_undisturbed_run_to_the_bit(tmp_path, schedule, optimizer):
-    straight, history, run = experiment(tmp_path / "a", 5, schedule=schedule, optimizer=optimizer, lr=0.05)
+    straight, history, run = experiment(
+        tmp_path / "a", 5, schedule=schedule, optimizer=optimizer, lr=0.05
+    )
     with pytest.raises(Crash):
-        experiment(tmp_path / "b", 5, schedule=schedule, optimizer=optimizer, lr=0.05, crash_at=(3, 2))
-    torch.manual_seed(999)                                       # a new process has other random numbers
+        experiment(
+            tmp_path / "b", 5, schedule=schedule, optimizer=optimizer, lr=0.05, crash_at=(3, 2)
+        )
+    torch.manual_seed(999)  # a new process has other random numbers
     np.random.seed(999)
-    resumed, again, other = experiment(tmp_path / "b", 5, schedule=schedule, optimizer=optimizer, lr=0.05, resume=True)
+    resumed, again, other = experiment(
+        tmp_path / "b", 5, schedule=schedule, optimizer=optimizer, lr=0.05, resume=True
+    )
     assert same(straight, resumed)
-    assert again.metrics == history.metrics and again.best == history.best and again.best_epoch == history.best_epoch
-    timeless = [[{k: v for k, v in r.items() if "second" not in k and "per_s" not in k} for r in x.records()] for x in (run, other)]
+    assert (
+        again.metrics == history.metrics
+        and again.best == history.best
+        and again.best_epoch == history.best_epoch
+    )
+    timeless = [
+        [
+            {k: v for k, v in r.items() if "second" not in k and "per_s" not in k}
+            for r in x.records()
+        ]
+        for x in (run, other)
+    ]
     assert timeless[0] == timeless[1] and [r["epoch"] for r in timeless[0]] == [1, 2, 3, 4, 5]
     for name in ("last.pt", "best.pt"):
-        assert all(torch.equal(x, y) for x, y in zip(run.load(name)["state_dict"].values(), other.load(name)["state_dict"].values()))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip(
+                run.load(name)["state_dict"].values(), other.load(name)["state_dict"].values()
+            )
+        )
 
 
 def test_resume_differs_when_the_generator_is_not_restored(tmp_path, monkeypatch):
@@ -115,11 +179,16 @@ def test_resume_differs_when_the_generator_is_not_restored(tmp_path, monkeypatch
 
 def test_resume_restores_python_and_numpy_generators():
     import random
+
     state = train.random_state(torch.device("cpu"))
     first = (torch.rand(3), np.random.rand(3), random.random())
     train.set_random_state(state, torch.device("cpu"))
     second = (torch.rand(3), np.random.rand(3), random.random())
-    assert torch.equal(first[0], second[0]) and np.array_equal(first[1], second[1]) and first[2] == second[2]
+    assert (
+        torch.equal(first[0], second[0])
+        and np.array_equal(first[1], second[1])
+        and first[2] == second[2]
+    )
 
 
 def test_kill_between_best_and_last_repeats_the_epoch(tmp_path, monkeypatch):
@@ -130,6 +199,7 @@ def test_kill_between_best_and_last_repeats_the_epoch(tmp_path, monkeypatch):
         if name == "last.pt" and payload["epoch"] == 3:
             raise Crash
         save(self, name, payload)
+
     monkeypatch.setattr(runs.Run, "save", dying)
     with pytest.raises(Crash):
         experiment(tmp_path / "b", 3)
@@ -141,12 +211,18 @@ def test_kill_between_best_and_last_repeats_the_epoch(tmp_path, monkeypatch):
 def test_state_of_a_method_and_of_the_batches_is_saved(tmp_path):
     class Margin:
         value = 0.0
-        def state_dict(self): return {"value": self.value}
-        def load_state_dict(self, state): self.value = state["value"]
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
     margin = Margin()
 
     def raise_margin(epoch):
         margin.value += 1.0
+
     experiment(tmp_path, 2, before_epoch=raise_margin, state={"margin": margin})
     margin.value = 50.0
     experiment(tmp_path, 3, resume=True, before_epoch=raise_margin, state={"margin": margin})
@@ -172,12 +248,16 @@ def test_truncated_last_is_bad_input(tmp_path):
 
 # ---- the loop ----------------------------------------------------------------------------------------------------------------
 
+
 def test_training_learns_and_best_is_the_best(tmp_path):
     _, history, run = experiment(tmp_path, 6, schedule="constant", lr=0.05)
     records = run.records()
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
     accuracies = [r["valid_accuracy"] for r in records]
-    assert history.best == max(accuracies) and history.best_epoch == accuracies.index(max(accuracies)) + 1
+    assert (
+        history.best == max(accuracies)
+        and history.best_epoch == accuracies.index(max(accuracies)) + 1
+    )
     assert run.load("best.pt")["epoch"] == history.best_epoch and run.load("last.pt")["epoch"] == 6
     assert "trainer" not in run.load("best.pt") and not list(tmp_path.glob(".*.tmp"))
 
@@ -232,9 +312,20 @@ def test_what_is_learned_beside_the_network_must_be_finite_too(tmp_path):
     optimizer = torch.optim.SGD([*network.parameters(), centre], 1.0)
     centre.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RunError, match="weights are not finite after epoch 1"):
-        train.fit(lambda batch: (F.cross_entropy(network(batch[0]), batch[1]) + centre.square().sum(), {}), network, batches, epochs=1, optimizer=optimizer,
-                  schedule=train.Schedule(optimizer, "constant", 1), run=runs.create("toy", {}, out_dir=tmp_path), say=lambda line: None,
-                  pack=lambda epoch, metrics: {"state_dict": network.state_dict()})
+        train.fit(
+            lambda batch: (
+                F.cross_entropy(network(batch[0]), batch[1]) + centre.square().sum(),
+                {},
+            ),
+            network,
+            batches,
+            epochs=1,
+            optimizer=optimizer,
+            schedule=train.Schedule(optimizer, "constant", 1),
+            run=runs.create("toy", {}, out_dir=tmp_path),
+            say=lambda line: None,
+            pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
+        )
     assert not (tmp_path / "last.pt").exists()
 
 
@@ -248,26 +339,47 @@ def test_clip_norm_bounds_the_step(tmp_path):
     start = Toy()
     moved = {}
     for clip in (None, 1e-4):
-        network, *_ = experiment(tmp_path / str(clip), 1, schedule="constant", optimizer="sgd", clip_norm=clip)
-        moved[clip] = sum((a - b).norm() for a, b in zip(network.parameters(), start.parameters())).item()
+        network, *_ = experiment(
+            tmp_path / str(clip), 1, schedule="constant", optimizer="sgd", clip_norm=clip
+        )
+        moved[clip] = sum(
+            (a - b).norm() for a, b in zip(network.parameters(), start.parameters())
+        ).item()
     assert moved[1e-4] < 0.1 * moved[None]
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
     seen = []
+
     class Spy(Toy):
         def forward(self, x):
             out = super().forward(x)
             seen.append(out.dtype)
             return out
+
     network = Spy()
     batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
     optimizer = train.make_optimizer("sgd", network.parameters(), 0.05)
     run = runs.create("toy", {}, out_dir=tmp_path)
-    train.fit(lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}), network, batches, epochs=2, optimizer=optimizer,
-              schedule=train.Schedule(optimizer, "constant", 2), run=run, precision="bf16", say=lambda line: None,
-              pack=lambda epoch, metrics: {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics})
-    assert set(seen) == {torch.bfloat16} and all(p.dtype == torch.float32 for p in network.parameters())
+    train.fit(
+        lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
+        network,
+        batches,
+        epochs=2,
+        optimizer=optimizer,
+        schedule=train.Schedule(optimizer, "constant", 2),
+        run=run,
+        precision="bf16",
+        say=lambda line: None,
+        pack=lambda epoch, metrics: {
+            "state_dict": network.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+        },
+    )
+    assert set(seen) == {torch.bfloat16} and all(
+        p.dtype == torch.float32 for p in network.parameters()
+    )
 
 
 def test_one_greppable_line_per_epoch(tmp_path):
@@ -285,19 +397,35 @@ def test_ema_equals_an_explicit_average(tmp_path):
         def step(self):
             super().step()
             seen.append([t.clone() for t in network.state_dict().values()])
+
     torch.manual_seed(0)
     network = Toy()
     seen.append([t.clone() for t in network.state_dict().values()])
     optimizer = Watching(network.parameters(), 0.1)
     batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
     run = runs.create("toy", {}, out_dir=tmp_path)
-    train.fit(lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}), network, batches, epochs=3, optimizer=optimizer, ema=0.6, run=run,
-              schedule=train.Schedule(optimizer, "constant", 3), say=lambda line: None,
-              pack=lambda epoch, metrics: {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics})
+    train.fit(
+        lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
+        network,
+        batches,
+        epochs=3,
+        optimizer=optimizer,
+        ema=0.6,
+        run=run,
+        schedule=train.Schedule(optimizer, "constant", 3),
+        say=lambda line: None,
+        pack=lambda epoch, metrics: {
+            "state_dict": network.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+        },
+    )
     average = seen[0]
     for t, weights in enumerate(seen[1:], 1):
         d = min(0.6, (1 + t) / (10 + t))
-        average = [d * a + (1 - d) * w if w.is_floating_point() else w for a, w in zip(average, weights)]
+        average = [
+            d * a + (1 - d) * w if w.is_floating_point() else w for a, w in zip(average, weights)
+        ]
     for stored in (network.state_dict(), run.load("last.pt")["state_dict"]):
         for tensor, expected in zip(stored.values(), average):
             torch.testing.assert_close(tensor, expected)
@@ -309,8 +437,10 @@ def test_resume_with_ema_equals_the_undisturbed_run(tmp_path):
     experiment(tmp_path / "b", 2, ema=0.9)
     resumed, again, _ = experiment(tmp_path / "b", 5, ema=0.9, resume=True)
     plain, *_ = experiment(tmp_path / "c", 5)
-    assert same(straight, resumed) and again.metrics == history.metrics and not same(straight, plain)
-    finished, *_ = experiment(tmp_path / "b", 5, ema=0.9, resume=True)                   # nothing left to train
+    assert (
+        same(straight, resumed) and again.metrics == history.metrics and not same(straight, plain)
+    )
+    finished, *_ = experiment(tmp_path / "b", 5, ema=0.9, resume=True)  # nothing left to train
     assert same(finished, resumed)
     with pytest.raises(InputError, match="does not fit this training"):
         experiment(tmp_path / "c", 6, ema=0.9, resume=True)
@@ -337,6 +467,7 @@ def test_tensorboard_gets_every_epoch_once(tmp_path):
     """Two epochs, a third that was told but whose last.pt was lost, resumed: the steps 1, 2, 3, once each, with the values of the log."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     with runs.board(runs.Run(tmp_path), True) as tell:
         experiment(tmp_path, 2, tell=tell)
     kept = (tmp_path / "last.pt").read_bytes()
@@ -349,7 +480,9 @@ def test_tensorboard_gets_every_epoch_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in ("loss", "accuracy", "valid_accuracy", "lr", "images_per_s", "seconds"):
         found = events.Scalars(name)
-        assert [e.step for e in found] == [1, 2, 3] and [e.value for e in found] == pytest.approx([r[name] for r in run.records()], rel=1e-5)
+        assert [e.step for e in found] == [1, 2, 3] and [e.value for e in found] == pytest.approx(
+            [r[name] for r in run.records()], rel=1e-5
+        )
     assert "best" not in events.Tags()["scalars"] and "epoch" not in events.Tags()["scalars"]
 
 
@@ -357,9 +490,17 @@ def test_tensorboard_gets_every_epoch_once(tmp_path):
 def identity_compiler(monkeypatch):
     """torch.compile and Module.compile count and change nothing; a list of what was compiled."""
     seen = []
-    monkeypatch.setenv("CXX", sys.executable)                  # "a compiler is there"
-    monkeypatch.setattr(nn.Module, "compile", lambda self, *args, **options: seen.append(type(self).__name__))
-    monkeypatch.setattr(torch, "compile", lambda function, *args, **options: seen.append(function.__name__) or (lambda *given: function(*given)))
+    monkeypatch.setenv("CXX", sys.executable)  # "a compiler is there"
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, *args, **options: seen.append(type(self).__name__)
+    )
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, *args, **options: (
+            seen.append(function.__name__) or (lambda *given: function(*given))
+        ),
+    )
     return seen
 
 
@@ -367,27 +508,60 @@ def test_compiled_network_keeps_its_names(identity_compiler):
     network = models.build("small_cnn", 3, in_channels=1, image_size=28, width=4)
     keys, images = list(network.state_dict()), torch.rand(2, 1, 28, 28)
     expected = network.eval().features(images)
-    assert train.compiled(network, torch.device("cpu")) is network and identity_compiler == ["SmallCNN", "features"]
+    assert train.compiled(network, torch.device("cpu")) is network and identity_compiler == [
+        "SmallCNN",
+        "features",
+    ]
     assert list(network.state_dict()) == keys and torch.equal(network.features(images), expected)
     plain = Toy()
     assert train.compiled(plain, torch.device("cpu")) is plain and identity_compiler[2:] == ["Toy"]
 
 
-def test_compile_and_deterministic_as_users_call_them(tmp_path, call_script, identity_compiler, monkeypatch):
+def test_compile_and_deterministic_as_users_call_them(
+    tmp_path, call_script, identity_compiler, monkeypatch
+):
     """With a moving average and a resume: the files of a run without -compile, weight for weight; -deterministic is switched on."""
-    words = ("classifier_pretraining.py", "-device", "cpu", "-limit", 48, "-batch_size", 16, "-width", 4, "-schedule", "constant", "-ema", 0.9, "-deterministic")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # which -deterministic would leave behind
+    words = (
+        "classifier_pretraining.py",
+        "-device",
+        "cpu",
+        "-limit",
+        48,
+        "-batch_size",
+        16,
+        "-width",
+        4,
+        "-schedule",
+        "constant",
+        "-ema",
+        0.9,
+        "-deterministic",
+    )
+    monkeypatch.setenv(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # which -deterministic would leave behind
     try:
         assert not torch.are_deterministic_algorithms_enabled()
         assert call_script(*words, "-epochs", 2, "-out_dir", tmp_path / "plain").returncode == 0
         assert torch.are_deterministic_algorithms_enabled() and not identity_compiler
-        assert call_script(*words, "-compile", "-epochs", 1, "-out_dir", tmp_path / "compiled").returncode == 0
-        done = call_script(*words, "-compile", "-epochs", 2, "-resume", "-out_dir", tmp_path / "compiled")
+        assert (
+            call_script(
+                *words, "-compile", "-epochs", 1, "-out_dir", tmp_path / "compiled"
+            ).returncode
+            == 0
+        )
+        done = call_script(
+            *words, "-compile", "-epochs", 2, "-resume", "-out_dir", tmp_path / "compiled"
+        )
         assert done.returncode == 0 and len(identity_compiler) == 4, done.stderr
     finally:
         torch.use_deterministic_algorithms(False)
-    first, second = (runs.Run(tmp_path / name).load("last.pt")["state_dict"] for name in ("plain", "compiled"))
-    assert list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (
+        runs.Run(tmp_path / name).load("last.pt")["state_dict"] for name in ("plain", "compiled")
+    )
+    assert list(first) == list(second) and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def test_compile_without_a_compiler_is_refused(monkeypatch):
@@ -399,9 +573,17 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
 
+
 def test_every_image_once_per_epoch_in_a_new_order():
     images = Images(50)
-    batches = train.ImageBatches(images, 16, transform=lambda p, g: p, device=torch.device("cpu"), indices=np.arange(5, 50), seed=1)
+    batches = train.ImageBatches(
+        images,
+        16,
+        transform=lambda p, g: p,
+        device=torch.device("cpu"),
+        indices=np.arange(5, 50),
+        seed=1,
+    )
     epochs = [[*batches.epoch(n)] for n in (1, 2, 1)]
     assert len(batches) == 3 and [len(x) for x, _ in epochs[0]] == [16, 16, 13]
     flat = [torch.cat([x.flatten(1) for x, _ in e]) for e in epochs]
@@ -410,20 +592,38 @@ def test_every_image_once_per_epoch_in_a_new_order():
     assert rows == sorted(map(tuple, images.pixels[5:].reshape(45, -1).tolist()))
     for x, labels in epochs[0]:
         assert torch.equal(x.flatten(1)[:, :3].argmax(1), labels)
-    other = train.ImageBatches(images, 16, transform=lambda p, g: p, device=torch.device("cpu"), indices=np.arange(5, 50), seed=2)
+    other = train.ImageBatches(
+        images,
+        16,
+        transform=lambda p, g: p,
+        device=torch.device("cpu"),
+        indices=np.arange(5, 50),
+        seed=2,
+    )
     assert not torch.equal(torch.cat([x.flatten(1) for x, _ in other.epoch(1)]), flat[0])
 
 
 def test_augmentation_depends_on_seed_and_epoch_only():
-    batches = train.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"), shuffle=False)
+    batches = train.ImageBatches(
+        Images(), 60, transform=noisy, device=torch.device("cpu"), shuffle=False
+    )
     torch.manual_seed(1)
     first = next(batches.epoch(1))[0]
     torch.manual_seed(2)
-    assert torch.equal(first, next(batches.epoch(1))[0]) and not torch.equal(first, next(batches.epoch(2))[0])
+    assert torch.equal(first, next(batches.epoch(1))[0]) and not torch.equal(
+        first, next(batches.epoch(2))[0]
+    )
 
 
 def test_targets_replace_labels():
-    batches = train.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"), shuffle=False, targets=np.arange(60))
+    batches = train.ImageBatches(
+        Images(),
+        60,
+        transform=noisy,
+        device=torch.device("cpu"),
+        shuffle=False,
+        targets=np.arange(60),
+    )
     assert next(batches.epoch(1))[1].tolist() == list(range(60))
 
 
@@ -432,20 +632,30 @@ def test_balanced_order_takes_classes_in_turn():
     order = train.balanced_order(labels, torch.Generator().manual_seed(0))
     assert len(order) == 60 and torch.bincount(labels[order]).tolist() == [20, 20, 20]
     assert all(sorted(labels[part].tolist()) == [0, 1, 2] for part in order.split(3))
-    assert len(set(order[labels[order] == 0].tolist())) == 20                            # no image twice before all came
+    assert len(set(order[labels[order] == 0].tolist())) == 20  # no image twice before all came
     rare = order[labels[order] == 2].tolist()
-    assert all(len(set(rare[n:n + 3])) == 3 for n in range(0, 18, 3))
+    assert all(len(set(rare[n : n + 3])) == 3 for n in range(0, 18, 3))
     assert order.tolist() != train.balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
     images = Images()
     images.labels = labels.numpy()
-    batches = train.ImageBatches(images, 6, transform=noisy, device=torch.device("cpu"), seed=2, balanced=True)
-    assert all(torch.bincount(labels, minlength=3).tolist() == [2, 2, 2] for _, labels in batches.epoch(1)) and len(batches) == 10
+    batches = train.ImageBatches(
+        images, 6, transform=noisy, device=torch.device("cpu"), seed=2, balanced=True
+    )
+    assert (
+        all(
+            torch.bincount(labels, minlength=3).tolist() == [2, 2, 2]
+            for _, labels in batches.epoch(1)
+        )
+        and len(batches) == 10
+    )
 
 
 def test_measure_equals_a_loop():
     torch.manual_seed(0)
     network, images = Toy().eval(), Images()
-    batches = train.ImageBatches(images, 7, transform=lambda p, g: p.float() / 255, device=torch.device("cpu"), shuffle=False)
+    batches = train.ImageBatches(
+        images, 7, transform=lambda p, g: p.float() / 255, device=torch.device("cpu"), shuffle=False
+    )
     logits = network(torch.from_numpy(images.pixels).float() / 255)
     labels = torch.from_numpy(images.labels)
     measured = train.measure(network.train(), batches)
@@ -455,12 +665,21 @@ def test_measure_equals_a_loop():
 
 def test_split_is_seeded_disjoint_and_complete():
     kept, valid = train.split(1000, 0.01, seed=0)
-    assert len(valid) == 10 and sorted([*kept, *valid]) == list(range(1000)) and list(valid) == sorted(valid)
-    assert train.split(1000, 0.01, 0)[1].tolist() == valid.tolist() != train.split(1000, 0.01, 1)[1].tolist()
+    assert (
+        len(valid) == 10
+        and sorted([*kept, *valid]) == list(range(1000))
+        and list(valid) == sorted(valid)
+    )
+    assert (
+        train.split(1000, 0.01, 0)[1].tolist()
+        == valid.tolist()
+        != train.split(1000, 0.01, 1)[1].tolist()
+    )
     assert len(train.split(10, 0.01, 0)[1]) == 1 and len(train.split(10, 0.0, 0)[1]) == 0
 
 
 # ---- schedules ---------------------------------------------------------------------------------------------------------------
+
 
 def rates(name, epochs, steps=4, **options):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -495,7 +714,9 @@ def test_cosine_equals_torch():
 
 def test_onecycle_follows_torch():
     """torch ends the cycle at the last step, ours at the end of the run: at most one step of 400 apart."""
-    theirs = torch_rates(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=401), 400)
+    theirs = torch_rates(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=401), 400
+    )
     assert rates("onecycle", 100) == pytest.approx(theirs, abs=7e-4)
 
 
@@ -507,24 +728,39 @@ def test_plateau_drops_after_ten_epochs_without_progress():
         schedule.start(epoch)
         seen.append(optimizer.param_groups[0]["lr"])
         schedule.observe(0.5)
-    assert seen[:12] == [0.1] * 12 and seen[12] == pytest.approx(0.01) and seen[23] == pytest.approx(0.001)
+    assert (
+        seen[:12] == [0.1] * 12
+        and seen[12] == pytest.approx(0.01)
+        and seen[23] == pytest.approx(0.001)
+    )
 
 
 def test_two_groups_keep_their_ratio():
-    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}])
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1},
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0},
+        ]
+    )
     schedule = train.Schedule(optimizer, "steps", 4, milestones=(1,), gamma=0.5)
     schedule.start(1)
     assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.5]
 
 
-@pytest.mark.parametrize("make", (lambda: train.Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), "cosin", 3),
-                                  lambda: train.make_optimizer("sdg", [nn.Parameter(torch.zeros(1))], 0.1)))
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda: train.Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), "cosin", 3),
+        lambda: train.make_optimizer("sdg", [nn.Parameter(torch.zeros(1))], 0.1),
+    ),
+)
 def test_unknown_names_suggest(make):
     with pytest.raises(InputError, match="did you mean"):
         make()
 
 
 # ---- run folders -------------------------------------------------------------------------------------------------------------
+
 
 def finished(root, name, started, **config):
     run = runs.create("x", config, out_dir=root / name)
@@ -549,7 +785,10 @@ def test_find_newest_matches_fields_exactly(tmp_path):
 
 def test_find_newest_without_one_names_the_command(tmp_path):
     runs.create("x", {"dataset": "cifar10"}, out_dir=tmp_path / "unfinished")
-    with pytest.raises(InputError, match=r"no run with dataset=cifar10 in .*\(1 without a best.pt yet\); train one: python3 x.py"):
+    with pytest.raises(
+        InputError,
+        match=r"no run with dataset=cifar10 in .*\(1 without a best.pt yet\); train one: python3 x.py",
+    ):
         runs.find_newest(tmp_path, {"dataset": "cifar10", "depth": None}, command="python3 x.py")
     with pytest.raises(InputError, match="no run"):
         runs.find_newest(tmp_path / "nowhere", {"dataset": "cifar10"})
@@ -577,8 +816,9 @@ def test_folder_that_cannot_be_made_is_bad_input(tmp_path):
 
 def test_agree_refuses_another_configuration():
     stored = {"lr": 0.1, "device": "cpu", "milestones": [1, 2], "epochs": 3}
-    assert runs.agree(stored, {"device": "cuda:0", "milestones": (1, 2), "epochs": 5}, ("device", "epochs"), "r") == \
-        {"lr": 0.1, "device": "cuda:0", "milestones": [1, 2], "epochs": 5}
+    assert runs.agree(
+        stored, {"device": "cuda:0", "milestones": (1, 2), "epochs": 5}, ("device", "epochs"), "r"
+    ) == {"lr": 0.1, "device": "cuda:0", "milestones": [1, 2], "epochs": 5}
     with pytest.raises(InputError, match="has lr 0.1, now lr 0.2 is asked for"):
         runs.agree(stored, {"lr": 0.2}, ("device",), "r")
 
@@ -590,6 +830,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(payload, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(RunError, match="No space left"):
         run.save("last.pt", {"epoch": 2})
@@ -620,6 +861,7 @@ def test_weights_that_execute_code_are_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("executed",))
+
     run = runs.create("x", {}, out_dir=tmp_path)
     torch.save({"trainer": Evil()}, run.last)
     with pytest.raises(InputError, match="cannot read"):

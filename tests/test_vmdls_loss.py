@@ -1,4 +1,5 @@
 """VMDLS losses against the authors' values, explicit loops and finite differences; the margin's ramp."""
+
 import math
 
 import pytest
@@ -11,7 +12,9 @@ MARGINS = (0.15, 1.15, 4.15, 32.15)
 
 def loop_loss(z, labels, margin, m, normalise):
     """Python floats, one triplet after the other."""
-    points = [(row / max(row.norm().item(), 1e-12) if normalise else row).tolist() for row in z.double()]
+    points = [
+        (row / max(row.norm().item(), 1e-12) if normalise else row).tolist() for row in z.double()
+    ]
     d = [[math.dist(a, b) for b in points] for a in points]
     losses = []
     for a, ya in enumerate(labels.tolist()):
@@ -23,23 +26,37 @@ def loop_loss(z, labels, margin, m, normalise):
     return sum(above) / len(above) if above else 0.0
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2] * 3, [0, 0, 0, 0, 1, 1, 2], [3, 1, 1, 0, 3, 3, 1, 0]], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 1, 2] * 3, [0, 0, 0, 0, 1, 1, 2], [3, 1, 1, 0, 3, 3, 1, 0]],
+    ids=str,
+)
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("margin", MARGINS)
 def test_metric_loss_equals_explicit_loops(labels, normalise, margin):
     labels = torch.tensor(labels)
-    z = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + labels[:, None]
+    z = (
+        torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        + labels[:, None]
+    )
     for m in (0.1, 0.7):
         ours = metric_loss(z, labels, margin, triplet_margin=m, normalise=normalise).item()
         assert ours == pytest.approx(loop_loss(z, labels, margin, m, normalise), rel=1e-12)
 
 
-@pytest.mark.parametrize("key", [f"{kind}_margin_{m}" for kind in ("normalised", "plain") for m in MARGINS])
+@pytest.mark.parametrize(
+    "key", [f"{kind}_margin_{m}" for kind in ("normalised", "plain") for m in MARGINS]
+)
 def test_metric_loss_equals_the_authors_values(golden, key):
     values = golden("vmdls")["triplet"]
     kind, _, margin = key.split("_")
-    ours = metric_loss(torch.tensor(values["embeddings"]), torch.tensor(values["labels"]), float(margin),
-                       triplet_margin=values["margin"], normalise=kind == "normalised")
+    ours = metric_loss(
+        torch.tensor(values["embeddings"]),
+        torch.tensor(values["labels"]),
+        float(margin),
+        triplet_margin=values["margin"],
+        normalise=kind == "normalised",
+    )
     assert ours.item() == pytest.approx(values["loss_by_neg_margin"][key], rel=1e-5)
 
 
@@ -47,36 +64,62 @@ def test_kl_equals_the_authors_value(golden):
     values = golden("vmdls")["kl"]
     z, mu, std, means = (torch.tensor(values[name]) for name in ("z", "mu", "std", "class_means"))
     labels = torch.tensor(values.get("labels", golden("vmdls")["triplet"]["labels"]))
-    assert kl_loss(z, mu, std, labels, means, values["prior_std"]).item() == pytest.approx(values["kl_before_coefficient"], rel=1e-5)
+    assert kl_loss(z, mu, std, labels, means, values["prior_std"]).item() == pytest.approx(
+        values["kl_before_coefficient"], rel=1e-5
+    )
 
 
 def test_four_points_by_hand():
     """Right angles: unit vectors of class 0 at 0 and 90 degrees, of class 1 at 180 and 270."""
     z = torch.tensor([[2.0, 0], [0, 3.0], [-1.0, 0], [0, -5.0]])
-    near, far = math.sqrt(2), 2.0             # every anchor: d_ap = sqrt 2, one negative at 2, one at sqrt 2
-    expected = ((near - near + 0.1 + 1.5 - near))      # the triplet with the near negative; the far one has no loss at M = 1.5
+    near, far = math.sqrt(2), 2.0  # every anchor: d_ap = sqrt 2, one negative at 2, one at sqrt 2
+    expected = (
+        near - near + 0.1 + 1.5 - near
+    )  # the triplet with the near negative; the far one has no loss at M = 1.5
     assert near - far + 0.1 < 0 and 1.5 - far < 0
-    assert metric_loss(z, torch.tensor([0, 0, 1, 1]), 1.5).item() == pytest.approx(expected, rel=1e-6)
+    assert metric_loss(z, torch.tensor([0, 0, 1, 1]), 1.5).item() == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]], ids=["balanced", "unbalanced"])
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]], ids=["balanced", "unbalanced"]
+)
 @pytest.mark.parametrize("normalise", [True, False])
 def test_gradients(labels, normalise):
-    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+    z = torch.randn(
+        6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True
+    )
     labels = torch.tensor(labels)
     for margin in (0.15, 1.15, 32.15):
-        assert torch.autograd.gradcheck(lambda t: metric_loss(t, labels, margin, normalise=normalise), (z,))
+        assert torch.autograd.gradcheck(
+            lambda t: metric_loss(t, labels, margin, normalise=normalise), (z,)
+        )
 
 
 def test_kl_gradients_and_loops():
     g = torch.Generator().manual_seed(5)
-    z, mu, log_std = (torch.randn(7, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    means, labels = torch.randn(5, 4, generator=g, dtype=torch.float64), torch.tensor([0, 3, 3, 0, 0, 4, 3])
-    assert torch.autograd.gradcheck(lambda a, b, s: kl_loss(a, b, s.exp(), labels, means), (z, mu, log_std))
+    z, mu, log_std = (
+        torch.randn(7, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
+    means, labels = (
+        torch.randn(5, 4, generator=g, dtype=torch.float64),
+        torch.tensor([0, 3, 3, 0, 0, 4, 3]),
+    )
+    assert torch.autograd.gradcheck(
+        lambda a, b, s: kl_loss(a, b, s.exp(), labels, means), (z, mu, log_std)
+    )
     normal = torch.distributions.Normal
-    per_class = [(normal(mu[labels == c], log_std[labels == c].exp()).log_prob(z[labels == c])
-                  - normal(means[c], torch.full_like(means[c], 0.1)).log_prob(z[labels == c])).mean() for c in (0, 3, 4)]
-    assert kl_loss(z, mu, log_std.exp(), labels, means).item() == pytest.approx(torch.stack(per_class).mean().item(), rel=1e-12)
+    per_class = [
+        (
+            normal(mu[labels == c], log_std[labels == c].exp()).log_prob(z[labels == c])
+            - normal(means[c], torch.full_like(means[c], 0.1)).log_prob(z[labels == c])
+        ).mean()
+        for c in (0, 3, 4)
+    ]
+    assert kl_loss(z, mu, log_std.exp(), labels, means).item() == pytest.approx(
+        torch.stack(per_class).mean().item(), rel=1e-12
+    )
 
 
 def test_kl_is_zero_in_expectation_at_the_prior_and_a_mean_over_dimensions():
@@ -88,10 +131,14 @@ def test_kl_is_zero_in_expectation_at_the_prior_and_a_mean_over_dimensions():
     assert kl_loss(z, mu, std, labels, means).item() == pytest.approx(0, abs=1e-5)
     wide = lambda t: torch.cat([t, t], 1)
     off = kl_loss(z, mu, std, labels, means + 1).item()
-    assert kl_loss(wide(z), wide(mu), wide(std), labels, wide(means + 1)).item() == pytest.approx(off, rel=1e-5)
+    assert kl_loss(wide(z), wide(mu), wide(std), labels, wide(means + 1)).item() == pytest.approx(
+        off, rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [2]], ids=["one class", "all different", "one image"])
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 0, 0], [0, 1, 2, 3], [2]], ids=["one class", "all different", "one image"]
+)
 def test_a_step_without_a_triplet_costs_nothing(labels):
     z = torch.randn(len(labels), 3, requires_grad=True)
     loss = metric_loss(z, torch.tensor(labels), 1.15)
@@ -119,9 +166,14 @@ def test_order_of_the_batch_does_not_matter_and_the_margin_does():
     g = torch.Generator().manual_seed(2)
     labels = torch.arange(4).repeat_interleave(5)
     z, order = torch.randn(20, 6, generator=g), torch.randperm(20, generator=g)
-    assert metric_loss(z[order], labels[order], 1.15).item() == pytest.approx(metric_loss(z, labels, 1.15).item(), rel=1e-6)
+    assert metric_loss(z[order], labels[order], 1.15).item() == pytest.approx(
+        metric_loss(z, labels, 1.15).item(), rel=1e-6
+    )
     settings = ({}, {"margin": 1.6}, {"triplet_margin": 0.9}, {"normalise": False})
-    assert len({metric_loss(z, labels, **{"margin": 1.15, **changed}).item() for changed in settings}) == 4
+    assert (
+        len({metric_loss(z, labels, **{"margin": 1.15, **changed}).item() for changed in settings})
+        == 4
+    )
 
 
 def test_normalised_distances_make_a_large_margin_inert():
@@ -140,10 +192,16 @@ def test_normalised_distances_make_a_large_margin_inert():
 @pytest.mark.parametrize("start, largest, end", [(1, 32, 32.15), (10, 32, 32.15), (40, 64, 64.15)])
 def test_margin_ramp(start, largest, end):
     ramp = [margin_at(e, start, largest) for e in range(start + 80)]
-    assert ramp[:start] == [0.15] * start and ramp[start] == pytest.approx(1.15) and ramp[start + 1] == pytest.approx(2.15)
-    assert ramp[start + largest - 2] == pytest.approx(end - 1) and ramp[start + largest - 1] == ramp[-1] == pytest.approx(end)
+    assert (
+        ramp[:start] == [0.15] * start
+        and ramp[start] == pytest.approx(1.15)
+        and ramp[start + 1] == pytest.approx(2.15)
+    )
+    assert ramp[start + largest - 2] == pytest.approx(end - 1) and ramp[
+        start + largest - 1
+    ] == ramp[-1] == pytest.approx(end)
     margin, counted = 0.15, []
-    for e in range(start + 80):                       # the released loop
+    for e in range(start + 80):  # the released loop
         if e >= start and margin <= largest:
             margin += 1.0
         counted.append(margin)

@@ -1,4 +1,5 @@
 """pytorch-ood's detectors of logits and of pooled features."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -7,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ood import detectors
-from ood.compat.base import Detector, FeaturesDetector, LogitsDetector, also, direct, fraction, labels_of, shaped
+from ood.compat.base import (
+    Detector,
+    FeaturesDetector,
+    LogitsDetector,
+    also,
+    direct,
+    fraction,
+    labels_of,
+    shaped,
+)
 from ood.config import InputError
 from ood.outputs import Head, Outputs
 
@@ -61,17 +71,23 @@ class WeightedEBO(LogitsDetector):
         return direct("webo", logits, weights=tuple(weights.flatten().tolist()))
 
     def __init__(self, model, weights: Tensor):
-        super().__init__(detectors.create("webo", weights=[float(w) for w in weights.flatten()]), model)
+        super().__init__(
+            detectors.create("webo", weights=[float(w) for w in weights.flatten()]), model
+        )
         self.weights = weights
 
 
 class GEN(LogitsDetector):
     """A sum over the classes, as in the paper; pytorch-ood takes their mean, with probabilities of at least 1e-7. M = None: all classes."""
-    hyperparameter_space = {"gamma": [0.01, 0.1, 0.5, 1, 2, 5, 10], "M": [10, 50, 100, 200, 500, 1000]}
+
+    hyperparameter_space = {
+        "gamma": [0.01, 0.1, 0.5, 1, 2, 5, 10],
+        "M": [10, 50, 100, 200, 500, 1000],
+    }
     fields = {"gamma": ("gamma", float), "M": ("top", lambda m: int(m or 1 << 30))}
 
     @staticmethod
-    def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:      # noqa: N803  (pytorch-ood's name)
+    def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:  # noqa: N803  (pytorch-ood's name)
         return direct("gen", logits, gamma=float(gamma), top=int(M or logits.shape[1]))
 
     def __init__(self, model, gamma: float = 0.1, M: int | None = None):
@@ -81,6 +97,7 @@ class GEN(LogitsDetector):
 
 class TemperatureScaling(MaxSoftmax):
     """The optimal temperature; pytorch-ood's LBFGS stops before it."""
+
     requires_fit = needs_labels = True
 
     def __init__(self, model):
@@ -100,8 +117,16 @@ class KLMatching(LogitsDetector):
 
 class OpenMax(LogitsDetector):
     requires_fit = needs_labels = True
-    hyperparameter_space = {"tailsize": [10, 20, 30, 40, 50], "alpha": [1, 3, 5, 10, 15, 20], "euclid_weight": [0.0, 0.25, 0.5, 0.75, 1.0]}
-    fields = {"tailsize": ("tail", int), "alpha": ("alpha", int), "euclid_weight": ("euclid_weight", float)}
+    hyperparameter_space = {
+        "tailsize": [10, 20, 30, 40, 50],
+        "alpha": [1, 3, 5, 10, 15, 20],
+        "euclid_weight": [0.0, 0.25, 0.5, 0.75, 1.0],
+    }
+    fields = {
+        "tailsize": ("tail", int),
+        "alpha": ("alpha", int),
+        "euclid_weight": ("euclid_weight", float),
+    }
 
     def __init__(self, model, tailsize: int = 25, alpha: int = 10, euclid_weight: float = 1.0):
         super().__init__(detectors.create("openmax"), model)
@@ -136,12 +161,18 @@ class GMM(FeaturesDetector):
 
 class KNN(FeaturesDetector):
     """Exact search in tiles; scikit-learn's speed options (algorithm, leaf_size, n_jobs) are accepted and have nothing to do."""
+
     requires_fit = True
-    hyperparameter_space, fields = {"k": [50, 100, 200, 500, 1000]}, {"k": ("k", int), "normalize": ("normalise", bool)}
+    hyperparameter_space, fields = (
+        {"k": [50, 100, 200, 500, 1000]},
+        {"k": ("k", int), "normalize": ("normalise", bool)},
+    )
 
     def __init__(self, encoder, k: int = 50, normalize: bool = True, **knn_kwargs):
         if set(knn_kwargs) - {"algorithm", "leaf_size", "n_jobs"}:
-            raise InputError(f"KNN: options {sorted(knn_kwargs)} are not supported; distances are Euclidean")
+            raise InputError(
+                f"KNN: options {sorted(knn_kwargs)} are not supported; distances are Euclidean"
+            )
         super().__init__(detectors.create("knn"), encoder)
         self.k, self.normalize = k, normalize
 
@@ -150,7 +181,9 @@ class _InBatches(FeaturesDetector):
     """Its calls on arrays take pytorch-ood's `batch_size`, which has nothing to do: memory is bounded without it."""
 
     @also(z="x", labels="y")
-    def fit_features(self, x: Tensor, y: Tensor | None = None, batch_size: int | None = None) -> Detector:
+    def fit_features(
+        self, x: Tensor, y: Tensor | None = None, batch_size: int | None = None
+    ) -> Detector:
         return super().fit_features(x, y)
 
     @also(z="x")
@@ -180,7 +213,10 @@ class fDBD(FeaturesDetector):  # noqa: N801  (pytorch-ood's name)
 
 class NCI(FeaturesDetector):
     requires_fit = True
-    hyperparameter_space, fields = {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]}, {"alpha": ("alpha", float)}
+    hyperparameter_space, fields = (
+        {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]},
+        {"alpha": ("alpha", float)},
+    )
 
     def __init__(self, encoder, head: nn.Linear, alpha: float = 0.0):
         super().__init__(detectors.create("nci"), encoder, head)
@@ -204,20 +240,28 @@ class SHE(_InBatches):
 
 class DICE(FeaturesDetector):
     requires_fit = True
-    hyperparameter_space, fields = {"p": [0.1, 0.3, 0.5, 0.7, 0.9]}, {"p": ("percentile", lambda p: fraction("p", p))}
+    hyperparameter_space, fields = (
+        {"p": [0.1, 0.3, 0.5, 0.7, 0.9]},
+        {"p": ("percentile", lambda p: fraction("p", p))},
+    )
 
     def __init__(self, encoder, w: Tensor, b: Tensor, p: float, detector=None):
-        super().__init__(shaped("dice", detector), encoder, Head(w.detach().float(), b.detach().float()))
+        super().__init__(
+            shaped("dice", detector), encoder, Head(w.detach().float(), b.detach().float())
+        )
         self.p = p
 
 
 class ViM(FeaturesDetector):
     """A subspace of all D dimensions or more leaves nothing outside: fit takes D // 2 instead (pytorch-ood: beyond D only)."""
+
     requires_fit = True
     hyperparameter_space, fields = {"d": [16, 32, 64, 128, 256, 512]}, {"d": ("dim", int)}
 
     def __init__(self, encoder, d: int, w: Tensor, b: Tensor):
-        super().__init__(detectors.create("vim"), encoder, Head(w.detach().float(), b.detach().float()))
+        super().__init__(
+            detectors.create("vim"), encoder, Head(w.detach().float(), b.detach().float())
+        )
         self.d = d
 
     def _fit(self, z: Tensor, labels: Tensor | None) -> Detector:
@@ -234,7 +278,12 @@ class LTS(FeaturesDetector):
         """S (N,) of features (N, D): what the logits are multiplied with."""
         if z.dim() != 2:
             raise ValueError(f"features must have shape (N, D), got {tuple(z.shape)}")
-        one = Outputs(z, z.new_zeros(len(z), 0), labels_of(None, z), lambda features: torch.ones_like(features[:, :1]))
+        one = Outputs(
+            z,
+            z.new_zeros(len(z), 0),
+            labels_of(None, z),
+            lambda features: torch.ones_like(features[:, :1]),
+        )
         return detectors.create("lts", share=fraction("p", p) / 100).logits(one)[:, 0]
 
     def __init__(self, encoder, head, p: float = 0.05, detector=None):
@@ -246,5 +295,9 @@ class MCM(FeaturesDetector):
     fields = {"temperature": ("temperature", float)}
 
     def __init__(self, encoder, text_embeddings: Tensor, temperature: float = 1.0):
-        super().__init__(detectors.create("mcm"), encoder, Head(text_embeddings, text_embeddings.new_zeros(len(text_embeddings))))
+        super().__init__(
+            detectors.create("mcm"),
+            encoder,
+            Head(text_embeddings, text_embeddings.new_zeros(len(text_embeddings))),
+        )
         self.text_embeddings, self.temperature = text_embeddings, temperature

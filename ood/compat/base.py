@@ -1,4 +1,5 @@
 """What pytorch-ood's kinds of detectors have in common, over our formulas."""
+
 from __future__ import annotations
 
 import functools
@@ -20,18 +21,25 @@ RequiresFittingException = NotFitted
 class ModelNotSetException(InputError):
     """A call that needs the network on a detector that was made without one."""
 
-    def __init__(self, msg: str = "this call needs the network, and the detector was made without one"):
+    def __init__(
+        self, msg: str = "this call needs the network, and the detector was made without one"
+    ):
         super().__init__(msg)
 
 
 def also(**names: str):
     """Decorator: an argument is accepted under pytorch-ood's other names too, as in also(z="x"). They stand in `.also`."""
+
     def decorate(method):
         @functools.wraps(method)
         def call(self, *arguments, **options):
-            return method(self, *arguments, **{names.get(key, key): value for key, value in options.items()})
+            return method(
+                self, *arguments, **{names.get(key, key): value for key, value in options.items()}
+            )
+
         call.also = names
         return call
+
     return decorate
 
 
@@ -41,9 +49,10 @@ class Detector:
     Ours wrap a formula of `ood.detectors`; `fields` says what pytorch-ood's hyper-parameters are called there. A subclass of your own
     needs no formula: it sets `requires_fit` and writes predict, or the calls on arrays (fit_features, predict_logits, ...) alone.
     """
-    requires_fit: bool = False                              # on the class, as in pytorch-ood
-    hyperparameter_space: dict[str, list] = {}              # what GridSearch tries
-    needs_labels: bool = False                              # whether a fit on arrays is meaningless without labels
+
+    requires_fit: bool = False  # on the class, as in pytorch-ood
+    hyperparameter_space: dict[str, list] = {}  # what GridSearch tries
+    needs_labels: bool = False  # whether a fit on arrays is meaningless without labels
     info = None
     fields: dict[str, tuple[str, Callable]] = {}
     formula: Formula | None = None
@@ -51,13 +60,22 @@ class Detector:
 
     def __init__(self, formula: Formula | None = None, source=None, head=None):
         self.formula, self.source, self.head = formula, source, head
-        if formula is not None and formula.requires_fit and not self.requires_fit:      # a shaping in front of a detector that is fitted
+        if (
+            formula is not None and formula.requires_fit and not self.requires_fit
+        ):  # a shaping in front of a detector that is fitted
             self.requires_fit = True
 
     @property
     def device(self) -> torch.device | None:
         """Where the network is; what `to` said when it has no parameters; else None."""
-        return next((t.device for module in self._modules() for t in (*module.parameters(), *module.buffers())), self._device)
+        return next(
+            (
+                t.device
+                for module in self._modules()
+                for t in (*module.parameters(), *module.buffers())
+            ),
+            self._device,
+        )
 
     def to(self, device) -> Detector:
         self._device = torch.device(device)
@@ -82,7 +100,9 @@ class Detector:
     def set_hyperparameters(self, **kwargs) -> Detector:
         for name, value in kwargs.items():
             if name not in self.hyperparameter_space:
-                raise ValueError(f"unknown hyper-parameter '{name}' of {type(self).__name__}; known: {', '.join(self.hyperparameter_space)}")
+                raise ValueError(
+                    f"unknown hyper-parameter '{name}' of {type(self).__name__}; known: {', '.join(self.hyperparameter_space)}"
+                )
             setattr(self, name, value)
         return self
 
@@ -102,12 +122,20 @@ class Detector:
         collected, labels = [], []
         with torch.no_grad():
             for batch in data_loader:
-                x, y = batch if isinstance(batch, (list, tuple)) else (batch, torch.zeros(len(batch), dtype=torch.long))
+                x, y = (
+                    batch
+                    if isinstance(batch, (list, tuple))
+                    else (batch, torch.zeros(len(batch), dtype=torch.long))
+                )
                 collected.append(self._represent(x))
                 labels.append(torch.as_tensor(y).cpu())
         if not collected:
             raise InputError(f"{type(self).__name__}: the loader gave no batch to fit to")
-        parts = [torch.cat(p) for p in zip(*collected)] if isinstance(collected[0], list) else torch.cat(collected)
+        parts = (
+            [torch.cat(p) for p in zip(*collected)]
+            if isinstance(collected[0], list)
+            else torch.cat(collected)
+        )
         return self._learn(parts, torch.cat(labels))
 
     @torch.no_grad()
@@ -118,7 +146,9 @@ class Detector:
     def _represent(self, x: Tensor):
         """What the calls on arrays take, from images."""
         if self.source is None:
-            raise ModelNotSetException(f"{type(self).__name__} was made without a network: only its calls on arrays work")
+            raise ModelNotSetException(
+                f"{type(self).__name__} was made without a network: only its calls on arrays work"
+            )
         return self.source(self._here(x))
 
     def _here(self, x: Tensor) -> Tensor:
@@ -145,7 +175,9 @@ class Detector:
 
     def _ours(self) -> Formula:
         if self.formula is None:
-            raise NotImplementedError(f"{type(self).__name__} has no formula: it must define how it fits and scores")
+            raise NotImplementedError(
+                f"{type(self).__name__} has no formula: it must define how it fits and scores"
+            )
         return self.formula
 
     def _outputs(self, z, labels: Tensor | None = None) -> Outputs:
@@ -154,11 +186,14 @@ class Detector:
 
 def network_as(doc: str) -> property:
     """The network under the name that a kind of detector has for it."""
-    return property(lambda self: self.source, lambda self, network: setattr(self, "source", network), doc=doc)
+    return property(
+        lambda self: self.source, lambda self, network: setattr(self, "source", network), doc=doc
+    )
 
 
 class LogitsDetector(Detector):
     """On logits (N, C), or (N, C, H, W) maps of them, which give (N, H, W) scores."""
+
     model = network_as("images -> logits")
 
     @also(y="labels")
@@ -181,6 +216,7 @@ class LogitsDetector(Detector):
 
 class FeaturesDetector(Detector):
     """On pooled features (N, D); `head` gives logits where a formula needs them."""
+
     encoder = network_as("images -> pooled features")
 
     @also(z="x", features="x", labels="y")
@@ -201,7 +237,12 @@ class FeaturesDetector(Detector):
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         head = _head(self.head, z)
         with torch.no_grad():
-            return Outputs(z, head(z) if head is not None else z.new_zeros(len(z), 0), labels_of(labels, z), head)
+            return Outputs(
+                z,
+                head(z) if head is not None else z.new_zeros(len(z), 0),
+                labels_of(labels, z),
+                head,
+            )
 
 
 class FeatureMapsDetector(Detector):
@@ -209,6 +250,7 @@ class FeatureMapsDetector(Detector):
 
     A head that gives a map of logits (N, C, h, w) gives a score per position, (N, h, w).
     """
+
     backbone = network_as("images -> feature maps")
 
     @also(z="feature_maps")
@@ -230,12 +272,20 @@ class FeatureMapsDetector(Detector):
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         if self.head is None:
-            raise ModelNotSetException(f"{type(self).__name__} was made without a head: it cannot turn feature maps into logits")
-        return Outputs(z.flatten(1), z.new_zeros(len(z), 0), labels_of(labels, z), _Function(lambda flat: self.head(flat.view(-1, *z.shape[1:]))))
+            raise ModelNotSetException(
+                f"{type(self).__name__} was made without a head: it cannot turn feature maps into logits"
+            )
+        return Outputs(
+            z.flatten(1),
+            z.new_zeros(len(z), 0),
+            labels_of(labels, z),
+            _Function(lambda flat: self.head(flat.view(-1, *z.shape[1:]))),
+        )
 
 
 class StructuredDetector(Detector):
     """On several arrays at once, such as one per layer."""
+
     model = network_as("the modules that give the arrays")
 
     def fit_structured(self, *args, **kwargs) -> Detector:
@@ -249,6 +299,7 @@ class StructuredDetector(Detector):
 
 class GradientDetector(Detector):
     """On images, with gradients."""
+
     model = network_as("images -> logits")
 
 
@@ -265,6 +316,7 @@ class _Function:
 @dataclass(eq=False)
 class _Score(Formula):
     """A function of logits (N, C, ...) as the detector behind a shaping; it notes the shape of one image's scores."""
+
     name = "function"
 
     def score(self, batch: Outputs) -> Tensor:
@@ -283,23 +335,34 @@ def pixelwise(score: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
 def direct(name: str, logits: Tensor, **hyperparameters) -> Tensor:
     """Scores of logits by one of our formulas, with their gradient: to stand behind a shaping or in a loss of your own."""
     formula = detectors.create(name, **hyperparameters)
-    return pixelwise(lambda f: formula.score(Outputs(f.new_zeros(len(f), 0), f, labels_of(None, f), None)), logits)
+    return pixelwise(
+        lambda f: formula.score(Outputs(f.new_zeros(len(f), 0), f, labels_of(None, f), None)),
+        logits,
+    )
 
 
 def shaped(name: str, detector, **hyperparameters) -> Formula:
     """A shaping with the caller's score of logits: None for the energy, one of our names, or a function."""
-    formula = detectors.create(name, **hyperparameters, **({"detector": detector} if isinstance(detector, str) else {}))
+    formula = detectors.create(
+        name, **hyperparameters, **({"detector": detector} if isinstance(detector, str) else {})
+    )
     inner = formula.scorer
     if not inner.requires_fit:
         formula.scorer = _Score()
-        formula.scorer._function = detector if callable(detector) else functools.partial(pixelwise, LogitsDetector(inner)._score)
+        formula.scorer._function = (
+            detector
+            if callable(detector)
+            else functools.partial(pixelwise, LogitsDetector(inner)._score)
+        )
     return formula
 
 
 def _head(head, z: Tensor):
     """What a formula may ask of a head: weight, bias and a call, where there are any."""
     if isinstance(head, nn.Linear):
-        bias = head.bias.detach() if head.bias is not None else head.weight.new_zeros(len(head.weight))
+        bias = (
+            head.bias.detach() if head.bias is not None else head.weight.new_zeros(len(head.weight))
+        )
         head = Head(head.weight.detach(), bias)
     if isinstance(head, Head):
         return Head(head.weight.to(z), head.bias.to(z))
@@ -307,7 +370,11 @@ def _head(head, z: Tensor):
 
 
 def labels_of(labels: Tensor | None, z: Tensor) -> Tensor:
-    return torch.zeros(len(z), dtype=torch.long, device=z.device) if labels is None else labels.to(z.device).long()
+    return (
+        torch.zeros(len(z), dtype=torch.long, device=z.device)
+        if labels is None
+        else labels.to(z.device).long()
+    )
 
 
 def fraction(name: str, value: float) -> float:

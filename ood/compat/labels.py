@@ -1,4 +1,5 @@
 """pytorch-ood's labels: at least 0 for known classes, below 0 for outliers."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -50,7 +51,10 @@ class TargetMapping:
         known, unknown = set(known), set(unknown)
         if known & unknown:
             raise ValueError(f"classes {sorted(known & unknown)} are both known and unknown")
-        self.labels = {**{c: i for i, c in enumerate(sorted(known))}, **{c: -(c + 1) for c in unknown}}
+        self.labels = {
+            **{c: i for i, c in enumerate(sorted(known))},
+            **{c: -(c + 1) for c in unknown},
+        }
 
     def __call__(self, target) -> int:
         return self.labels.get(_number(target), -1)

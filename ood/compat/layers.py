@@ -1,4 +1,5 @@
 """pytorch-ood's detectors of feature maps, of several layers, of gradients and of repeated passes."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -8,8 +9,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ood import detectors
-from ood.compat.base import (Detector, FeatureMapsDetector, FeaturesDetector, GradientDetector, ModelNotSetException, StructuredDetector, also, fraction, labels_of,
-                             network_as, shaped)
+from ood.compat.base import (
+    Detector,
+    FeatureMapsDetector,
+    FeaturesDetector,
+    GradientDetector,
+    ModelNotSetException,
+    StructuredDetector,
+    also,
+    fraction,
+    labels_of,
+    network_as,
+    shaped,
+)
 from ood.config import InputError
 from ood.detectors.base import chunked_score
 from ood.detectors.gradients import NAC, squared_gradients
@@ -23,8 +35,12 @@ class ASH(FeatureMapsDetector):
     hyperparameter_space = {"percentile": [0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]}
     fields = {"percentile": ("percentile", lambda p: fraction("percentile", p))}
 
-    def __init__(self, backbone, head, variant: str = "ash-s", percentile: float = 0.65, detector=None):
-        super().__init__(shaped("ash", detector, variant=variant.removeprefix("ash-")), backbone, head)
+    def __init__(
+        self, backbone, head, variant: str = "ash-s", percentile: float = 0.65, detector=None
+    ):
+        super().__init__(
+            shaped("ash", detector, variant=variant.removeprefix("ash-")), backbone, head
+        )
         self.percentile = percentile
 
 
@@ -38,11 +54,14 @@ class SCALE(FeatureMapsDetector):
 
 class ReAct(FeatureMapsDetector):
     """With a threshold it scores at once; a fit puts the percentile of the training set in its place."""
+
     requires_fit = True
     hyperparameter_space = {"percentile": [0.85, 0.9, 0.95, 0.99]}
     fields = {**ASH.fields, "threshold": ("threshold", lambda t: t)}
 
-    def __init__(self, backbone, head, threshold: float | None = None, percentile: float = 0.9, detector=None):
+    def __init__(
+        self, backbone, head, threshold: float | None = None, percentile: float = 0.9, detector=None
+    ):
         super().__init__(shaped("react", detector), backbone, head)
         self.percentile, self.threshold = percentile, threshold
 
@@ -55,15 +74,31 @@ class ReAct(FeatureMapsDetector):
 
 class VRA(FeatureMapsDetector):
     """Clips every position of the map to its own quantiles, as pytorch-ood does; the paper's form is our `vra`."""
-    requires_fit = True
-    hyperparameter_space = {"upper_percentile": [0.85, 0.9, 0.95, 0.99], "lower_percentile": [0.01, 0.05, 0.1, 0.15]}
-    fields = {f"{side}_percentile": (side, lambda p: fraction("percentile", p)) for side in ("lower", "upper")}
 
-    def __init__(self, backbone, head, lower_percentile: float = 0.01, upper_percentile: float = 0.99, detector=None):
+    requires_fit = True
+    hyperparameter_space = {
+        "upper_percentile": [0.85, 0.9, 0.95, 0.99],
+        "lower_percentile": [0.01, 0.05, 0.1, 0.15],
+    }
+    fields = {
+        f"{side}_percentile": (side, lambda p: fraction("percentile", p))
+        for side in ("lower", "upper")
+    }
+
+    def __init__(
+        self,
+        backbone,
+        head,
+        lower_percentile: float = 0.01,
+        upper_percentile: float = 0.99,
+        detector=None,
+    ):
         super().__init__(shaped("vra", detector, below="clip", per_feature=True), backbone, head)
         self.lower_percentile, self.upper_percentile = lower_percentile, upper_percentile
         if lower_percentile > upper_percentile:
-            raise ValueError(f"lower_percentile ({lower_percentile}) must not exceed upper_percentile ({upper_percentile})")
+            raise ValueError(
+                f"lower_percentile ({lower_percentile}) must not exceed upper_percentile ({upper_percentile})"
+            )
 
 
 class RankFeat(FeatureMapsDetector):
@@ -73,12 +108,19 @@ class RankFeat(FeatureMapsDetector):
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         with torch.no_grad():
             logits = self.head(remove_rank1(z.detach().float()))
-        return Outputs(z.new_zeros(len(z), 0), logits, labels_of(labels, z), None, scores={self.formula.key: logits})
+        return Outputs(
+            z.new_zeros(len(z), 0),
+            logits,
+            labels_of(labels, z),
+            None,
+            scores={self.formula.key: logits},
+        )
 
 
 # several layers
 class MultiMahalanobis(StructuredDetector):
     """`model`: modules that follow one another; each one's output, averaged over its map, is a stage."""
+
     requires_fit = needs_labels = True
 
     def __init__(self, model: list[nn.Module], alpha: list[float] | None = None):
@@ -106,7 +148,9 @@ class MultiMahalanobis(StructuredDetector):
         return stages
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
-        return Outputs(z[-1], z[-1].new_zeros(len(z[-1]), 0), labels_of(labels, z[-1]), None, taps=tuple(z))
+        return Outputs(
+            z[-1], z[-1].new_zeros(len(z[-1]), 0), labels_of(labels, z[-1]), None, taps=tuple(z)
+        )
 
 
 def _pooled(z: Tensor) -> Tensor:
@@ -116,9 +160,16 @@ def _pooled(z: Tensor) -> Tensor:
 
 class Gram(StructuredDetector):
     """`feature_layers` follow one another, `head` gives logits of the last one's output. Ranges are those of the predicted class."""
+
     requires_fit = True
 
-    def __init__(self, head, feature_layers: list[nn.Module], num_classes: int, num_poles_list: list[int] | None = None):
+    def __init__(
+        self,
+        head,
+        feature_layers: list[nn.Module],
+        num_classes: int,
+        num_poles_list: list[int] | None = None,
+    ):
         powers = tuple(num_poles_list or range(1, len(feature_layers) + 1))
         super().__init__(detectors.create("gram", powers=powers), list(feature_layers), head)
         self.num_classes = num_classes
@@ -133,12 +184,20 @@ class Gram(StructuredDetector):
     def _measure(self, logits: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """[logits, the maps' widths as empty arrays and their Gram rows]: what fit and score need."""
         if logits.shape[1] != self.num_classes:
-            raise InputError(f"Gram: num_classes is {self.num_classes}, the logits have {logits.shape[1]}")
-        rows = torch.cat([gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers], 1)
+            raise InputError(
+                f"Gram: num_classes is {self.num_classes}, the logits have {logits.shape[1]}"
+            )
+        rows = torch.cat(
+            [gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers], 1
+        )
         return [logits, rows, *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
 
-    def fit_structured(self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None) -> Gram:
-        return self._fit(self._measure(self._here(logits), [self._here(f) for f in feature_list]), y)
+    def fit_structured(
+        self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None
+    ) -> Gram:
+        return self._fit(
+            self._measure(self._here(logits), [self._here(f) for f in feature_list]), y
+        )
 
     @torch.no_grad()
     def predict_structured(self, logits: Tensor, feature_list: list[Tensor]) -> Tensor:
@@ -146,11 +205,19 @@ class Gram(StructuredDetector):
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
         logits, rows, *widths = z
-        return Outputs(rows, logits, labels_of(labels, logits), None, taps=tuple(widths), scores={self.formula.key: rows})
+        return Outputs(
+            rows,
+            logits,
+            labels_of(labels, logits),
+            None,
+            taps=tuple(widths),
+            scores={self.formula.key: rows},
+        )
 
 
 class _Coverage(NAC):
     """NAC of one layer, whose states z dKL/dz stand where features do."""
+
     needs = frozenset({"features"})
 
     def states(self, batch: Outputs) -> Tensor:
@@ -164,21 +231,37 @@ class NACUE(GradientDetector):
     narrow around 1/2, as in the authors' code (pytorch-ood: product first, bins narrow at the ends), so an odd m_bins is one less; `feature_reduce` turns the product of any
     output with its gradient into (B, N), by default by flattening it.
     """
+
     requires_fit = True
 
-    def __init__(self, model: nn.Module, layers: list[nn.Module], m_bins: int | list[int] = 50, alpha: float | list[float] = 100.0,
-                 o_star: int | list[int] = 50, feature_reduce: Callable[[Tensor], Tensor] | None = None, device=None):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: list[nn.Module],
+        m_bins: int | list[int] = 50,
+        alpha: float | list[float] = 100.0,
+        o_star: int | list[int] = 50,
+        feature_reduce: Callable[[Tensor], Tensor] | None = None,
+        device=None,
+    ):
         super().__init__(None, model)
         self.layers, self.feature_reduce = list(layers), feature_reduce
-        self.m_bins, self.alpha, self.o_star = (self._per_layer(values) for values in (m_bins, alpha, o_star))
-        self.coverages = [_Coverage(int(m) // 2 * 2, float(a), float(o)) for m, a, o in zip(self.m_bins, self.alpha, self.o_star)]
+        self.m_bins, self.alpha, self.o_star = (
+            self._per_layer(values) for values in (m_bins, alpha, o_star)
+        )
+        self.coverages = [
+            _Coverage(int(m) // 2 * 2, float(a), float(o))
+            for m, a, o in zip(self.m_bins, self.alpha, self.o_star)
+        ]
         if device is not None:
             self.to(device)
 
     def _per_layer(self, values) -> list:
         values = list(values) if isinstance(values, (list, tuple)) else [values] * len(self.layers)
         if len(values) != len(self.layers):
-            raise InputError(f"NACUE: {len(values)} values for {len(self.layers)} layers; give one, or one per layer")
+            raise InputError(
+                f"NACUE: {len(values)} values for {len(self.layers)} layers; give one, or one per layer"
+            )
         return values
 
     def _represent(self, x: Tensor) -> list[Tensor]:
@@ -186,7 +269,12 @@ class NACUE(GradientDetector):
         if self.source is None:
             raise ModelNotSetException("NACUE was made without a network")
         outputs: dict[int, Tensor] = {}
-        hooks = [layer.register_forward_hook(lambda module, inputs, output, i=i: outputs.update({i: output})) for i, layer in enumerate(self.layers)]
+        hooks = [
+            layer.register_forward_hook(
+                lambda module, inputs, output, i=i: outputs.update({i: output})
+            )
+            for i, layer in enumerate(self.layers)
+        ]
         try:
             with torch.enable_grad():
                 x = self._here(x).detach()
@@ -201,7 +289,9 @@ class NACUE(GradientDetector):
     def _reduce(self, z: Tensor, gradient: Tensor) -> Tensor:
         if self.feature_reduce is not None:
             return self.feature_reduce(z * gradient)
-        return _pooled(z) * gradient.flatten(2).sum(2) if z.dim() == 4 else (z * gradient).flatten(1)
+        return (
+            _pooled(z) * gradient.flatten(2).sum(2) if z.dim() == 4 else (z * gradient).flatten(1)
+        )
 
     def _fit(self, z: list[Tensor], labels: Tensor | None) -> NACUE:
         for coverage, states in zip(self.coverages, z):
@@ -209,15 +299,25 @@ class NACUE(GradientDetector):
         return self
 
     def _score(self, z: list[Tensor]) -> Tensor:
-        return sum(chunked_score(coverage.to(states.device), self._outputs(states)) for coverage, states in zip(self.coverages, z))
+        return sum(
+            chunked_score(coverage.to(states.device), self._outputs(states))
+            for coverage, states in zip(self.coverages, z)
+        )
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         return Outputs(z, z.new_zeros(len(z), 0), labels_of(labels, z), None)
 
 
 # gradients and repeated passes
-def odin_preprocessing(model, x: Tensor, y: Tensor | None = None, criterion: Callable | None = None, eps: float = 0.0014,
-                       temperature: float = 1000.0, norm_std: list[float] | None = None) -> Tensor:
+def odin_preprocessing(
+    model,
+    x: Tensor,
+    y: Tensor | None = None,
+    criterion: Callable | None = None,
+    eps: float = 0.0014,
+    temperature: float = 1000.0,
+    norm_std: list[float] | None = None,
+) -> Tensor:
     """x - eps * sign(gradient of criterion(model(x) / T, y)) / norm_std; a zero gradient counts as +1, as in the authors' code."""
     if model is None:
         raise ModelNotSetException("ODIN needs a network")
@@ -243,15 +343,38 @@ class _Direct(GradientDetector):
 class ODIN(_Direct):
     hyperparameter_space = {"temperature": [1, 10, 100, 1000], "eps": [0.0014, 0.0028]}
 
-    def __init__(self, model, criterion: Callable | None = None, eps: float = 0.0014, temperature: float = 1000.0, norm_std: list[float] | None = None):
+    def __init__(
+        self,
+        model,
+        criterion: Callable | None = None,
+        eps: float = 0.0014,
+        temperature: float = 1000.0,
+        norm_std: list[float] | None = None,
+    ):
         super().__init__(detectors.create("msp"), model)
-        self.criterion, self.eps, self.temperature, self.norm_std = criterion, eps, temperature, norm_std
+        self.criterion, self.eps, self.temperature, self.norm_std = (
+            criterion,
+            eps,
+            temperature,
+            norm_std,
+        )
 
     def predict(self, x: Tensor) -> Tensor:
-        moved = odin_preprocessing(self.source, self._images(x), None, self.criterion, self.eps, self.temperature, self.norm_std)
+        moved = odin_preprocessing(
+            self.source,
+            self._images(x),
+            None,
+            self.criterion,
+            self.eps,
+            self.temperature,
+            self.norm_std,
+        )
         with torch.no_grad():
             logits = self.source(moved) / self.temperature
-        return chunked_score(self.formula, Outputs(logits.new_zeros(len(logits), 0), logits, labels_of(None, logits), None))
+        return chunked_score(
+            self.formula,
+            Outputs(logits.new_zeros(len(logits), 0), logits, labels_of(None, logits), None),
+        )
 
 
 class MahalanobisODIN(GradientDetector):
@@ -273,7 +396,9 @@ class MahalanobisODIN(GradientDetector):
             x = self._here(x).detach().clone().requires_grad_()
             features = self.source(x)
             std = tuple(self.norm_std or (1.0,) * x.shape[1])
-            return self.formula.score_images(Pass(_Encoder(self.source), x, features, features, std)).detach()
+            return self.formula.score_images(
+                Pass(_Encoder(self.source), x, features, features, std)
+            ).detach()
 
     _outputs = FeaturesDetector._outputs
 
@@ -292,24 +417,44 @@ class _OverParameters(_Direct):
         super().__init__(formula, model)
         self.param_filter = param_filter or (lambda name: True)
 
-    def _gradients(self, x: Tensor, loss: Callable[[Tensor], Tensor], power: int, group: int) -> Tensor:
+    def _gradients(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], power: int, group: int
+    ) -> Tensor:
         """Sum of |gradient|^power over the chosen parameters, (B,), for at most `group` images at once."""
         x = self._images(x)
         names = [name for name, _ in self.source.named_parameters()]
         if not any(map(self.param_filter, names)):
-            raise InputError(f"{type(self).__name__}: param_filter chooses none of the network's parameters: {', '.join(names[:5])}, ...")
-        return torch.cat([squared_gradients(self.source, part, loss, power, self.param_filter) for part in x.split(group)])
+            raise InputError(
+                f"{type(self).__name__}: param_filter chooses none of the network's parameters: {', '.join(names[:5])}, ..."
+            )
+        return torch.cat(
+            [
+                squared_gradients(self.source, part, loss, power, self.param_filter)
+                for part in x.split(group)
+            ]
+        )
 
 
 class GradNorm(_OverParameters):
     """Over all parameters that `param_filter` chooses (the paper: the last weight, our `gradnorm` in closed form)."""
 
-    def __init__(self, model: nn.Module, param_filter: Callable[[str], bool] | None = None, micro_batch_size: int = 32, temperature: float = 1.0):
+    def __init__(
+        self,
+        model: nn.Module,
+        param_filter: Callable[[str], bool] | None = None,
+        micro_batch_size: int = 32,
+        temperature: float = 1.0,
+    ):
         super().__init__(detectors.create("gradnorm", temperature=temperature), model, param_filter)
         self.micro_batch_size, self.temperature = micro_batch_size, temperature
 
     def predict(self, x: Tensor) -> Tensor:
-        return -self._gradients(x, lambda logits: -(logits / self.temperature).log_softmax(1).mean(), 1, self.micro_batch_size)
+        return -self._gradients(
+            x,
+            lambda logits: -(logits / self.temperature).log_softmax(1).mean(),
+            1,
+            self.micro_batch_size,
+        )
 
 
 class GradUncertainty(_OverParameters):
@@ -328,9 +473,12 @@ class MCD(Detector):
     With batch_norm=False batch norm sees the batch's own statistics in every pass; the network and its running statistics are afterwards what
     they were (pytorch-ood leaves them changed). Without dropout all passes agree: the variance is 0 for every image.
     """
+
     model = network_as("images -> logits")
 
-    def __init__(self, model: nn.Module, samples: int = 30, mode: str = "var", batch_norm: bool = True):
+    def __init__(
+        self, model: nn.Module, samples: int = 30, mode: str = "var", batch_norm: bool = True
+    ):
         super().__init__(detectors.create("dropout", samples=samples, mode=mode), model)
         self.n_samples, self.mode, self.batch_norm = samples, mode, batch_norm
 
@@ -345,7 +493,9 @@ class MCD(Detector):
 
     @staticmethod
     @torch.no_grad()
-    def run(model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True) -> tuple[Tensor, Tensor]:
+    def run(
+        model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Maximum of the mean softmax, and its variance averaged over classes: (B,) each, or (B, H, W) for maps of logits."""
         mean = spread = 0.0
         for n, p in enumerate(_softmaxes(model, x, samples, batch_norm), 1):
@@ -366,7 +516,11 @@ def _softmaxes(model: nn.Module, x: Tensor, samples: int, batch_norm: bool) -> I
     if model is None:
         raise ModelNotSetException("MCD needs a network")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    changed = [] if model.training else [m for m in model.modules() if not m.training and not (batch_norm and m in norms)]
+    changed = (
+        []
+        if model.training
+        else [m for m in model.modules() if not m.training and not (batch_norm and m in norms)]
+    )
     kept = {tensor: tensor.clone() for m in norms for tensor in m.buffers()}
     for module in changed:
         module.training = True

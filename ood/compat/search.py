@@ -1,4 +1,5 @@
 """pytorch-ood's grid search over a detector's hyper-parameters; `ood.tuning` does it on cached outputs, also without OOD data."""
+
 from __future__ import annotations
 
 import itertools
@@ -19,13 +20,33 @@ class GridSearch:
     The network runs once where the detector works on features or logits. Afterwards: best_params_, best_score_, results_.
     """
 
-    def __init__(self, detector: Detector, fit_loader: Iterable | None, val_loader: Iterable, hyperparameter_space: dict[str, list] | None = None,
-                 metric=None, metric_name: str = "AUROC", higher_is_better: bool = True, device: str = "cpu"):
-        self.detector, self.fit_loader, self.val_loader, self.device = detector, fit_loader, val_loader, device
+    def __init__(
+        self,
+        detector: Detector,
+        fit_loader: Iterable | None,
+        val_loader: Iterable,
+        hyperparameter_space: dict[str, list] | None = None,
+        metric=None,
+        metric_name: str = "AUROC",
+        higher_is_better: bool = True,
+        device: str = "cpu",
+    ):
+        self.detector, self.fit_loader, self.val_loader, self.device = (
+            detector,
+            fit_loader,
+            val_loader,
+            device,
+        )
         self.space = hyperparameter_space or detector.hyperparameter_space
         if not self.space or not all(self.space.values()):
-            raise InputError(f"GridSearch: {type(detector).__name__} has nothing to search, or an empty list of values: {self.space}; give hyperparameter_space")
-        self.metric, self.metric_name, self.higher_is_better = metric or OODMetrics(), metric_name, higher_is_better
+            raise InputError(
+                f"GridSearch: {type(detector).__name__} has nothing to search, or an empty list of values: {self.space}; give hyperparameter_space"
+            )
+        self.metric, self.metric_name, self.higher_is_better = (
+            metric or OODMetrics(),
+            metric_name,
+            higher_is_better,
+        )
         self.best_params_, self.best_score_, self.results_ = None, None, []
 
     def run(self) -> dict:
@@ -40,7 +61,10 @@ class GridSearch:
             score = self._score(chosen, train, validation)
             self.results_.append({"params": chosen, "score": score})
             gain = score if self.higher_is_better else -score
-            if math.isfinite(score) and (self.best_score_ is None or gain > (self.best_score_ if self.higher_is_better else -self.best_score_)):
+            if math.isfinite(score) and (
+                self.best_score_ is None
+                or gain > (self.best_score_ if self.higher_is_better else -self.best_score_)
+            ):
                 self.best_params_, self.best_score_ = chosen, score
         if self.best_params_ is None:
             raise InputError("GridSearch: no combination gave a finite score")
@@ -49,7 +73,10 @@ class GridSearch:
 
     def _representations(self, loader: Iterable) -> list[tuple[Tensor, Tensor]] | Iterable:
         """[(features or logits, labels)] of all batches; the loader itself for other detectors."""
-        self.cached = isinstance(self.detector, (FeaturesDetector, LogitsDetector)) and self.detector.source is not None
+        self.cached = (
+            isinstance(self.detector, (FeaturesDetector, LogitsDetector))
+            and self.detector.source is not None
+        )
         if not self.cached:
             return loader
         with torch.no_grad():
@@ -72,5 +99,7 @@ class GridSearch:
             self.metric.update(scores=scores, labels=y)
         found = self.metric.compute()
         if self.metric_name not in found:
-            raise InputError(f"GridSearch: the metric gives {', '.join(found)}, not {self.metric_name}")
+            raise InputError(
+                f"GridSearch: the metric gives {', '.join(found)}, not {self.metric_name}"
+            )
         return float(found[self.metric_name])

@@ -1,4 +1,5 @@
 """pytorch-ood's helpers: seeds, features of a loader, buffers of batches, class centres, labels and target transforms, GridSearch."""
+
 from __future__ import annotations
 
 import warnings
@@ -10,15 +11,44 @@ from torch import Tensor
 
 from ood import detectors
 from ood.cli import set_seed
-from ood.compat.labels import TargetMapping, ToRGB, ToUnknown, contains_known, contains_known_and_unknown, contains_unknown, is_known, is_unknown
+from ood.compat.labels import (
+    TargetMapping,
+    ToRGB,
+    ToUnknown,
+    contains_known,
+    contains_known_and_unknown,
+    contains_unknown,
+    is_known,
+    is_unknown,
+)
 from ood.compat.metrics import OODMetrics
 from ood.compat.search import GridSearch
 from ood.config import InputError
 from ood.outputs import Outputs
 
-__all__ = ["GridSearch", "OODMetrics", "TargetMapping", "TensorBuffer", "ToRGB", "ToUnknown", "apply_reduction", "contains_known", "contains_known_and_unknown",
-           "contains_unknown", "drop_unknown", "estimate_class_centers", "extract_feature_avg", "extract_features", "fix_random_seed", "is_known", "is_unknown",
-           "pairwise_distances", "temperature_calibration", "to_np", "torch_get_distances"]
+__all__ = [
+    "GridSearch",
+    "OODMetrics",
+    "TargetMapping",
+    "TensorBuffer",
+    "ToRGB",
+    "ToUnknown",
+    "apply_reduction",
+    "contains_known",
+    "contains_known_and_unknown",
+    "contains_unknown",
+    "drop_unknown",
+    "estimate_class_centers",
+    "extract_feature_avg",
+    "extract_features",
+    "fix_random_seed",
+    "is_known",
+    "is_unknown",
+    "pairwise_distances",
+    "temperature_calibration",
+    "to_np",
+    "torch_get_distances",
+]
 
 
 def fix_random_seed(seed: int = 12345) -> None:
@@ -65,19 +95,25 @@ class TensorBuffer:
 
 
 @torch.no_grad()
-def extract_features(data_loader: Iterable, model: Callable[[Tensor], Tensor], device) -> tuple[Tensor, Tensor]:
+def extract_features(
+    data_loader: Iterable, model: Callable[[Tensor], Tensor], device
+) -> tuple[Tensor, Tensor]:
     """What `model` gives for the ID images of a loader, flattened (N, D), and their labels (N,), on the CPU. device None: images stay where they are."""
     buffer = TensorBuffer()
     for x, y in data_loader:
         known = is_known(y)
         if known.any():
-            buffer.append("features", model(x[known.to(x.device)].to(device)).flatten(1)).append("labels", y[known])
+            buffer.append("features", model(x[known.to(x.device)].to(device)).flatten(1)).append(
+                "labels", y[known]
+            )
     if buffer.is_empty():
         raise InputError("the loader has no ID image (label >= 0)")
     return buffer["features"], buffer["labels"]
 
 
-def extract_feature_avg(data_loader: Iterable, model: Callable[[Tensor], Tensor], device) -> tuple[Tensor, Tensor]:
+def extract_feature_avg(
+    data_loader: Iterable, model: Callable[[Tensor], Tensor], device
+) -> tuple[Tensor, Tensor]:
     """The same of feature maps (B, C, H, W), averaged over their positions: (N, C)."""
     return extract_features(data_loader, lambda x: model(x).mean((2, 3)), device)
 
@@ -92,16 +128,22 @@ def drop_unknown(target: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t[known] for t in (target, *tensors))
 
 
-def estimate_class_centers(embedding: Tensor, target: Tensor, num_centers: int | None = None) -> Tensor:
+def estimate_class_centers(
+    embedding: Tensor, target: Tensor, num_centers: int | None = None
+) -> Tensor:
     """Mean embedding (K, D) of every class; zero for a class without rows."""
     target = target.to(embedding.device).long()
-    sums = embedding.new_zeros(int(num_centers or target.max() + 1), embedding.shape[1]).index_add(0, target, embedding)
+    sums = embedding.new_zeros(int(num_centers or target.max() + 1), embedding.shape[1]).index_add(
+        0, target, embedding
+    )
     return sums / torch.bincount(target, minlength=len(sums)).clamp(min=1)[:, None]
 
 
 def pairwise_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances (N, M)."""
-    return torch.cdist(x, x if y is None else y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return torch.cdist(
+        x, x if y is None else y, compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
 
 
 def torch_get_distances(centers: Tensor, embeddings: Tensor) -> Tensor:
@@ -115,10 +157,14 @@ def apply_reduction(tensor: Tensor, reduction: str | None) -> Tensor:
     return tensor if reduction in ("none", None) else getattr(tensor, reduction)()
 
 
-def temperature_calibration(logits: Tensor, labels: Tensor, lower: float = 0.2, upper: float = 5.0, eps: float = 0.0001) -> float:
+def temperature_calibration(
+    logits: Tensor, labels: Tensor, lower: float = 0.2, upper: float = 5.0, eps: float = 0.0001
+) -> float:
     """The temperature in [lower, upper] with the least cross-entropy: our `temp_scaling`, which needs no `eps`."""
     logits, labels = torch.as_tensor(logits).detach(), torch.as_tensor(labels)
-    fitted = detectors.create("temp_scaling").fit(Outputs(logits.new_zeros(len(logits), 0), logits, labels.long(), None))
+    fitted = detectors.create("temp_scaling").fit(
+        Outputs(logits.new_zeros(len(logits), 0), logits, labels.long(), None)
+    )
     return min(max(fitted.temperature, lower), upper)
 
 

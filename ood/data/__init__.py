@@ -1,9 +1,23 @@
 """Data sets, decoding, transforms and benchmarks. See `load` and `load_benchmark`."""
+
 from ood.data.benchmark import Benchmark, Entry, benchmark_names, load_benchmark
 from ood.data.images import ArrayImages, ImageSet, StreamedImages
 from ood.data.loading import load
 from ood.data.registry import DatasetInfo, info, names
 from ood.data.transforms import Augment, Preprocess
 
-__all__ = ["ArrayImages", "Augment", "Benchmark", "DatasetInfo", "Entry", "ImageSet", "Preprocess", "StreamedImages", "benchmark_names",
-           "info", "load", "load_benchmark", "names"]
+__all__ = [
+    "ArrayImages",
+    "Augment",
+    "Benchmark",
+    "DatasetInfo",
+    "Entry",
+    "ImageSet",
+    "Preprocess",
+    "StreamedImages",
+    "benchmark_names",
+    "info",
+    "load",
+    "load_benchmark",
+    "names",
+]

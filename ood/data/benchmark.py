@@ -1,4 +1,5 @@
 """Benchmarks: which OOD sets an ID set is tested against, how their images are prepared, in the order of the paper. Pure data (JSON)."""
+
 from __future__ import annotations
 
 import json
@@ -27,6 +28,7 @@ class Entry:
         list: for sets of OpenOOD, the list below benchmark_imglist/ that says which images.
         classes: only images of these classes (open-set splits), with their labels among themselves.
     """
+
     dataset: str
     group: Literal["near", "far"] | None = None
     label: str | None = None
@@ -52,6 +54,7 @@ class Benchmark:
         id_shifted: covariate-shifted sets that count as ID in the test (full-spectrum).
         id_classes: only these classes; the first becomes the label 0, the second 1, ... (open-set splits).
     """
+
     name: str
     id_dataset: str
     size: int | None = None
@@ -69,28 +72,50 @@ class Benchmark:
     source: str = ""
     notes: str = ""
 
-    def load_id(self, split: str = "test", data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
+    def load_id(
+        self,
+        split: str = "test",
+        data_dir: str | Path = "datasets",
+        *,
+        limit: int | None = None,
+        **options,
+    ) -> ImageSet:
         """The ID images, prepared as this benchmark asks; `limit` of them, evenly spread."""
         options.update(size=self.size, resize=self.resize, channels=self.channels)
         name, lists = self.id_files or self.id_dataset, self.id_lists.get(split)
         if lists:
             options.update(lists=(lists,))
         if split == "test" and self.id_shifted:
-            return self._full_spectrum(load(name, split, data_dir, **options), data_dir, options).limited(limit)
+            return self._full_spectrum(
+                load(name, split, data_dir, **options), data_dir, options
+            ).limited(limit)
         if self.id_classes:
             return load(name, split, data_dir, **options).of_classes(self.id_classes).limited(limit)
         if split == "test" and self.skip_first:
             return self._kept(load(name, split, data_dir, **options)).limited(limit)
         return load(name, split, data_dir, limit=limit, **options)
 
-    def load_ood(self, entry: Entry, n_id: int, data_dir: str | Path = "datasets", *, limit: int | None = None, **options) -> ImageSet:
+    def load_ood(
+        self,
+        entry: Entry,
+        n_id: int,
+        data_dir: str | Path = "datasets",
+        *,
+        limit: int | None = None,
+        **options,
+    ) -> ImageSet:
         """The images of an entry with the label -1; `limit` of them, evenly spread.
 
         n_id: number of ID test images, for `first_fraction`.
         """
-        caps = [entry.limit, None if self.first_fraction is None else max(1, int(n_id * self.first_fraction + 1e-9))]
+        caps = [
+            entry.limit,
+            None if self.first_fraction is None else max(1, int(n_id * self.first_fraction + 1e-9)),
+        ]
         cap = min((c for c in caps if c is not None), default=None)
-        options.update(size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base)
+        options.update(
+            size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base
+        )
         if entry.list:
             options.update(lists=(entry.list,))
         if entry.classes:
@@ -98,14 +123,22 @@ class Benchmark:
             return whole.first(cap).limited(limit).as_outliers()
         if self.skip_first:
             first = None if cap is None else self.skip_first + cap
-            return self._kept(load(entry.dataset, entry.split, data_dir, first=first, **options)).limited(limit).as_outliers()
-        return load(entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options).as_outliers()
+            return (
+                self._kept(load(entry.dataset, entry.split, data_dir, first=first, **options))
+                .limited(limit)
+                .as_outliers()
+            )
+        return load(
+            entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options
+        ).as_outliers()
 
     def datasets(self) -> list[str]:
         """Every data set that it needs, the ID set first."""
         named = [self.id_files or self.id_dataset]
         for entry in (*self.id_shifted, *self.entries):
-            base = entry.base or (None if is_folder_path(entry.dataset) else info(entry.dataset).options.get("base"))
+            base = entry.base or (
+                None if is_folder_path(entry.dataset) else info(entry.dataset).options.get("base")
+            )
             named += [entry.dataset, *filter(None, [base])]
         return list(dict.fromkeys(named))
 
@@ -119,7 +152,9 @@ class Benchmark:
             exact = [entry for entry in matches if name == entry.dataset]
             if not matches:
                 own = [entry.dataset for entry in self.entries]
-                raise InputError(f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; it has: {', '.join(own)}")
+                raise InputError(
+                    f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; it has: {', '.join(own)}"
+                )
             chosen += [entry for entry in exact or matches if entry not in chosen]
         return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
 
@@ -127,13 +162,28 @@ class Benchmark:
         parts = [clean]
         for entry in self.id_shifted:
             lists = {"lists": (entry.list,)} if entry.list else {"lists": None}
-            parts.append(load(entry.dataset, entry.split, data_dir, **{**options, **lists, "size": entry.size, "resize": entry.resize}).first(entry.limit))
-        return JoinedImages(parts, name=clean.name, split="test", num_classes=clean.num_classes, class_names=clean.class_names)
+            parts.append(
+                load(
+                    entry.dataset,
+                    entry.split,
+                    data_dir,
+                    **{**options, **lists, "size": entry.size, "resize": entry.resize},
+                ).first(entry.limit)
+            )
+        return JoinedImages(
+            parts,
+            name=clean.name,
+            split="test",
+            num_classes=clean.num_classes,
+            class_names=clean.class_names,
+        )
 
     def _kept(self, images: ImageSet) -> ImageSet:
         if len(images) <= self.skip_first:
-            raise InputError(f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; "
-                             "use the protocol full")
+            raise InputError(
+                f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; "
+                "use the protocol full"
+            )
         return images.subset(slice(self.skip_first, None))
 
 
@@ -148,7 +198,9 @@ def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchma
     Raises InputError for an unknown benchmark, key, data set, group or protocol.
     """
     if protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol '{protocol}'{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}")
+        raise InputError(
+            f"unknown protocol '{protocol}'{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}"
+        )
     benchmark = _parsed(*_read(str(name_or_path)))
     if protocol == "full":
         entries = tuple(replace(entry, limit=None) for entry in benchmark.entries)
@@ -159,14 +211,18 @@ def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchma
 def _read(name: str) -> tuple[str, dict]:
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
-        raise InputError(f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, "
-                         "or a path that ends in .json")
+        raise InputError(
+            f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, "
+            "or a path that ends in .json"
+        )
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"benchmark '{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise InputError(f"benchmark '{path}' must hold a JSON object, not a {type(content).__name__}")
+        raise InputError(
+            f"benchmark '{path}' must hold a JSON object, not a {type(content).__name__}"
+        )
     return path.stem, content
 
 
@@ -176,18 +232,41 @@ def _parsed(stem: str, content: dict) -> Benchmark:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{where}: 'entries' must be a list of objects, one per OOD set")
     inherited = {key: content[key] for key in ("size", "resize") if key in content}
-    entries = tuple(build(Entry, {**inherited, **row}, f"{where}, entry {number}") for number, row in enumerate(rows, 1))
+    entries = tuple(
+        build(Entry, {**inherited, **row}, f"{where}, entry {number}")
+        for number, row in enumerate(rows, 1)
+    )
     shifted = content.get("id_shifted", [])
     if not isinstance(shifted, list) or not all(isinstance(row, dict) for row in shifted):
         raise InputError(f"{where}: 'id_shifted' must be a list of objects, one per set")
-    shifted = tuple(build(Entry, {**inherited, **row}, f"{where}, id_shifted {number}") for number, row in enumerate(shifted, 1))
-    benchmark = build(Benchmark, {"name": stem, **{key: value for key, value in content.items() if key not in ("entries", "id_shifted")}}, where)
+    shifted = tuple(
+        build(Entry, {**inherited, **row}, f"{where}, id_shifted {number}")
+        for number, row in enumerate(shifted, 1)
+    )
+    benchmark = build(
+        Benchmark,
+        {
+            "name": stem,
+            **{
+                key: value for key, value in content.items() if key not in ("entries", "id_shifted")
+            },
+        },
+        where,
+    )
     benchmark = replace(benchmark, id_shifted=shifted)
-    for dataset in (benchmark.id_dataset, *filter(None, [benchmark.id_files]), *(entry.dataset for entry in (*entries, *shifted))):
+    for dataset in (
+        benchmark.id_dataset,
+        *filter(None, [benchmark.id_files]),
+        *(entry.dataset for entry in (*entries, *shifted)),
+    ):
         if not is_folder_path(dataset):
             info(dataset)
     labelled = [replace(entry, label=entry.label or entry.dataset) for entry in entries]
-    twice = {entry.dataset for entry in entries if sum(other.dataset == entry.dataset for other in entries) > 1}
+    twice = {
+        entry.dataset
+        for entry in entries
+        if sum(other.dataset == entry.dataset for other in entries) > 1
+    }
     if twice:
         raise InputError(f"{where}: the data set '{twice.pop()}' appears twice")
     return replace(benchmark, entries=tuple(labelled))

@@ -1,4 +1,5 @@
 """The table of data sets as Markdown, for datasets/README.md: `python3 scripts/download_data.py -table` writes it there."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,16 +9,30 @@ from ood.data.registry import FAMILIES
 from ood.data.rows import Archive, DatasetInfo
 
 README = Path(__file__).resolve().parents[2] / "datasets" / "README.md"
-BEGIN, END = "<!-- table: written by `python3 scripts/download_data.py -table` -->", "<!-- end of table -->"
-TITLES = ("In-distribution sets, and sets made here", "OOD sets of the CIFAR and MNIST papers, auxiliary outliers", "OOD sets for ImageNet, Semantic Shift Benchmark",
-          "OpenOOD v1.5's copies and lists", "Covariate shift", "Anomalies")
+BEGIN, END = (
+    "<!-- table: written by `python3 scripts/download_data.py -table` -->",
+    "<!-- end of table -->",
+)
+TITLES = (
+    "In-distribution sets, and sets made here",
+    "OOD sets of the CIFAR and MNIST papers, auxiliary outliers",
+    "OOD sets for ImageNet, Semantic Shift Benchmark",
+    "OpenOOD v1.5's copies and lists",
+    "Covariate shift",
+    "Anomalies",
+)
 
 
 def markdown() -> str:
     """Every family as a section with one table."""
     lines = [BEGIN, ""]
     for title, family in zip(TITLES, FAMILIES, strict=True):
-        lines += [f"## {title}", "", "| name | use | layout under this folder | images | licence | archives: size, checksum |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"## {title}",
+            "",
+            "| name | use | layout under this folder | images | licence | archives: size, checksum |",
+            "|---|---|---|---|---|---|",
+        ]
         lines += [_line(row) for row in family.ROWS] + [""]
     return "\n".join([*lines, END])
 
@@ -40,7 +55,9 @@ def _line(row: DatasetInfo) -> str:
 
 def _archives(row: DatasetInfo) -> str:
     if row.archives:
-        return "; ".join(_archive(archive) for archive in row.archives) + (f"; needs {', '.join(row.needs)}" if row.needs else "")
+        return "; ".join(_archive(archive) for archive in row.archives) + (
+            f"; needs {', '.join(row.needs)}" if row.needs else ""
+        )
     if row.needs:
         return f"made from {', '.join(f'`{name}`' for name in row.needs)}"
     return "made here" if row.reader in MADE else row.fetch.format(data_dir="datasets")
@@ -48,6 +65,20 @@ def _archives(row: DatasetInfo) -> str:
 
 def _archive(archive: Archive) -> str:
     size = f"{archive.bytes:,} bytes, " if archive.bytes else ""
-    known = f"sha256 {archive.sha256[:8]}…" if archive.sha256 else f"md5 {archive.md5[:8]}…" if archive.md5 else "first use"
-    where = " (Google Drive)" if archive.drive and not archive.urls else " (by hand)" if archive.by_hand else f" ({len(archive.mirrors)} mirrors)" if len(archive.mirrors) > 1 else ""
+    known = (
+        f"sha256 {archive.sha256[:8]}…"
+        if archive.sha256
+        else f"md5 {archive.md5[:8]}…"
+        if archive.md5
+        else "first use"
+    )
+    where = (
+        " (Google Drive)"
+        if archive.drive and not archive.urls
+        else " (by hand)"
+        if archive.by_hand
+        else f" ({len(archive.mirrors)} mirrors)"
+        if len(archive.mirrors) > 1
+        else ""
+    )
     return f"{archive.name}{where}: {size}{known}"

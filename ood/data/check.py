@@ -2,6 +2,7 @@
 
 Images are the same when their decoded pixels are (as RGB, at their stored size): a content hash, so names and formats do not matter.
 """
+
 from __future__ import annotations
 
 import functools
@@ -32,6 +33,7 @@ class SetReport:
         damaged: {file: what is wrong}. problem: what keeps the set from being read at all.
         repeated: images that are in this split more than once.
     """
+
     name: str
     role: str
     split: str
@@ -51,23 +53,31 @@ class SetReport:
 @dataclass
 class Shared:
     """Images that are in two splits: `count` of the second one; `examples` of (file of the first, file of the second)."""
+
     first: str
     second: str
     count: int
     examples: list[tuple[str, str]]
-    mixes: bool              # an ID set with an OOD set, or the training with the test images of one set
+    mixes: bool  # an ID set with an OOD set, or the training with the test images of one set
 
 
 @dataclass
 class Hashes:
     """Content hashes of a split: {hash: a file that has it}; `files` tells sets that read the same files."""
+
     report: SetReport
     files: frozenset
     found: dict[bytes, str] = field(default_factory=dict)
 
 
-def check(rows: Iterable[DatasetInfo], data_dir: Path, *, decode: bool = True, progress: Callable = lambda items, *_, **__: items,
-          splits: Callable[[DatasetInfo], list[str]] = inventory.splits_of) -> tuple[list[SetReport], list[Shared]]:
+def check(
+    rows: Iterable[DatasetInfo],
+    data_dir: Path,
+    *,
+    decode: bool = True,
+    progress: Callable = lambda items, *_, **__: items,
+    splits: Callable[[DatasetInfo], list[str]] = inventory.splits_of,
+) -> tuple[list[SetReport], list[Shared]]:
     """Every split of every set, and what they share. decode=False: counts only."""
     reports, hashes = [], []
     for row in rows:
@@ -88,14 +98,33 @@ def check(rows: Iterable[DatasetInfo], data_dir: Path, *, decode: bool = True, p
 def _counted(row: DatasetInfo, split: str, data_dir: Path) -> tuple[SetReport, Listed | None]:
     if row.name == "openood_lists":
         whole, text = inventory.state(row, data_dir)
-        return SetReport(row.name, "lists", split, "present" if whole else "absent", problem="" if whole else text), None
+        return SetReport(
+            row.name,
+            "lists",
+            split,
+            "present" if whole else "absent",
+            problem="" if whole else text,
+        ), None
     listed, wrong = inventory.found(row, split, data_dir)
     report = SetReport(row.name, row.role, split, "absent", published=row.count.get(split))
     if wrong:
         report.state, report.problem = "damaged", wrong
     elif listed is not None:
-        report.found, report.place = len(listed), str(listed.folder if listed.paths is not None else ", ".join(str(listed.folder / file) for file in listed.files))
-        report.state = "present" if report.published is None else "complete" if report.found == report.published else "incomplete"
+        report.found, report.place = (
+            len(listed),
+            str(
+                listed.folder
+                if listed.paths is not None
+                else ", ".join(str(listed.folder / file) for file in listed.files)
+            ),
+        )
+        report.state = (
+            "present"
+            if report.published is None
+            else "complete"
+            if report.found == report.published
+            else "incomplete"
+        )
     return report, listed
 
 
@@ -108,14 +137,28 @@ def _files(listed: Listed) -> frozenset:
 def _hash(listed: Listed, hashes: Hashes, progress) -> None:
     """Decode every image; damaged ones go into the report, the others' hashes into `hashes.found`."""
     report, count = hashes.report, len(listed)
-    work = functools.partial(_of_file, listed.folder, listed.paths) if listed.paths is not None else functools.partial(_of_row, listed.images)
+    work = (
+        functools.partial(_of_file, listed.folder, listed.paths)
+        if listed.paths is not None
+        else functools.partial(_of_row, listed.images)
+    )
     names = listed.paths if listed.paths is not None else None
 
     def several(start: int) -> list:
         return [work(row) for row in range(start, min(start + AT_ONCE, count))]
+
     starts = range(0, count, AT_ONCE)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start, results in zip(starts, progress(pool.map(several, starts), f"check {report.label}", total=len(starts), unit="images", scale=AT_ONCE)):
+        for start, results in zip(
+            starts,
+            progress(
+                pool.map(several, starts),
+                f"check {report.label}",
+                total=len(starts),
+                unit="images",
+                scale=AT_ONCE,
+            ),
+        ):
             for row, (digest, wrong) in enumerate(results, start):
                 name = names[row] if names is not None else f"image {row}"
                 if wrong:
@@ -139,12 +182,20 @@ def _of_row(images: np.ndarray, row: int) -> tuple[bytes, None]:
     image = np.asarray(images[row])
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)
-    return _digest(np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2) if image.ndim == 2 or image.shape[2] == 1 else image), None
+    return _digest(
+        np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+        if image.ndim == 2 or image.shape[2] == 1
+        else image
+    ), None
 
 
 def _digest(pixels: np.ndarray) -> bytes:
     """Of (H, W, 3) uint8."""
-    return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, salt=f"{pixels.shape[0]}x{pixels.shape[1]}".encode()[:16]).digest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(pixels),
+        digest_size=16,
+        salt=f"{pixels.shape[0]}x{pixels.shape[1]}".encode()[:16],
+    ).digest()
 
 
 def _shared(hashes: list[Hashes], shown: int = 5) -> list[Shared]:
@@ -156,13 +207,20 @@ def _shared(hashes: list[Hashes], shown: int = 5) -> list[Shared]:
     pairs: dict[tuple[int, int], list[bytes]] = defaultdict(list)
     for digest, numbers in owners.items():
         for place, first in enumerate(numbers):
-            for second in numbers[place + 1:]:
+            for second in numbers[place + 1 :]:
                 if not hashes[first].files & hashes[second].files:
                     pairs[first, second].append(digest)
     found = []
     for (first, second), digests in sorted(pairs.items()):
         one, other = hashes[first].report, hashes[second].report
-        mixes = {one.role, other.role} == {"id", "ood"} or one.name == other.name and one.split != other.split
-        examples = [(hashes[first].found[digest], hashes[second].found[digest]) for digest in digests[:shown]]
+        mixes = (
+            {one.role, other.role} == {"id", "ood"}
+            or one.name == other.name
+            and one.split != other.split
+        )
+        examples = [
+            (hashes[first].found[digest], hashes[second].found[digest])
+            for digest in digests[:shown]
+        ]
         found.append(Shared(one.label, other.label, len(digests), examples, mixes))
     return found

@@ -3,6 +3,7 @@
 Nothing is written into the folders of images: a folder more would be a class more to torchvision's ImageFolder. A cache file is named after a digest of the files (path, size, modification time) and of the way they were decoded, and appears under
 its name only when it is complete: an interrupted or failed run leaves nothing that could be taken for whole.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,12 +25,12 @@ from PIL import Image
 from ood.cli import progress
 from ood.config import InputError
 
-VERSION = 1          # raise it when decoding changes
+VERSION = 1  # raise it when decoding changes
 CACHE = ".decoded"
-SAMPLED = 16         # files of a set whose content is part of the digest,
+SAMPLED = 16  # files of a set whose content is part of the digest,
 SAMPLE_BYTES = 2**20  # up to this length
-CHUNK = 256          # files that one thread decodes at a time
-STALE = 24 * 3600    # seconds after which an unfinished file of a killed run is removed
+CHUNK = 256  # files that one thread decodes at a time
+STALE = 24 * 3600  # seconds after which an unfinished file of a killed run is removed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Recipe:
         size: side of the centre crop; None crops nothing.
         invert: 255 - value, before resizing.
     """
+
     channels: int | None = None
     resize: int | tuple[int, int] | None = None
     size: int | None = None
@@ -50,12 +52,16 @@ class Recipe:
 
     def __post_init__(self):
         if self.channels not in (None, 1, 3):
-            raise InputError(f"channels={self.channels} is not possible: 1 (grey), 3 (RGB) or none (as stored)")
+            raise InputError(
+                f"channels={self.channels} is not possible: 1 (grey), 3 (RGB) or none (as stored)"
+            )
         sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
         if any(side is not None and side < 1 for side in (*sides, self.size)):
             raise InputError(f"size={self.size}, resize={self.resize} must be positive")
         if self.size and self.resize and min(sides) < self.size:
-            raise InputError(f"resize={self.resize} is smaller than size={self.size}; the crop does not fit")
+            raise InputError(
+                f"resize={self.resize} is smaller than size={self.size}; the crop does not fit"
+            )
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         image = self.convert(image)
@@ -71,14 +77,21 @@ class Recipe:
     def keeps(self, shape: tuple[int, int, int]) -> bool:
         """Whether images of this shape (C, H, W) come out as they are."""
         channels, height, width = shape
-        resized = {None: True, (height, width): True}.get(self.resize, self.resize == min(height, width))
-        return resized and self.size in (None, height) and (self.size is None or height == width) \
-            and not self.invert and self.channels in (None, channels)
+        resized = {None: True, (height, width): True}.get(
+            self.resize, self.resize == min(height, width)
+        )
+        return (
+            resized
+            and self.size in (None, height)
+            and (self.size is None or height == width)
+            and not self.invert
+            and self.channels in (None, channels)
+        )
 
     def convert(self, image: Image.Image) -> Image.Image:
         if image.mode in ("I", "F"):
             raise ValueError(f"32-bit images (mode {image.mode}) are not supported")
-        if image.mode.startswith("I;16"):                    # Pillow would clip at 255
+        if image.mode.startswith("I;16"):  # Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         mode = {1: "L", 3: "RGB"}[self.channels or (1 if is_grey(image) else 3)]
         return image if image.mode == mode else image.convert(mode)
@@ -93,15 +106,23 @@ def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None
     try:
         with Image.open(path) as image:
             if recipe.channels is None and shape and shape[0] == 1 and not is_grey(image):
-                raise InputError(f"'{path}' is in colour but the first image of the set is grey; ask for channels=3 (or 1)")
-            array = (recipe if recipe.channels or not shape else _with_channels(recipe, shape[0]))(image)
+                raise InputError(
+                    f"'{path}' is in colour but the first image of the set is grey; ask for channels=3 (or 1)"
+                )
+            array = (recipe if recipe.channels or not shape else _with_channels(recipe, shape[0]))(
+                image
+            )
     except InputError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
-        raise InputError(f"cannot decode the image '{path}' ({_first_line(error)}); replace it or remove it") from None
+        raise InputError(
+            f"cannot decode the image '{path}' ({_first_line(error)}); replace it or remove it"
+        ) from None
     if shape and array.shape != shape:
-        raise InputError(f"'{path}' is {_size(array.shape)} but the first image of the set is {_size(shape)}; "
-                         "give a size to which the images are resized")
+        raise InputError(
+            f"'{path}' is {_size(array.shape)} but the first image of the set is {_size(shape)}; "
+            "give a size to which the images are resized"
+        )
     return array
 
 
@@ -116,26 +137,36 @@ def image_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
     except Exception as error:
-        raise InputError(f"cannot read the image '{path}' ({_first_line(error)}); replace it or remove it") from None
+        raise InputError(
+            f"cannot read the image '{path}' ({_first_line(error)}); replace it or remove it"
+        ) from None
 
 
-def fill_from_files(folder: Path, files: Sequence[str], recipe: Recipe, label: str) -> Callable[[np.ndarray], None]:
+def fill_from_files(
+    folder: Path, files: Sequence[str], recipe: Recipe, label: str
+) -> Callable[[np.ndarray], None]:
     """A function that decodes `files` into an array (N, C, H, W), on all cores."""
+
     def fill(array: np.ndarray) -> None:
         def work(start: int) -> None:
             for row in range(start, min(start + CHUNK, len(files))):
                 array[row] = decode(folder / files[row], recipe, array.shape[1:])
+
         _in_threads(work, len(files), label)
+
     return fill
 
 
 def fill_from_array(images: np.ndarray, recipe: Recipe, label: str) -> Callable[[np.ndarray], None]:
     """The same for images (N, H, W) or (N, H, W, 3) that are arrays already."""
+
     def fill(array: np.ndarray) -> None:
         def work(start: int) -> None:
             for row in range(start, min(start + CHUNK, len(images))):
                 array[row] = recipe(Image.fromarray(images[row]))
+
         _in_threads(work, len(images), label)
+
     return fill
 
 
@@ -145,26 +176,34 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     The content tells sets apart whose files have one size and one (reset) time, as some archives unpack.
     """
     digest = hashlib.blake2b(digest_size=16)
-    root = f"{folder}{os.sep}"                   # os.path.join would cost as much as the look-up itself
+    root = f"{folder}{os.sep}"  # os.path.join would cost as much as the look-up itself
     sampled = set(range(0, len(files), max(1, len(files) // SAMPLED)))
     for number, file in enumerate(files):
         try:
             status = os.stat(root + file)
-            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+            digest.update(
+                f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+            )
             if number in sampled:
                 with open(root + file, "rb") as content:
                     digest.update(content.read(SAMPLE_BYTES))
         except OSError as error:
-            raise InputError(f"cannot read '{folder / file}' ({error.strerror}); replace it or remove it") from None
+            raise InputError(
+                f"cannot read '{folder / file}' ({error.strerror}); replace it or remove it"
+            ) from None
     return digest.hexdigest()
 
 
 def digest_of(*parts) -> str:
     """Hex digest of the repr of the parts and of everything that decides how images are decoded."""
-    return hashlib.blake2b(repr((VERSION, PIL.__version__, *parts)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        repr((VERSION, PIL.__version__, *parts)).encode(errors="surrogateescape"), digest_size=16
+    ).hexdigest()
 
 
-def decoded(data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]) -> np.ndarray:
+def decoded(
+    data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]
+) -> np.ndarray:
     """The read-only uint8 memory map for `digest`, computed when it is not there yet.
 
     Args:
@@ -190,9 +229,9 @@ def decoded(data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tup
         finally:
             temporary.unlink(missing_ok=True)
         _remove_old(place, name)
-        array.flags.writeable = False            # the map stays open under the new name
+        array.flags.writeable = False  # the map stays open under the new name
         return array
-    array = np.empty(shape, dtype=np.uint8)      # no disk to write to: keep it in memory
+    array = np.empty(shape, dtype=np.uint8)  # no disk to write to: keep it in memory
     fill(array)
     return array
 
@@ -221,7 +260,7 @@ def _reserve(place: Path, shape: tuple[int, ...]) -> Path | None:
         if hasattr(os, "posix_fallocate"):
             with open(temporary, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    except OSError:                              # read-only, full, or no folder at all
+    except OSError:  # read-only, full, or no folder at all
         with contextlib.suppress(OSError):
             temporary.unlink()
         return None
@@ -232,8 +271,12 @@ def _remove_old(place: Path, name: str) -> None:
     """Drop arrays of the same slot, and unfinished files that a killed run left long ago."""
     for path in place.iterdir():
         try:
-            if (path.name.startswith(name[:17]) and path.name != name
-                    or path.suffix == ".tmp" and time.time() - path.stat().st_mtime > STALE):
+            if (
+                path.name.startswith(name[:17])
+                and path.name != name
+                or path.suffix == ".tmp"
+                and time.time() - path.stat().st_mtime > STALE
+            ):
                 path.unlink(missing_ok=True)
         except OSError:
             pass
@@ -257,7 +300,9 @@ def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:
     starts = range(0, total, CHUNK)
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
-        for _ in progress(pool.map(work, starts), f"decode {label}", total=len(starts), unit="images", scale=CHUNK):
+        for _ in progress(
+            pool.map(work, starts), f"decode {label}", total=len(starts), unit="images", scale=CHUNK
+        ):
             pass
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -3,6 +3,7 @@
 A transfer is written to `<file>.part`, beside a note of where it came from; only a file that was verified gets its name (os.replace).
 Whatever breaks in between, the next call goes on where the last one stopped.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 2**18
-AGENT = "Mozilla/5.0 (compatible; ood-download/1.0)"       # some hosts refuse Python's own name
-TEMPORARY = (408, 425, 429, 500, 502, 503, 504)            # worth another try at the same host
+AGENT = "Mozilla/5.0 (compatible; ood-download/1.0)"  # some hosts refuse Python's own name
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # worth another try at the same host
 REDIRECTS = 10
-SPARE_BYTES = 2**26                                         # left free on the disk
+SPARE_BYTES = 2**26  # left free on the disk
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Patience:
         timeout: seconds without any byte. pause: seconds before the second attempt, doubled each time, up to `longest`.
         rate, window: a transfer below `rate` bytes/s over `window` seconds counts as broken.
     """
+
     tries: int = 5
     timeout: float = 30.0
     pause: float = 1.0
@@ -63,8 +65,17 @@ class _Broken(Exception):
         self.wait = wait
 
 
-def fetch(urls: Sequence[str], path: Path, *, size: int | None = None, md5: str | None = None, sha256: str | None = None,
-          patience: Patience = Patience(), log: Callable[[str], None] = lambda line: None, accept: Callable[[Path], str | None] | None = None) -> str:
+def fetch(
+    urls: Sequence[str],
+    path: Path,
+    *,
+    size: int | None = None,
+    md5: str | None = None,
+    sha256: str | None = None,
+    patience: Patience = Patience(),
+    log: Callable[[str], None] = lambda line: None,
+    accept: Callable[[Path], str | None] | None = None,
+) -> str:
     """Download to `path` from the first mirror that gives the right file. Returns its sha256.
 
     Args:
@@ -87,7 +98,9 @@ def fetch(urls: Sequence[str], path: Path, *, size: int | None = None, md5: str 
         os.replace(part, path)
         _note(part).unlink(missing_ok=True)
         return digest
-    raise DownloadError(f"could not download '{path.name}' ({'; '.join(failures) or 'no mirror is known'})")
+    raise DownloadError(
+        f"could not download '{path.name}' ({'; '.join(failures) or 'no mirror is known'})"
+    )
 
 
 def sums(path: Path) -> tuple[str, str]:
@@ -100,7 +113,9 @@ def sums(path: Path) -> tuple[str, str]:
     return one.hexdigest(), other.hexdigest()
 
 
-def fault(path: Path, size: int | None, md5: str | None, sha256: str | None) -> tuple[str | None, str]:
+def fault(
+    path: Path, size: int | None, md5: str | None, sha256: str | None
+) -> tuple[str | None, str]:
     """(what is wrong with a file, or None; its sha256)."""
     found = path.stat().st_size
     if size is not None and found != size:
@@ -124,7 +139,11 @@ def _from_mirror(url, part, size, md5, sha256, patience, log, accept) -> str:
             failed = 1 if _length(part) - begun >= BLOCK else failed + 1
             if failed >= patience.tries:
                 raise _Refused(f"{error}, {failed} times") from None
-            wait = error.wait if error.wait is not None else patience.pause * 2 ** (failed - 1) * (0.5 + random.random())
+            wait = (
+                error.wait
+                if error.wait is not None
+                else patience.pause * 2 ** (failed - 1) * (0.5 + random.random())
+            )
             wait = min(patience.longest, wait)
             log(f"{part.stem}: {error}; again in {wait:.0f} s from byte {_length(part):,}")
             time.sleep(wait)
@@ -139,7 +158,9 @@ def _from_mirror(url, part, size, md5, sha256, patience, log, accept) -> str:
         log(f"{part.stem}: the file {wrong}; once more from the beginning")
 
 
-def _attempt(url: str, part: Path, begun: int, size: int | None, known: bool, patience: Patience) -> None:
+def _attempt(
+    url: str, part: Path, begun: int, size: int | None, known: bool, patience: Patience
+) -> None:
     """Append to `part` what is missing. Raises _Broken or _Refused."""
     if size is not None and begun == size:
         return
@@ -154,12 +175,16 @@ def _attempt(url: str, part: Path, begun: int, size: int | None, known: bool, pa
         begun, total = _where(answer, begun, part)
         kind = answer.headers.get_content_type()
         if kind == "text/html" and not part.stem.endswith((".html", ".htm")):
-            raise _Refused("sent a web page instead of the file (it may be over its quota, or ask for a login)")
+            raise _Refused(
+                "sent a web page instead of the file (it may be over its quota, or ask for a login)"
+            )
         if size is not None and total is not None and total != size:
             raise _Refused(f"offers {total:,} bytes instead of {size:,}")
         _check_space(part, (size or total or 0) - begun)
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        _note(part).write_text(json.dumps({"url": url, "tag": None if (tag or "").startswith("W/") else tag}))
+        _note(part).write_text(
+            json.dumps({"url": url, "tag": None if (tag or "").startswith("W/") else tag})
+        )
         _copy(answer, part, begun, size or total, patience)
 
 
@@ -179,7 +204,10 @@ def _where(answer, begun: int, part: Path) -> tuple[int, int | None]:
 
 def _copy(answer, part: Path, begun: int, total: int | None, patience: Patience) -> None:
     """The body into `part` from byte `begun`; never more than announced."""
-    with open(part, "r+b" if begun and part.exists() else "wb") as file, _bar(part.stem, begun, total) as moved:
+    with (
+        open(part, "r+b" if begun and part.exists() else "wb") as file,
+        _bar(part.stem, begun, total) as moved,
+    ):
         file.seek(begun)
         file.truncate()
         at, since, base = begun, time.monotonic(), begun
@@ -211,15 +239,19 @@ def _translated(part: Path, begun: int):
         yield
     except urllib.error.HTTPError as error:
         with error:
-            if error.code == 416 and begun:             # our part is as long as the file, or longer than it
+            if error.code == 416 and begun:  # our part is as long as the file, or longer than it
                 if error.headers.get("Content-Range", "").rpartition("/")[2] == str(begun):
                     return
                 _discard(part)
                 raise _Broken("has no such range (416)", wait=0) from None
             if error.code not in TEMPORARY:
-                raise _Refused(f"answered {error.code} {str(error.reason).splitlines()[0]}") from None
+                raise _Refused(
+                    f"answered {error.code} {str(error.reason).splitlines()[0]}"
+                ) from None
             after = error.headers.get("Retry-After", "")
-            raise _Broken(f"answered {error.code} {error.reason}", float(after) if after.isdigit() else None) from None
+            raise _Broken(
+                f"answered {error.code} {error.reason}", float(after) if after.isdigit() else None
+            ) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise _Refused(f"has no valid certificate ({error.reason.verify_message})") from None
@@ -232,13 +264,17 @@ def _translated(part: Path, begun: int):
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """To http(s) only; from https to http only where a checksum tells whether the file is right."""
+
     max_redirections = REDIRECTS
 
     def __init__(self, known: bool):
         self.known = known
 
     def redirect_request(self, request, file, code, message, headers, target):
-        before, after = urllib.parse.urlsplit(request.full_url).scheme, urllib.parse.urlsplit(target).scheme
+        before, after = (
+            urllib.parse.urlsplit(request.full_url).scheme,
+            urllib.parse.urlsplit(target).scheme,
+        )
         if after not in ("http", "https"):
             raise _Refused(f"redirects to '{target}', which is no web address")
         if before == "https" and after == "http" and not self.known:
@@ -263,7 +299,12 @@ def _kept(part: Path, url: str, known: bool, size: int | None) -> int:
     except ValueError:
         note = {}
     length = _length(part)
-    if size is not None and length > size or not known and (note.get("url") != url or not note.get("tag")):
+    if (
+        size is not None
+        and length > size
+        or not known
+        and (note.get("url") != url or not note.get("tag"))
+    ):
         _discard(part)
         return 0
     return length
@@ -285,7 +326,9 @@ def _length(part: Path) -> int:
 def _check_space(part: Path, missing: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if missing + SPARE_BYTES > free:
-        raise DownloadError(f"'{part.stem}' needs {missing:,} more bytes, but only {free:,} are free in '{part.parent}'")
+        raise DownloadError(
+            f"'{part.stem}' needs {missing:,} more bytes, but only {free:,} are free in '{part.parent}'"
+        )
 
 
 @contextmanager
@@ -294,5 +337,8 @@ def _bar(label: str, begun: int, total: int | None):
         yield lambda count: None
         return
     from tqdm import tqdm
-    with tqdm(desc=label, initial=begun, total=total, unit="B", unit_scale=True, file=sys.stderr) as bar:
+
+    with tqdm(
+        desc=label, initial=begun, total=total, unit="B", unit_scale=True, file=sys.stderr
+    ) as bar:
         yield bar.update

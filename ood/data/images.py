@@ -3,6 +3,7 @@
 `ArrayImages` keeps small images as one uint8 array (usually memory-mapped); `StreamedImages` decodes large ones from their files, in
 threads, as they are asked for. Nothing here normalises: see `ood.data.transforms`.
 """
+
 from __future__ import annotations
 
 import copy
@@ -35,30 +36,46 @@ class ImageSet:
         paths: file of each image relative to the set's folder, or None.
     """
 
-    def __init__(self, *, name: str, split: str, labels: np.ndarray, shape: tuple[int, int, int], source: str,
-                 num_classes: int | None = None, class_names: Sequence[str] | None = None,
-                 original_labels: np.ndarray | None = None, paths: Sequence[str] | None = None):
+    def __init__(
+        self,
+        *,
+        name: str,
+        split: str,
+        labels: np.ndarray,
+        shape: tuple[int, int, int],
+        source: str,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        original_labels: np.ndarray | None = None,
+        paths: Sequence[str] | None = None,
+    ):
         self.name, self.split = name, split
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.original_labels = None if original_labels is None else np.asarray(original_labels, dtype=np.int64)
+        self.original_labels = (
+            None if original_labels is None else np.asarray(original_labels, dtype=np.int64)
+        )
         self.shape = tuple(int(side) for side in shape)
         self.num_classes = num_classes
         self.class_names = None if class_names is None else tuple(class_names)
         self._paths = paths
-        self._source = source                        # digest of what lies behind all rows
+        self._source = source  # digest of what lies behind all rows
         self._rows: slice | np.ndarray = slice(0, len(self.labels))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images {self.shape})"
+        return (
+            f"{type(self).__name__}({self.name!r}, {self.split!r}, {len(self)} images {self.shape})"
+        )
 
     @property
     def digest(self) -> str:
         rows = self._rows
         rows = f"{rows.start}:{rows.stop}".encode() if isinstance(rows, slice) else rows.tobytes()
-        return hashlib.blake2b(b"|".join((self._source.encode(), rows, self.labels.tobytes())), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            b"|".join((self._source.encode(), rows, self.labels.tobytes())), digest_size=16
+        ).hexdigest()
 
     @property
     def paths(self) -> list[str] | None:
@@ -72,7 +89,9 @@ class ImageSet:
         """Images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1)."""
         return self._fetch(self._backing_rows(indices))
 
-    def batches(self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None) -> Iterator[torch.Tensor]:
+    def batches(
+        self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
+    ) -> Iterator[torch.Tensor]:
         """Images in order, or those of `indices` in the order given; the last batch may be smaller."""
         for part in self._parts(batch_size, indices):
             yield self._fetch(self._backing_rows(part))
@@ -83,12 +102,16 @@ class ImageSet:
         part = copy.copy(self)
         part._rows = self._backing_rows(chosen)
         part.labels = self.labels[chosen]
-        part.original_labels = None if self.original_labels is None else self.original_labels[chosen]
+        part.original_labels = (
+            None if self.original_labels is None else self.original_labels[chosen]
+        )
         return part
 
     def limited(self, limit: int | None) -> ImageSet:
         """At most `limit` images, evenly spread over the set (files lie class by class), in their order."""
-        return self if limit is None or limit >= len(self) else self.subset(spread(len(self), limit))
+        return (
+            self if limit is None or limit >= len(self) else self.subset(spread(len(self), limit))
+        )
 
     def first(self, count: int | None) -> ImageSet:
         """The first `count` images (all for None, or when there are fewer)."""
@@ -105,14 +128,28 @@ class ImageSet:
 
     def of_classes(self, classes: Sequence[int]) -> ImageSet:
         """The images of these classes; the first of them becomes the label 0, the second 1, ... (open-set splits)."""
-        truth = self.labels if self.original_labels is None or (self.labels >= 0).any() else self.original_labels
+        truth = (
+            self.labels
+            if self.original_labels is None or (self.labels >= 0).any()
+            else self.original_labels
+        )
         place = {int(label): number for number, label in enumerate(classes)}
-        if len(place) != len(classes) or not set(place) <= set(range(self.num_classes or int(truth.max(initial=-1)) + 1)):
-            raise InputError(f"classes {list(classes)} of '{self.name}': they must be different and below {self.num_classes or int(truth.max(initial=-1)) + 1}")
+        if len(place) != len(classes) or not set(place) <= set(
+            range(self.num_classes or int(truth.max(initial=-1)) + 1)
+        ):
+            raise InputError(
+                f"classes {list(classes)} of '{self.name}': they must be different and below {self.num_classes or int(truth.max(initial=-1)) + 1}"
+            )
         part = self.subset(np.flatnonzero(np.isin(truth, list(place))))
-        part.labels = np.array([place[label] for label in truth[np.isin(truth, list(place))].tolist()], dtype=np.int64)
+        part.labels = np.array(
+            [place[label] for label in truth[np.isin(truth, list(place))].tolist()], dtype=np.int64
+        )
         part.original_labels, part.num_classes = None, len(place)
-        part.class_names = None if self.class_names is None else tuple(self.class_names[label] for label in classes)
+        part.class_names = (
+            None
+            if self.class_names is None
+            else tuple(self.class_names[label] for label in classes)
+        )
         return part
 
     def _parts(self, batch_size: int, indices) -> Iterator[slice | np.ndarray]:
@@ -125,7 +162,7 @@ class ImageSet:
                 yield slice(start, min(start + batch_size, last))
         else:
             for start in range(0, len(rows), batch_size):
-                yield rows[start:start + batch_size]
+                yield rows[start : start + batch_size]
 
     def _backing_rows(self, part) -> slice | np.ndarray:
         """Rows of this view -> rows of what lies behind it."""
@@ -149,15 +186,27 @@ class ArrayImages(ImageSet):
         source: digest of the content; None hashes the array itself.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "array", split: str = "test",
-                 source: str | None = None, **details):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        *,
+        name: str = "array",
+        split: str = "test",
+        source: str | None = None,
+        **details,
+    ):
         if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
-            raise InputError(f"images must be a uint8 or float32 array (N, C, H, W), got {images.dtype} {images.shape}")
+            raise InputError(
+                f"images must be a uint8 or float32 array (N, C, H, W), got {images.dtype} {images.shape}"
+            )
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         if len(labels) != len(images):
             raise InputError(f"'{name}' has {len(images)} images but {len(labels)} labels")
         source = source or hashlib.blake2b(np.ascontiguousarray(images), digest_size=16).hexdigest()
-        super().__init__(name=name, split=split, labels=labels, shape=images.shape[1:], source=source, **details)
+        super().__init__(
+            name=name, split=split, labels=labels, shape=images.shape[1:], source=source, **details
+        )
         self._array = images
 
     @property
@@ -166,7 +215,9 @@ class ArrayImages(ImageSet):
         return self._array[self._rows]
 
     def _fetch(self, rows):
-        return torch.from_numpy(np.array(self._array[rows]))    # a copy: a memory map is read-only, a tensor is not
+        return torch.from_numpy(
+            np.array(self._array[rows])
+        )  # a copy: a memory map is read-only, a tensor is not
 
 
 class StreamedImages(ImageSet):
@@ -200,7 +251,10 @@ class StreamedImages(ImageSet):
         rows = self._backing_rows(part)
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         images = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
-        return images, [pool.submit(self._decode_into, images.numpy(), place, row) for place, row in enumerate(rows)]
+        return images, [
+            pool.submit(self._decode_into, images.numpy(), place, row)
+            for place, row in enumerate(rows)
+        ]
 
     def _decode_into(self, images: np.ndarray, place: int, row: int) -> None:
         images[place] = decode(self.folder / self._paths[row], self.recipe, self.shape)
@@ -219,22 +273,36 @@ class JoinedImages(ImageSet):
     def __init__(self, parts: Sequence[ImageSet], **details):
         for part in parts[1:]:
             if part.shape != parts[0].shape:
-                raise InputError(f"'{part.name}' has images {part.shape} but '{parts[0].name}' {parts[0].shape}; give both a size")
-        super().__init__(labels=np.concatenate([part.labels for part in parts]), shape=parts[0].shape, source=" ".join(part.digest for part in parts), **details)
+                raise InputError(
+                    f"'{part.name}' has images {part.shape} but '{parts[0].name}' {parts[0].shape}; give both a size"
+                )
+        super().__init__(
+            labels=np.concatenate([part.labels for part in parts]),
+            shape=parts[0].shape,
+            source=" ".join(part.digest for part in parts),
+            **details,
+        )
         self._members = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def batches(self, batch_size, indices=None):
-        if indices is not None or not isinstance(self._rows, slice) or self._rows != slice(0, int(self._starts[-1])):
+        if (
+            indices is not None
+            or not isinstance(self._rows, slice)
+            or self._rows != slice(0, int(self._starts[-1]))
+        ):
             yield from super().batches(batch_size, indices)
-        else:                                     # the members' own batches are read ahead
+        else:  # the members' own batches are read ahead
             for part in self._members:
                 yield from part.batches(batch_size)
 
     def _fetch(self, rows):
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         owner = np.searchsorted(self._starts, rows, side="right") - 1
-        read = {number: self._members[number].read(rows[owner == number] - self._starts[number]) for number in np.unique(owner)}
+        read = {
+            number: self._members[number].read(rows[owner == number] - self._starts[number])
+            for number in np.unique(owner)
+        }
         images = torch.empty((len(rows), *self.shape), dtype=next(iter(read.values())).dtype)
         for number, part in read.items():
             images[torch.from_numpy(owner == number)] = part
@@ -243,7 +311,9 @@ class JoinedImages(ImageSet):
 
 def spread(length: int, count: int | None) -> np.ndarray | slice:
     """`count` rows evenly spread over `length`; all of them for None, or when there are fewer."""
-    return slice(0, length) if count is None or count >= length else np.arange(count) * length // count
+    return (
+        slice(0, length) if count is None or count >= length else np.arange(count) * length // count
+    )
 
 
 def _as_rows(indices, length: int) -> slice | np.ndarray:

@@ -1,4 +1,5 @@
 """What is there of a set, without decoding anything: counts against the published ones."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -9,14 +10,24 @@ from ood.data.loading import listed
 from ood.data.rows import DatasetInfo
 from ood.data.sources import Listed, MissingData
 
-MADE = ("mnist5k", "letters", "patches", "noise", "image_noise")       # readers of sets that need no files
+MADE = (
+    "mnist5k",
+    "letters",
+    "patches",
+    "noise",
+    "image_noise",
+)  # readers of sets that need no files
 
 
 def splits_of(row: DatasetInfo) -> list[str]:
     """The splits that differ: those with a published number; else every one that has files of its own."""
     if row.count:
         return [split for split in row.splits if split in row.count]
-    return [split for number, split in enumerate(row.splits) if row.splits[split] not in list(row.splits.values())[:number] or split == "test"][-2:]
+    return [
+        split
+        for number, split in enumerate(row.splits)
+        if row.splits[split] not in list(row.splits.values())[:number] or split == "test"
+    ][-2:]
 
 
 def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, str | None]:
@@ -29,7 +40,9 @@ def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, 
         return None, str(error)
 
 
-def state(row: DatasetInfo, data_dir: Path, splits: Iterable[str] | None = None) -> tuple[bool | None, str]:
+def state(
+    row: DatasetInfo, data_dir: Path, splits: Iterable[str] | None = None
+) -> tuple[bool | None, str]:
     """(True whole, False not whole, None not there; one line that says so)."""
     if row.reader in MADE:
         return True, f"made from {row.options['base']}" if "base" in row.options else "made here"
@@ -46,6 +59,10 @@ def state(row: DatasetInfo, data_dir: Path, splits: Iterable[str] | None = None)
         elif listed is None:
             words.append(f"{split}: not there")
         else:
-            words.append(f"{split}: {len(listed):,} images" if wanted in (None, len(listed)) else f"{split}: {len(listed):,} of {wanted:,} images")
+            words.append(
+                f"{split}: {len(listed):,} images"
+                if wanted in (None, len(listed))
+                else f"{split}: {len(listed):,} of {wanted:,} images"
+            )
         whole &= listed is not None and wanted in (None, len(listed))
     return (whole if there else None), ", ".join(words)

@@ -1,4 +1,5 @@
 """From a name to an ImageSet."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,21 +12,46 @@ from ood.data.images import ImageSet
 from ood.data.registry import info
 from ood.data.sources import Listed, Request
 
-SPLITS = ("train", "test", "val")        # val: only where a benchmark has one (OpenOOD)
+SPLITS = ("train", "test", "val")  # val: only where a benchmark has one (OpenOOD)
 READERS = {
-    "path": layouts.read_path, "folder": layouts.read_folder, "tiny_imagenet": layouts.read_tiny_imagenet, "cifar": layouts.read_cifar,
-    "idx": layouts.read_idx, "svhn": layouts.read_svhn, "svhn_selected": layouts.read_svhn_selected,
-    "mnist5k": embedded.read_mnist5k, "letters": embedded.read_letters, "patches": embedded.read_patches,
-    "noise": noise.read_noise, "image_noise": noise.read_image_noise,
-    "imglist": lists.read_lists, "arrays": special.read_arrays, "corrupted": special.read_corrupted, "direct": special.read_direct,
-    "mvtec": special.read_mvtec, "sumnist": special.read_sumnist, "fishyscapes": special.read_fishyscapes,
+    "path": layouts.read_path,
+    "folder": layouts.read_folder,
+    "tiny_imagenet": layouts.read_tiny_imagenet,
+    "cifar": layouts.read_cifar,
+    "idx": layouts.read_idx,
+    "svhn": layouts.read_svhn,
+    "svhn_selected": layouts.read_svhn_selected,
+    "mnist5k": embedded.read_mnist5k,
+    "letters": embedded.read_letters,
+    "patches": embedded.read_patches,
+    "noise": noise.read_noise,
+    "image_noise": noise.read_image_noise,
+    "imglist": lists.read_lists,
+    "arrays": special.read_arrays,
+    "corrupted": special.read_corrupted,
+    "direct": special.read_direct,
+    "mvtec": special.read_mvtec,
+    "sumnist": special.read_sumnist,
+    "fishyscapes": special.read_fishyscapes,
     "fine_grained": special.read_fine_grained,
 }
 
 
-def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int | None = None,
-         resize: int | tuple[int, int] | None = None, channels: int | None = None, download: bool = False, limit: int | None = None,
-         first: int | None = None, seed: int = 0, base: str | None = None, lists: tuple[str, ...] | None = None) -> ImageSet:
+def load(
+    name: str,
+    split: str,
+    data_dir: str | Path = "datasets",
+    *,
+    size: int | None = None,
+    resize: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    download: bool = False,
+    limit: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    base: str | None = None,
+    lists: tuple[str, ...] | None = None,
+) -> ImageSet:
     """The images of a data set.
 
     Args:
@@ -46,24 +72,47 @@ def load(name: str, split: str, data_dir: str | Path = "datasets", *, size: int 
         InputError: unknown name or split, missing or empty folder, damaged image, labels that do not fit; before any long work.
     """
     if split not in SPLITS:
-        raise InputError(f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test (val for sets of OpenOOD)")
+        raise InputError(
+            f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test (val for sets of OpenOOD)"
+        )
     for cap in (limit, first):
         if cap is not None and cap < 1:
             raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
     row = info(str(name))
     if split not in row.splits:
-        raise InputError(f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}")
+        raise InputError(
+            f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}"
+        )
     if base is not None and "base" not in row.options:
-        raise InputError(f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set")
+        raise InputError(
+            f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set"
+        )
     if lists and row.reader != "imglist":
-        raise InputError(f"lists of images ({lists[0]}) have no meaning for '{row.name}'; for a list of your own, give its path as the name")
+        raise InputError(
+            f"lists of images ({lists[0]}) have no meaning for '{row.name}'; for a list of your own, give its path as the name"
+        )
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
-    request = Request(row, split, Path(data_dir).expanduser(), recipe, first, limit, seed, base, download, tuple(lists) if lists else None)
+    request = Request(
+        row,
+        split,
+        Path(data_dir).expanduser(),
+        recipe,
+        first,
+        limit,
+        seed,
+        base,
+        download,
+        tuple(lists) if lists else None,
+    )
     return distributed.in_turn(lambda: READERS[row.reader](request))
 
 
-def listed(name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None) -> Listed:
+def listed(
+    name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None
+) -> Listed:
     """What is there of a set, nothing decoded. Raises MissingData where nothing is, InputError where something is wrong with it."""
     row = info(str(name))
-    return READERS[row.reader](Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True))
+    return READERS[row.reader](
+        Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True)
+    )

@@ -1,4 +1,5 @@
 """Sets made from random numbers. Every image has a generator of its own (seed, split, row): any row can be made at any time."""
+
 from __future__ import annotations
 
 import hashlib
@@ -16,7 +17,9 @@ class GeneratedImages(ImageSet):
     """Images that `make(row)` gives as float32 (C, H, W) in pixel units; nothing is kept."""
 
     def __init__(self, make: Callable[[int], np.ndarray], key: str, **details):
-        first = hashlib.blake2b(make(0), digest_size=16).hexdigest()    # catches a change of NumPy's streams
+        first = hashlib.blake2b(
+            make(0), digest_size=16
+        ).hexdigest()  # catches a change of NumPy's streams
         super().__init__(source=f"{key} {first}", shape=make(0).shape, **details)
         self._make = make
 
@@ -51,28 +54,56 @@ def read_noise(request: Request) -> ImageSet:
     row, draw = request.row, KINDS[request.row.options["kind"]]
     side, channels = request.recipe.size or row.size, request.recipe.channels or row.channels
     shape = (channels, side, side)
-    count = min(cap for cap in (row.count[request.split], request.first, request.limit) if cap is not None)
+    count = min(
+        cap for cap in (row.count[request.split], request.first, request.limit) if cap is not None
+    )
     key = f"{row.name} {request.split} {request.seed} {shape}"
-    return GeneratedImages(lambda i: draw(_generator(request, i), shape), key, name=row.name, split=request.split,
-                           labels=np.full(count, -1))
+    return GeneratedImages(
+        lambda i: draw(_generator(request, i), shape),
+        key,
+        name=row.name,
+        split=request.split,
+        labels=np.full(count, -1),
+    )
 
 
 def read_image_noise(request: Request) -> ImageSet:
     """An image of the base set + 0.5 * U[0,1) per pixel, not clipped: VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5."""
-    from ood.data.loading import load   # the base is a data set like any other
-    base = load(request.base or request.row.options["base"], request.split, request.data_dir, size=request.recipe.size,
-                resize=request.recipe.resize, channels=request.recipe.channels, download=request.download,
-                first=request.first, limit=request.limit)
+    from ood.data.loading import load  # the base is a data set like any other
+
+    base = load(
+        request.base or request.row.options["base"],
+        request.split,
+        request.data_dir,
+        size=request.recipe.size,
+        resize=request.recipe.resize,
+        channels=request.recipe.channels,
+        download=request.download,
+        first=request.first,
+        limit=request.limit,
+    )
 
     def make(row: int) -> np.ndarray:
         image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)
-        return image + np.float32(0.5) * _generator(request, row).random(base.shape, dtype=np.float32)
+        return image + np.float32(0.5) * _generator(request, row).random(
+            base.shape, dtype=np.float32
+        )
+
     key = f"{request.row.name} {base.digest} {request.split} {request.seed}"
-    return GeneratedImages(make, key, name=request.row.name, split=request.split, labels=np.full(len(base), -1),
-                           original_labels=base.labels, paths=base.paths)
+    return GeneratedImages(
+        make,
+        key,
+        name=request.row.name,
+        split=request.split,
+        labels=np.full(len(base), -1),
+        original_labels=base.labels,
+        paths=base.paths,
+    )
 
 
 def _generator(request: Request, row: int) -> np.random.Generator:
     """Philox is counter-based: a key of (set, split, seed) and the row makes independent streams at no cost."""
     name = zlib.crc32(f"{request.row.name} {request.split}".encode())
-    return np.random.Generator(np.random.Philox(key=np.array([(name << 32) + request.seed % 2**32, row], dtype=np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([(name << 32) + request.seed % 2**32, row], dtype=np.uint64))
+    )

@@ -4,6 +4,7 @@ Archives and unfinished work lie in `<data root>/.download`; a part of a set app
 was verified and unpacked aside. `<data root>/downloads.json` records what was fetched: where an archive has no published checksum,
 the sha256 of its first download stands there and is enforced from then on (trust on first use).
 """
+
 from __future__ import annotations
 
 import errno
@@ -29,8 +30,10 @@ from ood.data.unpack import UnpackError, is_archive, unpack
 
 WORK = ".download"
 RECORD = "downloads.json"
-FIRST_USE = "first use: no checksum is published, the sha256 of the first download is enforced from then on"
-CHOICE = "ood-1"                 # salt of seeded choices; another one chooses other images
+FIRST_USE = (
+    "first use: no checksum is published, the sha256 of the first download is enforced from then on"
+)
+CHOICE = "ood-1"  # salt of seeded choices; another one chooses other images
 
 
 class ObtainError(RuntimeError):
@@ -40,6 +43,7 @@ class ObtainError(RuntimeError):
 @dataclass
 class Outcome:
     """What became of one set: done, there (nothing to do), steps (a person has to act) or failed."""
+
     name: str
     state: str
     text: str = ""
@@ -54,6 +58,7 @@ def with_needs(names: Iterable[str]) -> list[DatasetInfo]:
         for other in row.needs:
             add(other)
         rows.setdefault(row.name, row)
+
     for name in names:
         add(name)
     return list(rows.values())
@@ -61,16 +66,38 @@ def with_needs(names: Iterable[str]) -> list[DatasetInfo]:
 
 def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
     """What `obtain` would do, line by line (for -dry_run)."""
-    lines = [f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
-             + (f"; images: {', '.join(f'{split} {count:,}' for split, count in row.count.items())}" if row.count else "")]
+    lines = [
+        f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
+        + (
+            f"; images: {', '.join(f'{split} {count:,}' for split, count in row.count.items())}"
+            if row.count
+            else ""
+        )
+    ]
     if not row.archives and not row.prepare:
-        return lines + [f"  nothing to fetch{': ' + row.fetch.format(data_dir=data_dir) if row.fetch else ''}"]
+        return lines + [
+            f"  nothing to fetch{': ' + row.fetch.format(data_dir=data_dir) if row.fetch else ''}"
+        ]
     for archive in row.archives:
         size = f"{archive.bytes:,} bytes" if archive.bytes else "size not published"
-        known = f"sha256 {archive.sha256}" if archive.sha256 else f"md5 {archive.md5}" if archive.md5 else "no checksum is published: trust on first use"
-        state = "there" if (data_dir / archive.place).exists() else "to fetch" if archive.mirrors else "only a person can get it"
+        known = (
+            f"sha256 {archive.sha256}"
+            if archive.sha256
+            else f"md5 {archive.md5}"
+            if archive.md5
+            else "no checksum is published: trust on first use"
+        )
+        state = (
+            "there"
+            if (data_dir / archive.place).exists()
+            else "to fetch"
+            if archive.mirrors
+            else "only a person can get it"
+        )
         lines.append(f"  {archive.name} -> {data_dir / archive.place} ({size}; {known}; {state})")
-        lines += [f"    {'then ' if number else ''}{url}" for number, url in enumerate(archive.mirrors)]
+        lines += [
+            f"    {'then ' if number else ''}{url}" for number, url in enumerate(archive.mirrors)
+        ]
     if row.needs:
         lines.append(f"  needs {', '.join(row.needs)}")
     if row.prepare:
@@ -80,8 +107,16 @@ def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
     return lines
 
 
-def obtain(row: DatasetInfo, data_dir: Path, *, replace: bool = False, keep: bool = False, split: str | None = None,
-           patience: Patience = Patience(), log: Callable[[str], None] = lambda line: None) -> Outcome:
+def obtain(
+    row: DatasetInfo,
+    data_dir: Path,
+    *,
+    replace: bool = False,
+    keep: bool = False,
+    split: str | None = None,
+    patience: Patience = Patience(),
+    log: Callable[[str], None] = lambda line: None,
+) -> Outcome:
     """Fetch, verify, unpack and prepare one set (not what it needs).
 
     Args:
@@ -92,7 +127,11 @@ def obtain(row: DatasetInfo, data_dir: Path, *, replace: bool = False, keep: boo
     if whole and not replace:
         return Outcome(row.name, "there", text)
     if not row.archives and not row.prepare:
-        return Outcome(row.name, "there" if not row.fetch or row.reader in inventory.MADE else "steps", row.fetch.format(data_dir=data_dir) or "made here")
+        return Outcome(
+            row.name,
+            "there" if not row.fetch or row.reader in inventory.MADE else "steps",
+            row.fetch.format(data_dir=data_dir) or "made here",
+        )
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _alone(data_dir, log):
@@ -100,7 +139,9 @@ def obtain(row: DatasetInfo, data_dir: Path, *, replace: bool = False, keep: boo
     except (DownloadError, UnpackError, ObtainError, InputError) as error:
         return Outcome(row.name, "failed", str(error))
     except OSError as error:
-        return Outcome(row.name, "failed", f"{error.strerror or error}: '{error.filename or data_dir}'")
+        return Outcome(
+            row.name, "failed", f"{error.strerror or error}: '{error.filename or data_dir}'"
+        )
 
 
 def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
@@ -125,13 +166,29 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
             shutil.rmtree(work, ignore_errors=True)
     if missing:
         names = ", ".join(archive.name for archive in missing)
-        return Outcome(row.name, "steps", f"{row.steps.format(data_dir=data_dir)}\n(not found in '{data_dir}': {names})")
+        return Outcome(
+            row.name,
+            "steps",
+            f"{row.steps.format(data_dir=data_dir)}\n(not found in '{data_dir}': {names})",
+        )
     if row.prepare in prepare.AFTER:
-        prepare.AFTER[row.prepare](data_dir, data_dir / WORK / f"prepare-{row.name}", functools.partial(_move, replace=True))
+        prepare.AFTER[row.prepare](
+            data_dir,
+            data_dir / WORK / f"prepare-{row.name}",
+            functools.partial(_move, replace=True),
+        )
     whole, text = inventory.state(row, data_dir, splits=[split] if split in row.splits else None)
     if whole is False:
-        return Outcome(row.name, "steps" if row.steps else "failed", text + (f"\n{row.steps.format(data_dir=data_dir)}" if row.steps else
-                       "; remove it, or run again with -replace"))
+        return Outcome(
+            row.name,
+            "steps" if row.steps else "failed",
+            text
+            + (
+                f"\n{row.steps.format(data_dir=data_dir)}"
+                if row.steps
+                else "; remove it, or run again with -replace"
+            ),
+        )
     return Outcome(row.name, "done", text)
 
 
@@ -154,22 +211,52 @@ def _fetched(archive: Archive, work: Path, data_dir: Path, patience: Patience, l
     file = work / archive.name
     known = _recorded(data_dir).get(archive.place, {}).get("sha256")
     sha256 = archive.sha256 or (None if archive.md5 else known)
-    if file.is_file() and fault(file, archive.bytes, archive.md5, sha256)[0] is None and (archive.md5 or sha256):
+    if (
+        file.is_file()
+        and fault(file, archive.bytes, archive.md5, sha256)[0] is None
+        and (archive.md5 or sha256)
+    ):
         return file
 
     def accept(part: Path) -> str | None:
-        return "is no archive" if archive.unpack and not is_archive(part) else "is empty" if not part.stat().st_size else None
+        return (
+            "is no archive"
+            if archive.unpack and not is_archive(part)
+            else "is empty"
+            if not part.stat().st_size
+            else None
+        )
+
     try:
-        digest = fetch(archive.mirrors, file, size=archive.bytes, md5=archive.md5, sha256=sha256, patience=patience, log=log, accept=accept)
+        digest = fetch(
+            archive.mirrors,
+            file,
+            size=archive.bytes,
+            md5=archive.md5,
+            sha256=sha256,
+            patience=patience,
+            log=log,
+            accept=accept,
+        )
     except DownloadError as error:
-        hint = f"; or get it by hand from https://drive.google.com/file/d/{archive.drive}/view, save it as '{data_dir / archive.name}' and run this again" if archive.drive else ""
-        changed = f"; if its publisher has changed it, remove the entry '{archive.place}' from '{data_dir / RECORD}'" if known and sha256 == known else ""
+        hint = (
+            f"; or get it by hand from https://drive.google.com/file/d/{archive.drive}/view, save it as '{data_dir / archive.name}' and run this again"
+            if archive.drive
+            else ""
+        )
+        changed = (
+            f"; if its publisher has changed it, remove the entry '{archive.place}' from '{data_dir / RECORD}'"
+            if known and sha256 == known
+            else ""
+        )
         raise DownloadError(f"{error}{hint}{changed}") from None
     _trust(archive, digest, "download", data_dir)
     return file
 
 
-def _staged(row: DatasetInfo, archive: Archive, file: Path, work: Path, data_dir: Path, log) -> Path:
+def _staged(
+    row: DatasetInfo, archive: Archive, file: Path, work: Path, data_dir: Path, log
+) -> Path:
     """The archive's content, ready for its place: a folder (or file) inside the work folder."""
     work.mkdir(parents=True, exist_ok=True)
     if not archive.unpack:
@@ -178,10 +265,19 @@ def _staged(row: DatasetInfo, archive: Archive, file: Path, work: Path, data_dir
         shutil.copyfile(file, work / archive.name)
         return work / archive.name
     aside = work / "unpacked"
-    shutil.rmtree(aside, ignore_errors=True)               # of a run that was killed
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     try:
-        select = functools.partial(choose, count=archive.choose, inside=archive.inside) if archive.choose else None
-        unpack(file, aside, select=select, progress=functools.partial(progress, label=f"unpack {archive.name}"))
+        select = (
+            functools.partial(choose, count=archive.choose, inside=archive.inside)
+            if archive.choose
+            else None
+        )
+        unpack(
+            file,
+            aside,
+            select=select,
+            progress=functools.partial(progress, label=f"unpack {archive.name}"),
+        )
         staged = _part(aside, archive)
         if row.prepare in prepare.STAGED:
             staged = prepare.STAGED[row.prepare](staged, archive, data_dir, work) or staged
@@ -195,8 +291,13 @@ def choose(names: list[str], count: int, inside: str = "") -> list[str]:
     """`count` of the images, the same ones on every machine: those with the smallest sha256 of a salt and their file name."""
     images = [name for name in names if name.lower().endswith(EXTENSIONS)]
     if len(images) < count:
-        raise ObtainError(f"the archive holds {len(images):,} images, fewer than the {count:,} to be chosen")
-    rank = {name: hashlib.sha256(f"{CHOICE} {name.rsplit('/', 1)[-1]}".encode()).digest() for name in images}
+        raise ObtainError(
+            f"the archive holds {len(images):,} images, fewer than the {count:,} to be chosen"
+        )
+    rank = {
+        name: hashlib.sha256(f"{CHOICE} {name.rsplit('/', 1)[-1]}".encode()).digest()
+        for name in images
+    }
     return sorted(images, key=rank.get)[:count]
 
 
@@ -209,7 +310,9 @@ def _part(aside: Path, archive: Archive) -> Path:
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name == Path(archive.place).name:
         return entries[0]
     if archive.inside:
-        raise ObtainError(f"'{archive.name}' does not hold '{archive.inside}', but {', '.join(sorted(e.name for e in entries)[:5]) or 'nothing'}")
+        raise ObtainError(
+            f"'{archive.name}' does not hold '{archive.inside}', but {', '.join(sorted(e.name for e in entries)[:5]) or 'nothing'}"
+        )
     return aside
 
 
@@ -227,7 +330,7 @@ def _move(staged: Path, place: Path, replace: bool = False) -> None:
     try:
         os.replace(staged, place)
     except OSError as error:
-        if error.errno != errno.EXDEV:                    # another disk: copy beside the place first
+        if error.errno != errno.EXDEV:  # another disk: copy beside the place first
             if old:
                 os.replace(old, place)
             raise
@@ -248,10 +351,17 @@ def _trust(archive: Archive, digest: str, source: str, data_dir: Path) -> None:
     record, known = _recorded(data_dir), archive.md5 or archive.sha256
     before = record.get(archive.place, {}).get("sha256")
     if not known and before and before != digest:
-        raise ObtainError(f"'{archive.name}' has the sha256 {digest}, but the first one had {before}; if its publisher has changed it, remove "
-                          f"the entry '{archive.place}' from '{data_dir / RECORD}'")
-    record[archive.place] = {"file": archive.name, "sha256": digest, "trust": "published checksum" if known else FIRST_USE, "from": source,
-                             "date": time.strftime("%Y-%m-%d")}
+        raise ObtainError(
+            f"'{archive.name}' has the sha256 {digest}, but the first one had {before}; if its publisher has changed it, remove "
+            f"the entry '{archive.place}' from '{data_dir / RECORD}'"
+        )
+    record[archive.place] = {
+        "file": archive.name,
+        "sha256": digest,
+        "trust": "published checksum" if known else FIRST_USE,
+        "from": source,
+        "date": time.strftime("%Y-%m-%d"),
+    }
     path = data_dir / RECORD
     temporary = path.with_name(f".{RECORD}.{os.getpid()}")
     temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -268,7 +378,9 @@ def _recorded(data_dir: Path) -> dict:
             return record
     except (OSError, ValueError):
         pass
-    raise ObtainError(f"'{path}' is damaged; it records the checksums of first downloads: restore it, or remove it to trust what comes next")
+    raise ObtainError(
+        f"'{path}' is damaged; it records the checksums of first downloads: restore it, or remove it to trust what comes next"
+    )
 
 
 @contextmanager

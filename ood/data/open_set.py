@@ -4,6 +4,7 @@ Terms of Bendale and Boult: KKC known known classes (ID), KUC known unknown clas
 classes (outliers seen in validation or test only). `dynamic` draws a split with a seed and gives, for the same seed and NumPy, the split
 of pytorch-ood's `DynamicOSS`; `SPLITS` holds the fixed ones of the literature.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -19,19 +20,97 @@ ROLES = ("kkc", "kuc", "uuc")
 
 # Known classes per trial, as published with Vaze et al., ICLR 2022, arXiv 2110.06207 (protocol of Neal et al., ECCV 2018).
 SPLITS = {
-    "cifar10": ((0, 1, 2, 4, 5, 9), (0, 3, 5, 7, 8, 9), (0, 1, 5, 6, 7, 8), (3, 4, 5, 7, 8, 9), (0, 1, 2, 3, 7, 8)),
+    "cifar10": (
+        (0, 1, 2, 4, 5, 9),
+        (0, 3, 5, 7, 8, 9),
+        (0, 1, 5, 6, 7, 8),
+        (3, 4, 5, 7, 8, 9),
+        (0, 1, 2, 3, 7, 8),
+    ),
     "tinyimagenet": (
         (108, 147, 17, 58, 193, 123, 72, 144, 75, 167, 134, 14, 81, 171, 44, 197, 152, 66, 1, 133),
         (198, 161, 91, 59, 57, 134, 61, 184, 90, 35, 29, 23, 199, 38, 133, 19, 186, 18, 85, 67),
         (177, 0, 119, 26, 78, 80, 191, 46, 134, 92, 31, 152, 27, 60, 114, 50, 51, 133, 162, 93),
-        (98, 36, 158, 177, 189, 157, 170, 191, 82, 196, 138, 166, 43, 13, 152, 11, 75, 174, 193, 190),
-        (95, 6, 145, 153, 0, 143, 31, 23, 189, 81, 20, 21, 89, 26, 36, 170, 102, 177, 108, 169)),
+        (
+            98,
+            36,
+            158,
+            177,
+            189,
+            157,
+            170,
+            191,
+            82,
+            196,
+            138,
+            166,
+            43,
+            13,
+            152,
+            11,
+            75,
+            174,
+            193,
+            190,
+        ),
+        (95, 6, 145, 153, 0, 143, 31, 23, 189, 81, 20, 21, 89, 26, 36, 170, 102, 177, 108, 169),
+    ),
 }
 # Unknown classes of CIFAR-100 for the four vehicle classes of CIFAR-10 (CIFAR+10, CIFAR+50), same source.
 CIFAR_PLUS = {
     10: (49, 74, 0, 50, 2, 31, 43, 83, 92, 77),
-    50: (9, 74, 0, 50, 2, 31, 43, 83, 92, 77, 1, 95, 32, 87, 5, 70, 73, 51, 16, 39, 52, 11, 19, 71, 47, 38, 20, 94, 53, 82, 80, 68, 12, 37, 67, 86,
-         57, 97, 98, 15, 33, 24, 27, 79, 18, 35, 61, 56, 84, 25),
+    50: (
+        9,
+        74,
+        0,
+        50,
+        2,
+        31,
+        43,
+        83,
+        92,
+        77,
+        1,
+        95,
+        32,
+        87,
+        5,
+        70,
+        73,
+        51,
+        16,
+        39,
+        52,
+        11,
+        19,
+        71,
+        47,
+        38,
+        20,
+        94,
+        53,
+        82,
+        80,
+        68,
+        12,
+        37,
+        67,
+        86,
+        57,
+        97,
+        98,
+        15,
+        33,
+        24,
+        27,
+        79,
+        18,
+        35,
+        61,
+        56,
+        84,
+        25,
+    ),
 }
 
 
@@ -41,6 +120,7 @@ class OpenSetSplit:
 
     kkc keeps the order in which the labels 0, 1, 2, ... are given out.
     """
+
     kkc: tuple[int, ...]
     kuc: tuple[int, ...]
     uuc_val: tuple[int, ...]
@@ -57,17 +137,34 @@ class OpenSetSplit:
         known, unknown = len(self.kkc), len(self.kuc) + len(self.uuc_test)
         return 1 - (2 * known / (2 * known + unknown)) ** 0.5
 
-    def take(self, images: ImageSet, stage: str, *, known: bool = True, unknown: bool = True) -> tuple[ImageSet | None, ImageSet | None]:
+    def take(
+        self, images: ImageSet, stage: str, *, known: bool = True, unknown: bool = True
+    ) -> tuple[ImageSet | None, ImageSet | None]:
         """(ID images with labels 0..K-1, outliers with the label -1) of a stage; None for what was not asked for or is empty."""
         if stage not in STAGES:
-            raise InputError(f"unknown stage '{stage}'{nearest(stage, STAGES)}; the stages are {', '.join(STAGES)}")
-        inside = images.subset(self.rows[stage]["kkc"]).of_classes(self.kkc) if known and len(self.rows[stage]["kkc"]) else None
+            raise InputError(
+                f"unknown stage '{stage}'{nearest(stage, STAGES)}; the stages are {', '.join(STAGES)}"
+            )
+        inside = (
+            images.subset(self.rows[stage]["kkc"]).of_classes(self.kkc)
+            if known and len(self.rows[stage]["kkc"])
+            else None
+        )
         rows = np.sort(np.concatenate([self.rows[stage]["kuc"], self.rows[stage]["uuc"]]))
         return inside, images.subset(rows).as_outliers() if unknown and len(rows) else None
 
 
-def dynamic(labels: Iterable[int], *, train: float = 0.7, val: float = 0.2, test: float = 0.1, kuc: int = 0, uuc_val: int = 2, uuc_test: int = 2,
-            seed: int = 0) -> OpenSetSplit:
+def dynamic(
+    labels: Iterable[int],
+    *,
+    train: float = 0.7,
+    val: float = 0.2,
+    test: float = 0.1,
+    kuc: int = 0,
+    uuc_val: int = 2,
+    uuc_test: int = 2,
+    seed: int = 0,
+) -> OpenSetSplit:
     """A random split: `kuc` + `uuc_val` + `uuc_test` classes are unknown, the rest known; known (and known unknown) classes are divided among
     the stages by the shares `train`, `val`, `test`, unknown unknown ones go to one stage as a whole.
 
@@ -77,9 +174,13 @@ def dynamic(labels: Iterable[int], *, train: float = 0.7, val: float = 0.2, test
     labels = np.asarray(labels)
     classes = np.unique(labels)
     if min(train, val, test) < 0 or abs(train + val + test - 1) > 1e-9:
-        raise InputError(f"the shares train={train}, val={val}, test={test} must not be negative and must add up to 1")
+        raise InputError(
+            f"the shares train={train}, val={val}, test={test} must not be negative and must add up to 1"
+        )
     if min(kuc, uuc_val, uuc_test) < 0 or kuc + uuc_val + uuc_test >= len(classes):
-        raise InputError(f"kuc={kuc}, uuc_val={uuc_val}, uuc_test={uuc_test}: at least one of the {len(classes)} classes must stay known")
+        raise InputError(
+            f"kuc={kuc}, uuc_val={uuc_val}, uuc_test={uuc_test}: at least one of the {len(classes)} classes must stay known"
+        )
     generator = np.random.default_rng(seed)
     order = generator.permutation(classes)
     outer, middle, inner = np.split(order, [kuc, kuc + uuc_val + uuc_test])
@@ -92,8 +193,18 @@ def dynamic(labels: Iterable[int], *, train: float = 0.7, val: float = 0.2, test
                 rows[stage][role].append(part)
     for stage, chosen in (("val", middle[:uuc_val]), ("test", middle[uuc_val:])):
         rows[stage]["uuc"] += [np.flatnonzero(labels == label) for label in chosen]
-    numbers = {stage: {role: np.sort(np.concatenate(parts)) for role, parts in roles.items()} for stage, roles in rows.items()}
-    return OpenSetSplit(_plain(inner), _plain(outer), _plain(middle[:uuc_val]), _plain(middle[uuc_val:]), numbers, seed)
+    numbers = {
+        stage: {role: np.sort(np.concatenate(parts)) for role, parts in roles.items()}
+        for stage, roles in rows.items()
+    }
+    return OpenSetSplit(
+        _plain(inner),
+        _plain(outer),
+        _plain(middle[:uuc_val]),
+        _plain(middle[uuc_val:]),
+        numbers,
+        seed,
+    )
 
 
 def fixed(labels: Iterable[int], known: Iterable[int]) -> OpenSetSplit:
@@ -101,12 +212,27 @@ def fixed(labels: Iterable[int], known: Iterable[int]) -> OpenSetSplit:
     labels, known = np.asarray(labels), tuple(int(label) for label in known)
     classes = set(np.unique(labels).tolist())
     if not known or len(set(known)) != len(known) or not set(known) <= classes:
-        raise InputError(f"known classes {list(known)} must be different and among the {len(classes)} classes of the set")
+        raise InputError(
+            f"known classes {list(known)} must be different and among the {len(classes)} classes of the set"
+        )
     unknown = tuple(sorted(classes - set(known)))
     empty = {role: np.empty(0, dtype=np.int64) for role in ROLES}
     inside = np.isin(labels, known)
-    return OpenSetSplit(known, (), (), unknown, {"train": dict(empty), "val": dict(empty),
-                                                 "test": {"kkc": np.flatnonzero(inside), "kuc": empty["kuc"], "uuc": np.flatnonzero(~inside)}})
+    return OpenSetSplit(
+        known,
+        (),
+        (),
+        unknown,
+        {
+            "train": dict(empty),
+            "val": dict(empty),
+            "test": {
+                "kkc": np.flatnonzero(inside),
+                "kuc": empty["kuc"],
+                "uuc": np.flatnonzero(~inside),
+            },
+        },
+    )
 
 
 def _plain(classes: np.ndarray) -> tuple[int, ...]:

@@ -2,19 +2,34 @@
 
 To add a set: one `DatasetInfo` row there (and one function in `sources.py` or `layouts.py` only if no reader understands its layout).
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
 from ood.config import InputError, nearest
-from ood.data import registry_classic, registry_id, registry_large, registry_openood, registry_shift, registry_special
+from ood.data import (
+    registry_classic,
+    registry_id,
+    registry_large,
+    registry_openood,
+    registry_shift,
+    registry_special,
+)
 from ood.data.rows import Archive, DatasetInfo
 
 __all__ = ["Archive", "DatasetInfo", "TABLE", "info", "is_folder_path", "names"]
 
-FILES = (".npy", ".npz", ".txt")     # own data in one file: an array, several arrays, a list of images
-FAMILIES = (registry_id, registry_classic, registry_large, registry_openood, registry_shift, registry_special)
+FILES = (".npy", ".npz", ".txt")  # own data in one file: an array, several arrays, a list of images
+FAMILIES = (
+    registry_id,
+    registry_classic,
+    registry_large,
+    registry_openood,
+    registry_shift,
+    registry_special,
+)
 TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 
 
@@ -36,15 +51,27 @@ def info(name: str) -> DatasetInfo:
     if len(matches) == 1:
         return TABLE[matches.pop()]
     if matches:
-        raise InputError(f"data set '{name}' is ambiguous: write one of {', '.join(sorted(matches))}")
-    raise InputError(f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, or the path of a folder of images, "
-                     "an .npy or .npz file, or a .txt list of images")
+        raise InputError(
+            f"data set '{name}' is ambiguous: write one of {', '.join(sorted(matches))}"
+        )
+    raise InputError(
+        f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, or the path of a folder of images, "
+        "an .npy or .npz file, or a .txt list of images"
+    )
 
 
 def is_folder_path(name: str) -> bool:
     """Whether `name` means a path rather than a registered set: './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt'."""
-    return (name.lower().endswith(FILES) or "/" in name or "\\" in name or name in (".", "..") or name.startswith("~")
-            or ":" not in name and not _matches(name) and Path(name).is_dir())
+    return (
+        name.lower().endswith(FILES)
+        or "/" in name
+        or "\\" in name
+        or name in (".", "..")
+        or name.startswith("~")
+        or ":" not in name
+        and not _matches(name)
+        and Path(name).is_dir()
+    )
 
 
 def _part_of(row: DatasetInfo, part: str) -> DatasetInfo:
@@ -54,15 +81,33 @@ def _part_of(row: DatasetInfo, part: str) -> DatasetInfo:
         raise InputError(f"data set '{row.name}' has no parts; write it without ':{part}'")
     kind, _, severity = part.partition(":")
     if kind not in parts:
-        raise InputError(f"data set '{row.name}' has no part '{kind}'{nearest(kind, parts)}; it has: {', '.join(parts)}")
+        raise InputError(
+            f"data set '{row.name}' has no part '{kind}'{nearest(kind, parts)}; it has: {', '.join(parts)}"
+        )
     if severity and severity not in map(str, range(1, severities + 1)):
-        raise InputError(f"'{row.name}:{kind}' has " + (f"the severities 1 to {severities}, not '{severity}'" if severities else f"no severities ('{severity}')"))
+        raise InputError(
+            f"'{row.name}:{kind}' has "
+            + (
+                f"the severities 1 to {severities}, not '{severity}'"
+                if severities
+                else f"no severities ('{severity}')"
+            )
+        )
     share = len(parts) * (severities if severity else 1)
-    return replace(row, name=f"{row.name}:{part}", count={split: count // share for split, count in row.count.items()},
-                   options={**row.options, "part": kind, "severity": int(severity) if severity else None})
+    return replace(
+        row,
+        name=f"{row.name}:{part}",
+        count={split: count // share for split, count in row.count.items()},
+        options={**row.options, "part": kind, "severity": int(severity) if severity else None},
+    )
 
 
 def _matches(name: str) -> set[str]:
     if name in TABLE:
         return {name}
-    return {row.name for row in TABLE.values() for known in (row.name, *row.aliases) if known.lower() == name.lower()}
+    return {
+        row.name
+        for row in TABLE.values()
+        for known in (row.name, *row.aliases)
+        if known.lower() == name.lower()
+    }

@@ -1,10 +1,14 @@
 """What a row of the table of data sets says. The rows themselves are in `registry_*.py`; `registry.py` puts them together."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))          # DICE and VMDLS use it for CIFAR-100 too
+CIFAR = (
+    (0.4914, 0.4822, 0.4465),
+    (0.2023, 0.1994, 0.2010),
+)  # DICE and VMDLS use it for CIFAR-100 too
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.5,), (0.5,))
 SEE_PAGE = "see page"
@@ -26,6 +30,7 @@ class Archive:
         drive: id of the file on Google Drive, the last mirror.
         file: its name on disk; default: the last part of the first URL. split: the only one that needs it; None: all do.
     """
+
     urls: tuple[str, ...]
     place: str
     inside: str = ""
@@ -68,11 +73,14 @@ class DatasetInfo:
         torchvision: its class, where that reads the files.
         options: for the reader.
     """
+
     name: str
     role: str
     reader: str
     folders: tuple[str, ...] = ()
-    splits: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"train": ("",), "test": ("",)})
+    splits: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"train": ("",), "test": ("",)}
+    )
     mean: tuple[float, ...] = HALF[0]
     std: tuple[float, ...] = HALF[1]
     size: int = 32

@@ -1,4 +1,5 @@
 """What every reader of a layout shares: the checked request, and how listed files or read arrays become an ImageSet."""
+
 from __future__ import annotations
 
 import functools
@@ -10,18 +11,28 @@ import numpy as np
 from PIL import Image
 
 from ood.config import InputError
-from ood.data.decoding import (Recipe, decoded, digest_files, digest_of, fill_from_array, fill_from_files, image_size, probe)
+from ood.data.decoding import (
+    Recipe,
+    decoded,
+    digest_files,
+    digest_of,
+    fill_from_array,
+    fill_from_files,
+    image_size,
+    probe,
+)
 from ood.data.folders import Listing
 from ood.data.images import ArrayImages, ImageSet, StreamedImages, spread
 from ood.data.registry import DatasetInfo
 
-STREAM_SIDE = 96               # sets with larger images are decoded whenever they are read
-STREAM_BYTES = 16 * 1024**3    # and so are sets whose decoded array would be larger than this
+STREAM_SIDE = 96  # sets with larger images are decoded whenever they are read
+STREAM_BYTES = 16 * 1024**3  # and so are sets whose decoded array would be larger than this
 
 
 @dataclass(frozen=True)
 class Request:
     """What `load` was asked for, checked."""
+
     row: DatasetInfo
     split: str
     data_dir: Path
@@ -31,22 +42,29 @@ class Request:
     seed: int = 0
     base: str | None = None
     download: bool = False
-    lists: tuple[str, ...] | None = None     # image lists instead of those of the row
-    listing: bool = False            # only what is there, as a `Listed`; nothing is decoded
+    lists: tuple[str, ...] | None = None  # image lists instead of those of the row
+    listing: bool = False  # only what is there, as a `Listed`; nothing is decoded
 
     @property
     def places(self) -> list[Path]:
         """Every place where the files of this split may lie, in the order in which they are looked at."""
         subs = self.row.splits[self.split]
-        return [self.data_dir / folder.replace("{split}", sub)
-                for folder in self.row.folders for sub in (subs if "{split}" in folder else subs[:1])]
+        return [
+            self.data_dir / folder.replace("{split}", sub)
+            for folder in self.row.folders
+            for sub in (subs if "{split}" in folder else subs[:1])
+        ]
 
     def missing(self, *places: Path) -> MissingData:
         """The error for a set that is not there: where it was looked for, and what fetches it."""
         looked = list(dict.fromkeys(str(place) for place in places or self.places))
-        others = f" (nor in {', '.join(repr(place) for place in looked[1:])})" if len(looked) > 1 else ""
+        others = (
+            f" (nor in {', '.join(repr(place) for place in looked[1:])})" if len(looked) > 1 else ""
+        )
         source = f"; source: {self.row.source}" if self.row.source else ""
-        return MissingData(f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'{others}: {self.row.how(self.data_dir)}{source}")
+        return MissingData(
+            f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'{others}: {self.row.how(self.data_dir)}{source}"
+        )
 
 
 class MissingData(InputError):
@@ -59,6 +77,7 @@ class Listed:
 
     labels: of a labelled set, -1 for outliers, None where the files do not say.
     """
+
     folder: Path
     files: tuple[str, ...] = ()
     paths: list[str] | None = None
@@ -74,27 +93,49 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
     row, recipe = request.row, request.recipe
     listing = _checked(listing, row)
     if request.listing:
-        return Listed(listing.folder, paths=listing.paths, labels=None if listing.labels is None else np.asarray(listing.labels))
-    rows = range(len(listing.paths))[:request.first]
+        return Listed(
+            listing.folder,
+            paths=listing.paths,
+            labels=None if listing.labels is None else np.asarray(listing.labels),
+        )
+    rows = range(len(listing.paths))[: request.first]
     chosen = spread(len(rows), request.limit)
     listing = listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
     folder, paths = listing.folder, listing.paths
     shape = probe(folder, paths, recipe)
     source = digest_of(digest_files(folder, paths), recipe)
     split = split or request.split
-    details = dict(name=row.name, split=split, source=source, paths=paths, **_labelling(row, listing, num_classes=listing.final and row.num_classes))
+    details = dict(
+        name=row.name,
+        split=split,
+        source=source,
+        paths=paths,
+        **_labelling(row, listing, num_classes=listing.final and row.num_classes),
+    )
     if max(shape[1:]) > STREAM_SIDE or len(paths) * int(np.prod(shape)) > STREAM_BYTES:
         if recipe.size is None and not isinstance(recipe.resize, tuple):
             _check_one_size(folder, paths)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
-    tag = f" {row.name} {split} {request.lists}" if listing.final else ""      # several sets may lie in one folder
-    images = decoded(request.data_dir, f"{folder.resolve()} {recipe} {request.first} {request.limit}{tag}", source,
-                     lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)))
+    tag = (
+        f" {row.name} {split} {request.lists}" if listing.final else ""
+    )  # several sets may lie in one folder
+    images = decoded(
+        request.data_dir,
+        f"{folder.resolve()} {recipe} {request.first} {request.limit}{tag}",
+        source,
+        lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)),
+    )
     return ArrayImages(images, **details)
 
 
-def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: Callable[[], tuple[np.ndarray, np.ndarray | None]],
-                labelled: bool = True, truth: np.ndarray | None = None) -> ImageSet | Listed:
+def from_arrays(
+    request: Request,
+    folder: Path,
+    files: Sequence[str],
+    produce: Callable[[], tuple[np.ndarray, np.ndarray | None]],
+    labelled: bool = True,
+    truth: np.ndarray | None = None,
+) -> ImageSet | Listed:
     """A set that is read as a whole: `produce()` gives images (N, H, W[, 3]) uint8 and labels (N,) below 256 (None if not `labelled`).
 
     It runs only when `files` have changed since the last time; after that the memory-mapped copy is used. `truth`: labels that are
@@ -103,7 +144,9 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
     row, recipe = request.row, request.recipe
     if request.listing:
         images, labels = produce()
-        return Listed(folder, tuple(files), images=images, labels=labels if truth is None else truth)
+        return Listed(
+            folder, tuple(files), images=images, labels=labels if truth is None else truth
+        )
     produce = functools.cache(produce)
     source = digest_of(digest_files(folder, files), recipe, row.name, request.split)
     slot = f"{folder.resolve()} {row.name} {request.split} {recipe}"
@@ -117,19 +160,31 @@ def from_arrays(request: Request, folder: Path, files: Sequence[str], produce: C
         labels = produce()[1]
         return labels.shape, lambda array: np.copyto(array, labels, casting="unsafe")
 
-    labels = decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels) if labelled else None
+    labels = (
+        decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels)
+        if labelled
+        else None
+    )
     images = decoded(request.data_dir, slot, source, plan_images)
     return arrays_as_set(request, images, labels if truth is None else truth, source)
 
 
-def arrays_as_set(request: Request, images: np.ndarray, labels: np.ndarray | None, source: str | None = None) -> ImageSet:
+def arrays_as_set(
+    request: Request, images: np.ndarray, labels: np.ndarray | None, source: str | None = None
+) -> ImageSet:
     """Decoded images (N, C, H, W) and labels as the set that was asked for."""
     row = request.row
     if request.listing:
         return Listed(Path(), images=images, labels=labels)
-    listing = Listing(Path(), [], None if labels is None else np.asarray(labels, dtype=np.int64), row.class_names)
+    listing = Listing(
+        Path(), [], None if labels is None else np.asarray(labels, dtype=np.int64), row.class_names
+    )
     details = _labelling(row, listing, len(images), row.num_classes)
-    return ArrayImages(images, name=row.name, split=request.split, source=source, **details).first(request.first).limited(request.limit)
+    return (
+        ArrayImages(images, name=row.name, split=request.split, source=source, **details)
+        .first(request.first)
+        .limited(request.limit)
+    )
 
 
 def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
@@ -142,13 +197,19 @@ def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
     return array
 
 
-def _labelling(row: DatasetInfo, listing: Listing, count: int | None = None, num_classes: int | None = None) -> dict:
+def _labelling(
+    row: DatasetInfo, listing: Listing, count: int | None = None, num_classes: int | None = None
+) -> dict:
     """labels, original_labels, num_classes and class_names: the truth for an ID set, -1 for an OOD or unlabelled one."""
     count = len(listing.paths) if count is None else count
     truth = None if listing.labels is None else np.asarray(listing.labels, dtype=np.int64)
     if truth is None or row.role == "ood":
         return dict(labels=np.full(count, -1, dtype=np.int64), original_labels=truth)
-    return dict(labels=truth, class_names=listing.class_names, num_classes=num_classes or len(listing.class_names))
+    return dict(
+        labels=truth,
+        class_names=listing.class_names,
+        num_classes=num_classes or len(listing.class_names),
+    )
 
 
 def _checked(listing: Listing, row: DatasetInfo) -> Listing:
@@ -156,10 +217,14 @@ def _checked(listing: Listing, row: DatasetInfo) -> Listing:
     if row.role == "ood" or row.num_classes is None or listing.final:
         return listing
     if listing.class_names is None:
-        raise InputError(f"'{listing.folder}' holds images without class folders; '{row.name}' needs {row.num_classes} of them: {row.layout}")
+        raise InputError(
+            f"'{listing.folder}' holds images without class folders; '{row.name}' needs {row.num_classes} of them: {row.layout}"
+        )
     if len(listing.class_names) != row.num_classes:
-        raise InputError(f"'{listing.folder}' has {len(listing.class_names)} class folders with images, but '{row.name}' has {row.num_classes} "
-                         "classes; for a set of your own, give its path instead of the name")
+        raise InputError(
+            f"'{listing.folder}' has {len(listing.class_names)} class folders with images, but '{row.name}' has {row.num_classes} "
+            "classes; for a set of your own, give its path instead of the name"
+        )
     order = None
     if all(name.isdigit() and int(name) < row.num_classes for name in listing.class_names):
         order = [int(name) for name in listing.class_names]
@@ -167,7 +232,9 @@ def _checked(listing: Listing, row: DatasetInfo) -> Listing:
         known = {name.lower(): label for label, name in enumerate(row.class_names)}
         strange = [name for name in listing.class_names if name.lower() not in known]
         if strange:
-            raise InputError(f"'{listing.folder / strange[0]}' is no class of '{row.name}'; its classes: {', '.join(row.class_names)}")
+            raise InputError(
+                f"'{listing.folder / strange[0]}' is no class of '{row.name}'; its classes: {', '.join(row.class_names)}"
+            )
         order = [known[name.lower()] for name in listing.class_names]
     if order is None:
         return listing
@@ -180,5 +247,7 @@ def _check_one_size(folder: Path, paths: Sequence[str]) -> None:
     for path in paths:
         size = image_size(folder / path)
         if size != first:
-            raise InputError(f"'{folder / path}' is {size[0]}x{size[1]} but '{paths[0]}' is {first[0]}x{first[1]}; "
-                             "give a size to which the images are resized")
+            raise InputError(
+                f"'{folder / path}' is {size[0]}x{size[1]} but '{paths[0]}' is {first[0]}x{first[1]}; "
+                "give a size to which the images are resized"
+            )

@@ -1,4 +1,5 @@
 """Batches of pixels on any device: normalisation, and the augmentations of the four papers, drawn from a torch.Generator."""
+
 from __future__ import annotations
 
 import math
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from ood.config import InputError, nearest
 
-ATTEMPTS = 10                         # torchvision's RandomResizedCrop tries as often before it takes the centre
+ATTEMPTS = 10  # torchvision's RandomResizedCrop tries as often before it takes the centre
 LOG_RATIO = (math.log(3 / 4), math.log(4 / 3))
 KINDS = ("none", "flip", "crop_flip", "resized_crop_flip", "rotate_resized_crop")
 
@@ -27,7 +28,9 @@ class Preprocess:
     def __init__(self, mean, std):
         self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
         if len(self.mean) != len(self.std) or not self.mean:
-            raise InputError(f"mean and std must have one value per channel each, got {len(self.mean)} and {len(self.std)}")
+            raise InputError(
+                f"mean and std must have one value per channel each, got {len(self.mean)} and {len(self.std)}"
+            )
         if any(not s > 0 for s in self.std):
             raise InputError(f"std must be positive, got {self.std}")
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
@@ -46,9 +49,14 @@ class Preprocess:
 
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.dim() != 4 or images.shape[1] != len(self.mean):
-            raise InputError(f"images of shape {tuple(images.shape)} do not fit a mean of {len(self.mean)} channel(s)")
+            raise InputError(
+                f"images of shape {tuple(images.shape)} do not fit a mean of {len(self.mean)} channel(s)"
+            )
         if images.device not in self._on:
-            self._on[images.device] = tuple(torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+            self._on[images.device] = tuple(
+                torch.tensor(v, device=images.device).view(1, -1, 1, 1)
+                for v in (self.mean, self.std)
+            )
         return self._on[images.device]
 
 
@@ -73,23 +81,38 @@ class Augment:
     are drawn on the generator's device, so that a CPU generator gives the same augmentation on every device.
     """
 
-    def __init__(self, kind: str = "crop_flip", *, size: int | None = None, padding: int = 4,
-                 scale: tuple[float, float] | None = None, degrees: float = 10.0):
+    def __init__(
+        self,
+        kind: str = "crop_flip",
+        *,
+        size: int | None = None,
+        padding: int = 4,
+        scale: tuple[float, float] | None = None,
+        degrees: float = 10.0,
+    ):
         if kind not in KINDS:
-            raise InputError(f"unknown augmentation '{kind}'{nearest(kind, KINDS)}; known: {', '.join(KINDS)}")
+            raise InputError(
+                f"unknown augmentation '{kind}'{nearest(kind, KINDS)}; known: {', '.join(KINDS)}"
+            )
         self.kind, self.size, self.padding, self.degrees = kind, size, padding, degrees
         self.scale = tuple(scale or ((0.95, 1.0) if kind == "rotate_resized_crop" else (0.08, 1.0)))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise InputError(f"scale {self.scale} must be two shares of the area, 0 < low <= high <= 1")
+            raise InputError(
+                f"scale {self.scale} must be two shares of the area, 0 < low <= high <= 1"
+            )
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         if self.kind == "crop_flip":
             images = random_crop(images, self.padding, generator)
         elif self.kind == "resized_crop_flip":
-            images = random_resized_crop(images, self.size or images.shape[-1], self.scale, generator)
+            images = random_resized_crop(
+                images, self.size or images.shape[-1], self.scale, generator
+            )
         elif self.kind == "rotate_resized_crop":
             images = rotate(images, _uniform(len(images), -self.degrees, self.degrees, generator))
-            images = random_resized_crop(images, self.size or images.shape[-1], self.scale, generator)
+            images = random_resized_crop(
+                images, self.size or images.shape[-1], self.scale, generator
+            )
         return random_flip(images, generator) if self.kind.endswith("flip") else images
 
     def __repr__(self) -> str:
@@ -115,7 +138,12 @@ class PartGenerator(torch.Generator):
 def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
     """Each image at an offset of its own, uniform in 0..2*padding on both axes, inside a frame of zeros."""
     count, _, height, width = images.shape
-    offsets = _drawn(lambda n, g: torch.randint(2 * padding + 1, (2, n), generator=g, device=_device(g)), count, generator, dim=1).to(images.device)
+    offsets = _drawn(
+        lambda n, g: torch.randint(2 * padding + 1, (2, n), generator=g, device=_device(g)),
+        count,
+        generator,
+        dim=1,
+    ).to(images.device)
     return crop_at(images, padding, *offsets)
 
 
@@ -123,7 +151,7 @@ def crop_at(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     """Crops of the original size at (top, left) of the padded images; top, left (B,) in 0..2*padding."""
     height, width = images.shape[-2:]
     framed = functional.pad(images, (padding,) * 4)
-    windows = framed.unfold(2, height, 1).unfold(3, width, 1)             # (B, C, 2p+1, 2p+1, H, W), a view
+    windows = framed.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
@@ -133,33 +161,47 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def random_resized_crop(images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
+def random_resized_crop(
+    images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator | None = None
+) -> Tensor:
     """A box per image (share `scale` of the area, aspect 3/4..4/3), bilinearly resized to size x size."""
     boxes = draw_boxes(len(images), *images.shape[-2:], scale, generator)
     return resize_boxes(images, boxes.to(images.device), size)
 
 
-def draw_boxes(count: int, height: int, width: int, scale: tuple[float, float], generator: torch.Generator | None = None) -> Tensor:
+def draw_boxes(
+    count: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """(count, 4) integers top, left, height, width, distributed as torchvision's RandomResizedCrop: ten attempts, then the centre."""
     area = height * width * _uniform((count, ATTEMPTS), *scale, generator)
     aspect = torch.exp(_uniform((count, ATTEMPTS), *LOG_RATIO, generator))
     w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
-    chosen = fits.int().argmax(1, keepdim=True)                           # the first attempt that fits
+    chosen = fits.int().argmax(1, keepdim=True)  # the first attempt that fits
     w, h = w.gather(1, chosen).squeeze(1), h.gather(1, chosen).squeeze(1)
     top = (_uniform(count, 0, 1, generator) * (height - h + 1)).floor()
     left = (_uniform(count, 0, 1, generator) * (width - w + 1)).floor()
     none = ~fits.any(1)
     centre_w, centre_h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    centre = torch.tensor([(height - centre_h) // 2, (width - centre_w) // 2, centre_h, centre_w], dtype=w.dtype, device=w.device)
+    centre = torch.tensor(
+        [(height - centre_h) // 2, (width - centre_w) // 2, centre_h, centre_w],
+        dtype=w.dtype,
+        device=w.device,
+    )
     return torch.where(none[:, None], centre, torch.stack((top, left, h, w), 1)).long()
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """boxes (B, 4) top, left, height, width of each image, bilinear to size x size; pixels outside a box do not leak in."""
     top, left, height, width = boxes.to(torch.float32).unbind(1)
-    steps = (torch.arange(size, device=images.device) + 0.5) / size       # output centres as a share of the box
-    y = top[:, None] + _clamped(steps * height[:, None] - 0.5, height)    # (B, size), in input pixels
+    steps = (
+        torch.arange(size, device=images.device) + 0.5
+    ) / size  # output centres as a share of the box
+    y = top[:, None] + _clamped(steps * height[:, None] - 0.5, height)  # (B, size), in input pixels
     x = left[:, None] + _clamped(steps * width[:, None] - 0.5, width)
     grid = torch.stack((x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)), -1)
     return _sample(images, grid, "bilinear")
@@ -179,8 +221,14 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
     """Values at grid (B, H', W', 2) of input pixel coordinates (x, y); the dtype of the images."""
     sides = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device)
-    values = functional.grid_sample(images.float(), (2 * grid + 1) / sides - 1, mode, "zeros", align_corners=False)
-    return values.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else values.to(images.dtype)
+    values = functional.grid_sample(
+        images.float(), (2 * grid + 1) / sides - 1, mode, "zeros", align_corners=False
+    )
+    return (
+        values.round_().clamp_(0, 255).to(torch.uint8)
+        if images.dtype == torch.uint8
+        else values.to(images.dtype)
+    )
 
 
 def _clamped(position: Tensor, side: Tensor) -> Tensor:
@@ -189,10 +237,17 @@ def _clamped(position: Tensor, side: Tensor) -> Tensor:
 
 def _uniform(shape, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     count, *rest = (shape,) if isinstance(shape, int) else shape
-    return low + (high - low) * _drawn(lambda n, g: torch.rand(n, *rest, generator=g, device=_device(g)), count, generator)
+    return low + (high - low) * _drawn(
+        lambda n, g: torch.rand(n, *rest, generator=g, device=_device(g)), count, generator
+    )
 
 
-def _drawn(draw: Callable[[int, torch.Generator | None], Tensor], count: int, generator: torch.Generator | None, dim: int = 0) -> Tensor:
+def _drawn(
+    draw: Callable[[int, torch.Generator | None], Tensor],
+    count: int,
+    generator: torch.Generator | None,
+    dim: int = 0,
+) -> Tensor:
     """draw(count, generator): random numbers for `count` images along `dim`; of a PartGenerator those of its part."""
     shared = getattr(generator, "shared", None)
     if shared is None:

@@ -3,6 +3,7 @@
 Refused are absolute paths, '..', links that lead out, devices and pipes, encrypted members, and more bytes or members than the archive
 can honestly hold. Links that stay inside become copies. Nothing is executed, no owner and no permission is taken over.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 BLOCK = 2**20
-RATIO = 50                  # bytes out per byte in: images are packed about 1:1, arrays of digits up to 20:1
-FLOOR = 2**30               # below this much no archive is called a bomb
+RATIO = 50  # bytes out per byte in: images are packed about 1:1, arrays of digits up to 20:1
+FLOOR = 2**30  # below this much no archive is called a bomb
 MEMBERS = 5_000_000
 DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -28,16 +29,22 @@ class UnpackError(RuntimeError):
 
 @dataclass
 class _Member:
-    name: str                # as the archive says
-    path: PurePosixPath      # checked
+    name: str  # as the archive says
+    path: PurePosixPath  # checked
     size: int
-    kind: str                # file, folder, symlink, hardlink
+    kind: str  # file, folder, symlink, hardlink
     target: str = ""
     handle: object = None
 
 
-def unpack(archive: Path, target: Path, *, limit: int | None = None, select: Callable[[list[str]], Iterable[str]] | None = None,
-           progress: Callable = lambda members, **_: members) -> int:
+def unpack(
+    archive: Path,
+    target: Path,
+    *,
+    limit: int | None = None,
+    select: Callable[[list[str]], Iterable[str]] | None = None,
+    progress: Callable = lambda members, **_: members,
+) -> int:
     """Unpack a zip or a (compressed) tar into the empty folder `target`. Returns the number of files.
 
     Args:
@@ -50,15 +57,32 @@ def unpack(archive: Path, target: Path, *, limit: int | None = None, select: Cal
     limit = limit if limit is not None else max(FLOOR, RATIO * archive.stat().st_size)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        opened = _Zip(archive) if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive) else _Tar(archive, target)
+        opened = (
+            _Zip(archive)
+            if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive)
+            else _Tar(archive, target)
+        )
         with opened:
             return _write(opened, target, limit, select, progress)
     except UnpackError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise UnpackError(f"cannot unpack '{archive.name}' ({error.strerror}: {error.filename or target})") from None
-        raise UnpackError(f"'{archive.name}' is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})") from None
+            raise UnpackError(
+                f"cannot unpack '{archive.name}' ({error.strerror}: {error.filename or target})"
+            ) from None
+        raise UnpackError(
+            f"'{archive.name}' is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
+        ) from None
 
 
 def is_archive(path: Path) -> bool:
@@ -80,7 +104,9 @@ def _write(opened, target: Path, limit: int, select, progress) -> int:
             place.mkdir(parents=True, exist_ok=True)
         elif member.kind == "file":
             if member.size > left:
-                raise UnpackError(f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be")
+                raise UnpackError(
+                    f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be"
+                )
             left -= _copy(opened, member, place, left, limit)
             files += 1
         else:
@@ -98,10 +124,14 @@ def _copy(opened, member: _Member, place: Path, left: int, limit: int) -> int:
         while block := source.read(BLOCK):
             written += len(block)
             if written > left:
-                raise UnpackError(f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be")
+                raise UnpackError(
+                    f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be"
+                )
             file.write(block)
     if written != member.size:
-        raise UnpackError(f"'{opened.name}' is damaged ('{member.name}' has {written:,} bytes instead of {member.size:,})")
+        raise UnpackError(
+            f"'{opened.name}' is damaged ('{member.name}' has {written:,} bytes instead of {member.size:,})"
+        )
     return written
 
 
@@ -111,16 +141,22 @@ def _materialise(member: _Member, target: Path, left: int, name: str) -> int:
     parts: list[str] = []
     for part in (*base.parts, *PurePosixPath(member.target.replace("\\", "/")).parts):
         if part == ".." and not parts:
-            raise UnpackError(f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads out of it")
+            raise UnpackError(
+                f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads out of it"
+            )
         if part == "..":
             parts.pop()
         elif part not in (".", ""):
             parts.append(part)
     source = target.joinpath(*parts)
     if not source.is_file():
-        raise UnpackError(f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads to no file of it")
+        raise UnpackError(
+            f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads to no file of it"
+        )
     if source.stat().st_size > left:
-        raise UnpackError(f"'{name}' unpacks to too many bytes ('{member.name}'): not what it should be")
+        raise UnpackError(
+            f"'{name}' unpacks to too many bytes ('{member.name}'): not what it should be"
+        )
     place = target.joinpath(*member.path.parts)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, place)
@@ -134,7 +170,9 @@ def _checked(name: str, archive: str) -> PurePosixPath:
     if plain.startswith("/") or DRIVE.match(plain):
         raise UnpackError(f"'{archive}' holds the absolute path '{name}'; it is not unpacked")
     if ".." in path.parts or "\0" in name:
-        raise UnpackError(f"'{archive}' holds the path '{name}', which leads out of it; it is not unpacked")
+        raise UnpackError(
+            f"'{archive}' holds the path '{name}', which leads out of it; it is not unpacked"
+        )
     return path
 
 
@@ -155,13 +193,19 @@ class _Zip:
             if stat.S_IFMT(mode) == stat.S_IFLNK:
                 kind = "symlink"
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UnpackError(f"'{self.name}' holds '{entry.filename}', which is a device or a pipe; it is not unpacked")
+                raise UnpackError(
+                    f"'{self.name}' holds '{entry.filename}', which is a device or a pipe; it is not unpacked"
+                )
             if entry.flag_bits & 1:
                 raise UnpackError(f"'{self.name}' holds '{entry.filename}', which is encrypted")
             path = _checked(entry.filename, self.name)
             target = ""
             if kind == "symlink":
-                target = self.file.read(entry).decode("utf-8", "replace") if entry.file_size < 4096 else ""
+                target = (
+                    self.file.read(entry).decode("utf-8", "replace")
+                    if entry.file_size < 4096
+                    else ""
+                )
                 _checked_link(entry.filename, target, self.name)
             yield _Member(entry.filename, path, entry.file_size, kind, target, entry)
 
@@ -184,23 +228,38 @@ class _Tar:
         self.file.close()
         self.file = tarfile.open(self.path)
         while (entry := self.file.next()) is not None:
-            self.file.members = []                     # tarfile keeps every header otherwise
+            self.file.members = []  # tarfile keeps every header otherwise
             path = _checked(entry.name, self.name)
-            kind = ("folder" if entry.isdir() else "file" if entry.isfile() else "symlink" if entry.issym()
-                    else "hardlink" if entry.islnk() else None)
+            kind = (
+                "folder"
+                if entry.isdir()
+                else "file"
+                if entry.isfile()
+                else "symlink"
+                if entry.issym()
+                else "hardlink"
+                if entry.islnk()
+                else None
+            )
             if kind is None:
-                raise UnpackError(f"'{self.name}' holds '{entry.name}', which is a device or a pipe; it is not unpacked")
+                raise UnpackError(
+                    f"'{self.name}' holds '{entry.name}', which is a device or a pipe; it is not unpacked"
+                )
             if kind in ("symlink", "hardlink"):
                 _checked_link(entry.name, entry.linkname, self.name)
-            if hasattr(tarfile, "data_filter"):        # the library's own rules, as a second pair of eyes
+            if hasattr(tarfile, "data_filter"):  # the library's own rules, as a second pair of eyes
                 try:
                     tarfile.data_filter(entry, str(self.target))
                 except tarfile.FilterError as error:
                     raise UnpackError(f"'{self.name}' is not unpacked: {error}") from None
-            yield _Member(entry.name, path, entry.size if kind == "file" else 0, kind, entry.linkname, entry)
+            yield _Member(
+                entry.name, path, entry.size if kind == "file" else 0, kind, entry.linkname, entry
+            )
         if self.file.offset == 0:
             raise UnpackError(f"'{self.name}' is damaged (it holds nothing)")
-        while self.file.fileobj.read(BLOCK):               # to the end: there the compressed stream has its checksum
+        while self.file.fileobj.read(
+            BLOCK
+        ):  # to the end: there the compressed stream has its checksum
             pass
 
     def open(self, member: _Member):
@@ -210,4 +269,6 @@ class _Tar:
 def _checked_link(name: str, target: str, archive: str) -> None:
     plain = target.replace("\\", "/")
     if not plain or plain.startswith("/") or DRIVE.match(plain):
-        raise UnpackError(f"'{archive}' holds the link '{name}' -> '{target}', which leads out of it")
+        raise UnpackError(
+            f"'{archive}' holds the link '{name}' -> '{target}', which leads out of it"
+        )

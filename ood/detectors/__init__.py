@@ -1,5 +1,17 @@
 """Post-hoc detectors: one family a file, each a formula over arrays. `create('dice', percentile=90)` makes one by its short name."""
-from ood.detectors import distances, gradients, histograms, inputs, logits, maps, neighbours, prototypes, shaping, subspaces  # noqa: F401
+
+from ood.detectors import (  # noqa: F401
+    distances,
+    gradients,
+    histograms,
+    inputs,
+    logits,
+    maps,
+    neighbours,
+    prototypes,
+    shaping,
+    subspaces,
+)
 from ood.detectors.base import Detector, ImageDetector, create, names, parse
 
 __all__ = ["Detector", "ImageDetector", "create", "names", "parse"]

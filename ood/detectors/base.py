@@ -1,4 +1,5 @@
 """What a detector is, and the registry of all of them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,6 +26,7 @@ class NotFitted(InputError, AttributeError):
 
 def register(name: str, *aliases: str):
     """Class decorator: put a detector under its short name. Hyper-parameters are the fields of the (data)class."""
+
     def decorate(cls):
         for word in (name, *aliases):
             if word in _REGISTRY or word in _ALIASES:
@@ -34,6 +36,7 @@ def register(name: str, *aliases: str):
         _REGISTRY[name] = cls
         _ALIASES.update(dict.fromkeys(aliases, name))
         return cls
+
     return decorate
 
 
@@ -51,7 +54,9 @@ def create(name: str, **hyperparameters) -> Detector:
     """The detector called `name` (or by an alias). Raises InputError for an unknown name or hyper-parameter."""
     known = _ALIASES.get(name, name)
     if known not in _REGISTRY:
-        raise InputError(f"unknown detector '{name}'{nearest(name, [*_REGISTRY, *_ALIASES])}; detectors: {', '.join(names())}")
+        raise InputError(
+            f"unknown detector '{name}'{nearest(name, [*_REGISTRY, *_ALIASES])}; detectors: {', '.join(names())}"
+        )
     return build(_REGISTRY[known], hyperparameters, f"detector '{name}'")
 
 
@@ -59,10 +64,14 @@ def parse(text: str) -> tuple[str, dict]:
     """'dice:percentile=70,clip=1.0' -> ('dice', {'percentile': 70, 'clip': 1.0}); values are JSON, else plain text."""
     name, _, rest = text.partition(":")
     values = {}
-    for item in filter(None, re.split(r",(?![^\[]*\])", rest)):             # commas inside [...] belong to a list
+    for item in filter(
+        None, re.split(r",(?![^\[]*\])", rest)
+    ):  # commas inside [...] belong to a list
         key, equals, value = item.partition("=")
         if not equals:
-            raise InputError(f"detector '{text}': '{item}' is not of the form key=value (dice:percentile=70)")
+            raise InputError(
+                f"detector '{text}': '{item}' is not of the form key=value (dice:percentile=70)"
+            )
         try:
             values[key] = json.loads(value)
         except json.JSONDecodeError:
@@ -78,14 +87,16 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]] = frozenset({"logits"})      # of: logits, features, taps, maps, images
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"logits"}
+    )  # of: logits, features, taps, maps, images
 
     @property
     def requires_fit(self) -> bool:
         """Whether `fit` must see the training set's outputs before `score`."""
         return False
 
-    def check(self, network: nn.Module) -> None:
+    def check(self, network: nn.Module) -> None:  # noqa: B027
         """Raise InputError where this detector cannot work with the network: said before the first pass, and left out of `all`."""
 
     def fit(self, train: Outputs) -> Detector:
@@ -120,7 +131,9 @@ class Detector(ABC):
             elif rest.isdigit():
                 lists.setdefault(name, {})[int(rest)] = value
             else:
-                raise InputError(f"detector '{self.name}' has no part '{name}' to load '{key}' into")
+                raise InputError(
+                    f"detector '{self.name}' has no part '{name}' to load '{key}' into"
+                )
         for name, items in lists.items():
             setattr(self, name, [items[i] for i in sorted(items)])
         for name, part in nested.items():
@@ -138,11 +151,17 @@ class Detector(ABC):
 
     def _learned(self) -> Iterator[tuple[str, object]]:
         fields = {f.name for f in dataclasses.fields(self)}
-        return ((name, held) for name, held in list(vars(self).items()) if name not in fields and not name.startswith("_"))
+        return (
+            (name, held)
+            for name, held in list(vars(self).items())
+            if name not in fields and not name.startswith("_")
+        )
 
     def __getattr__(self, name: str):
         if not name.startswith("_") and self.requires_fit:
-            raise NotFitted(f"detector '{self.name}' has no '{name}': fit it on the training set's outputs first")
+            raise NotFitted(
+                f"detector '{self.name}' has no '{name}': fit it on the training set's outputs first"
+            )
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
 
 
@@ -154,17 +173,27 @@ class ImageDetector(Detector):
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
     needs_gradient: ClassVar[bool] = True
-    measures_train: ClassVar[bool] = False      # run it over the training set too: `fit` reads its measurements
-    uses_fit: ClassVar[bool] = False            # score_images depends on what was fitted
-    measured_by: ClassVar[tuple[str, ...] | None] = None    # fields that score_images depends on; None: all
+    measures_train: ClassVar[bool] = (
+        False  # run it over the training set too: `fit` reads its measurements
+    )
+    uses_fit: ClassVar[bool] = False  # score_images depends on what was fitted
+    measured_by: ClassVar[tuple[str, ...] | None] = (
+        None  # fields that score_images depends on; None: all
+    )
 
     @property
     def key(self) -> str:
         """Name of its scores in the cache: the short name and a digest of the hyper-parameters (and of the fit, where it matters)."""
-        settings = {k: v for k, v in self.hyperparameters().items() if self.measured_by is None or k in self.measured_by}
+        settings = {
+            k: v
+            for k, v in self.hyperparameters().items()
+            if self.measured_by is None or k in self.measured_by
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, value in (sorted(self.state().items()) if self.uses_fit else ()):
-            digest.update(f"{name}={value.cpu().numpy().tobytes() if isinstance(value, Tensor) else value}".encode())
+        for name, value in sorted(self.state().items()) if self.uses_fit else ():
+            digest.update(
+                f"{name}={value.cpu().numpy().tobytes() if isinstance(value, Tensor) else value}".encode()
+            )
         return f"{self.name}-{digest.hexdigest()[:12]}"
 
     @abstractmethod
@@ -174,7 +203,9 @@ class ImageDetector(Detector):
     def measured(self, batch: Outputs) -> Tensor:
         """What the pass left in the outputs. Raises InputError when the pass ran without this detector."""
         if self.key not in batch.scores:
-            raise InputError(f"detector '{self.name}' needs images: extract(..., image_detectors=[detector]) first")
+            raise InputError(
+                f"detector '{self.name}' needs images: extract(..., image_detectors=[detector]) first"
+            )
         return batch.scores[self.key]
 
     def score(self, batch: Outputs) -> Tensor:
@@ -184,25 +215,45 @@ class ImageDetector(Detector):
 def chunked_score(detector: Detector, outputs: Outputs) -> Tensor:
     """Scores of all rows in bounded memory, float64, (N,). Raises InputError when an input or a score is NaN."""
     with torch.no_grad():
-        scores = torch.cat([_scored(detector, chunk) for chunk in outputs.chunks()]) if len(outputs) else torch.zeros(0)
+        scores = (
+            torch.cat([_scored(detector, chunk) for chunk in outputs.chunks()])
+            if len(outputs)
+            else torch.zeros(0)
+        )
     if torch.isnan(scores).any():
-        raise InputError(f"detector '{detector.name}' gave NaN for {int(torch.isnan(scores).sum())} of {len(scores)} images; "
-                         "are the features finite?")
+        raise InputError(
+            f"detector '{detector.name}' gave NaN for {int(torch.isnan(scores).sum())} of {len(scores)} images; "
+            "are the features finite?"
+        )
     return scores
 
 
 def _scored(detector: Detector, chunk: Outputs) -> Tensor:
     """The scores of one chunk; NaN where an input that the detector needs, or what it measured in the pass, is not finite."""
     scores = detector.score(chunk).double().reshape(-1)
-    inputs = [values for part, values in (("features", chunk.features), ("logits", chunk.logits)) if part in detector.needs]
-    inputs += [detector.measured(chunk)] if isinstance(detector, ImageDetector) else list(chunk.taps) if "taps" in detector.needs else []
+    inputs = [
+        values
+        for part, values in (("features", chunk.features), ("logits", chunk.logits))
+        if part in detector.needs
+    ]
+    inputs += (
+        [detector.measured(chunk)]
+        if isinstance(detector, ImageDetector)
+        else list(chunk.taps)
+        if "taps" in detector.needs
+        else []
+    )
     for values in inputs:
         if not torch.isfinite(values.sum()):
-            scores = scores.masked_fill(~torch.isfinite(values).reshape(len(scores), -1).all(1), float("nan"))
+            scores = scores.masked_fill(
+                ~torch.isfinite(values).reshape(len(scores), -1).all(1), float("nan")
+            )
     return scores
 
 
-def possible(detectors: dict[str, Detector], network: nn.Module) -> tuple[dict[str, Detector], dict[str, str]]:
+def possible(
+    detectors: dict[str, Detector], network: nn.Module
+) -> tuple[dict[str, Detector], dict[str, str]]:
     """Those that can work with the network, and why the others cannot, both by label."""
     left_out = {}
     for label, detector in detectors.items():
@@ -210,7 +261,9 @@ def possible(detectors: dict[str, Detector], network: nn.Module) -> tuple[dict[s
             detector.check(network)
         except InputError as error:
             left_out[label] = str(error)
-    return {label: detector for label, detector in detectors.items() if label not in left_out}, left_out
+    return {
+        label: detector for label, detector in detectors.items() if label not in left_out
+    }, left_out
 
 
 def _flatten(name: str, held) -> Iterator[tuple[str, Tensor | float | int | str | None]]:

@@ -3,6 +3,7 @@
 All distances are Euclidean ones after whitening (one triangular factor of the covariance), in float64. A singular covariance
 (dead features, fewer images than features) is inverted on its own range, as scikit-learn's EmpiricalCovariance does.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +17,7 @@ from ood.config import InputError
 from ood.detectors.base import Detector, register
 from ood.outputs import Outputs
 
-LARGEST = 8 << 30      # bytes that class covariances may take
+LARGEST = 8 << 30  # bytes that class covariances may take
 
 
 @register("mds", "mahalanobis")
@@ -27,14 +28,17 @@ class Mahalanobis(Detector):
     regression over layers (see `mds_odin`, `mds_ensemble`). S is divided by N; pytorch-ood leaves the sum (scores N times
     smaller, plus 1e-6 on its diagonal) and halves them.
     """
+
     needs = frozenset({"features"})
     requires_fit = True
     view: ClassVar[str] = "features"
 
     def fit(self, train: Outputs) -> Mahalanobis:
         self.centre = statistics.mean(train, self.view)
-        self.whitener = statistics.whitener(train, self.view, True)                                    # (D, r)
-        self.means = (statistics.class_means(train, self.view) - self.centre) @ self.whitener          # (K, r)
+        self.whitener = statistics.whitener(train, self.view, True)  # (D, r)
+        self.means = (
+            statistics.class_means(train, self.view) - self.centre
+        ) @ self.whitener  # (K, r)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -61,7 +65,7 @@ class RelativeMahalanobis(Mahalanobis):
 
     def fit(self, train: Outputs) -> RelativeMahalanobis:
         super().fit(train)
-        self.background = statistics.whitener(train, self.view, False)                                 # (D, r)
+        self.background = statistics.whitener(train, self.view, False)  # (D, r)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -75,6 +79,7 @@ class MahalanobisPP(Mahalanobis):
 
     Source: Mueller & Hein, ICML 2025, arXiv 2505.18032: removes the dependence on the norm that breaks `mds` on large models.
     """
+
     view: ClassVar[str] = "unit"
 
 
@@ -84,6 +89,7 @@ class RelativeMahalanobisPP(RelativeMahalanobis):
 
     Source: Mueller & Hein, ICML 2025, arXiv 2505.18032.
     """
+
     view: ClassVar[str] = "unit"
 
 
@@ -97,6 +103,7 @@ class MahalanobisEnsemble(Detector):
     Source: Lee et al., NeurIPS 2018, arXiv 1807.03888. They (and OpenOOD) fit a_l by logistic regression on OOD
     data; without such data the plain sum is what remains.
     """
+
     weights: tuple[float, ...] | None = None
     needs = frozenset({"taps"})
     requires_fit = True
@@ -105,17 +112,26 @@ class MahalanobisEnsemble(Detector):
         if not train.taps:
             raise InputError("mds_ensemble needs pooled stage outputs: extract(..., taps=True)")
         if self.weights is not None and len(self.weights) != len(train.taps):
-            raise InputError(f"mds_ensemble: {len(self.weights)} weights for {len(train.taps)} stages")
+            raise InputError(
+                f"mds_ensemble: {len(self.weights)} weights for {len(train.taps)} stages"
+            )
         views = [f"tap{i}" for i in range(len(train.taps))]
         self.centres = [statistics.mean(train, v) for v in views]
         self.whiteners = [statistics.whitener(train, v, True) for v in views]
-        self.means = [(statistics.class_means(train, v) - c) @ a for v, c, a in zip(views, self.centres, self.whiteners)]
+        self.means = [
+            (statistics.class_means(train, v) - c) @ a
+            for v, c, a in zip(views, self.centres, self.whiteners)
+        ]
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         weights = self.weights or (1.0,) * len(self.means)
-        return sum(weight * statistics.squared_distances((tap.double() - centre) @ whitener, means).amin(1)
-                   for weight, tap, centre, whitener, means in zip(weights, batch.taps, self.centres, self.whiteners, self.means))
+        return sum(
+            weight * statistics.squared_distances((tap.double() - centre) @ whitener, means).amin(1)
+            for weight, tap, centre, whitener, means in zip(
+                weights, batch.taps, self.centres, self.whiteners, self.means
+            )
+        )
 
 
 @register("gmm")
@@ -129,6 +145,7 @@ class GaussianMixture(Detector):
     Source: class-conditional densities as in Mukhoti et al. (DDU), arXiv 2102.11582. OpenOOD's `gmm` fits several mixture
     components and a regression over layers instead. Needs C x D x D numbers, in contrast to the tied covariance of `mds`.
     """
+
     reg: float = 1e-6
     needs = frozenset({"features"})
     requires_fit = True
@@ -138,14 +155,16 @@ class GaussianMixture(Detector):
 
     def _require_room(self, classes: int, d: int) -> None:
         if classes * d * d * 8 > LARGEST:
-            raise InputError(f"gmm needs a covariance per class, {classes} x {d} x {d} numbers of 8 bytes ({classes * d * d * 8 / 1e9:.1f} GB): use mds, "
-                             "whose covariance is shared")
+            raise InputError(
+                f"gmm needs a covariance per class, {classes} x {d} x {d} numbers of 8 bytes ({classes * d * d * 8 / 1e9:.1f} GB): use mds, "
+                "whose covariance is shared"
+            )
 
     def fit(self, train: Outputs) -> GaussianMixture:
         counts, _ = statistics.class_sums(train)
         present, d = (counts > 0).nonzero().flatten(), train.features.shape[1]
         self._require_room(len(present), d)
-        means = statistics.class_means(train)                                                           # (K, D)
+        means = statistics.class_means(train)  # (K, D)
         scatter = torch.zeros(len(present), d, d, dtype=torch.float64, device=means.device)
         for chunk in statistics.known(train):
             for k, label in enumerate(present):
@@ -155,15 +174,26 @@ class GaussianMixture(Detector):
         scatter.diagonal(dim1=1, dim2=2).add_(self.reg)
         factors, failed = torch.linalg.cholesky_ex(scatter)
         if failed.any():
-            raise InputError(f"gmm: the covariance of class {int(present[failed > 0][0])} is not positive definite; raise reg (now {self.reg:g})")
+            raise InputError(
+                f"gmm: the covariance of class {int(present[failed > 0][0])} is not positive definite; raise reg (now {self.reg:g})"
+            )
         eye = torch.eye(d, dtype=means.dtype, device=means.device).expand_as(factors)
-        self.whiteners, self.means = torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous(), means      # (K, D, D), (K, D)
-        self.log_weight = (counts[present] / counts.sum()).log() - factors.diagonal(dim1=1, dim2=2).log().sum(1) - d / 2 * math.log(2 * math.pi)
+        self.whiteners, self.means = (
+            torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous(),
+            means,
+        )  # (K, D, D), (K, D)
+        self.log_weight = (
+            (counts[present] / counts.sum()).log()
+            - factors.diagonal(dim1=1, dim2=2).log().sum(1)
+            - d / 2 * math.log(2 * math.pi)
+        )
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         x = batch.features.double()
-        squared = torch.stack([((x - m) @ a).square().sum(1) for a, m in zip(self.whiteners, self.means)], 1)
+        squared = torch.stack(
+            [((x - m) @ a).square().sum(1) for a, m in zip(self.whiteners, self.means)], 1
+        )
         return -(self.log_weight - squared / 2).logsumexp(1)
 
 
@@ -177,13 +207,17 @@ class SSD(Detector):
     Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051. Their features come from contrastive training;
     here any network's. Clusters start at far-apart images (deterministic), ten rounds of Lloyd's algorithm.
     """
+
     clusters: int = 1
     needs = frozenset({"features"})
     requires_fit = True
 
     def fit(self, train: Outputs) -> SSD:
         if self.clusters == 1:
-            self.means, self.whiteners = [statistics.mean(train, "unit")], [statistics.whitener(train, "unit", False)]
+            self.means, self.whiteners = (
+                [statistics.mean(train, "unit")],
+                [statistics.whitener(train, "unit", False)],
+            )
             return self
         centres = _far_apart(train, self.clusters)
         for _ in range(10):
@@ -192,12 +226,17 @@ class SSD(Detector):
         counts, sums, seconds = _assign(train, centres, second=True)
         kept = [k for k in range(self.clusters) if counts[k] > 1]
         self.means = [sums[k] / counts[k] for k in kept]
-        self.whiteners = [statistics.whitening(seconds[k] / counts[k] - torch.outer(m, m)) for k, m in zip(kept, self.means)]
+        self.whiteners = [
+            statistics.whitening(seconds[k] / counts[k] - torch.outer(m, m))
+            for k, m in zip(kept, self.means)
+        ]
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         u = statistics.vectors(batch, "unit").double()
-        return torch.stack([((u - m) @ a).square().sum(1) for m, a in zip(self.means, self.whiteners)], 1).amin(1)
+        return torch.stack(
+            [((u - m) @ a).square().sum(1) for m, a in zip(self.means, self.whiteners)], 1
+        ).amin(1)
 
 
 def _far_apart(train: Outputs, clusters: int) -> Tensor:
@@ -215,7 +254,9 @@ def _far_apart(train: Outputs, clusters: int) -> Tensor:
     return chosen
 
 
-def _assign(train: Outputs, centres: Tensor, second: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+def _assign(
+    train: Outputs, centres: Tensor, second: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Counts (k,), sums (k, D) and, if asked for, second moments (k, D, D) of the unit features nearest to each centre."""
     counts, sums = centres.new_zeros(len(centres)), torch.zeros_like(centres)
     seconds = centres.new_zeros(len(centres), *centres.shape[1:] * 2) if second else None

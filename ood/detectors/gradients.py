@@ -1,4 +1,5 @@
 """Detectors that read gradients: in closed form where only the last layer is meant, by automatic differentiation elsewhere."""
+
 from __future__ import annotations
 
 from typing import ClassVar, Literal
@@ -12,7 +13,7 @@ from ood.config import InputError
 from ood.detectors.base import Detector, ImageDetector, register
 from ood.outputs import Outputs, Pass
 
-PER_SAMPLE = 1 << 26      # numbers that the gradients of one group of images may take
+PER_SAMPLE = 1 << 26  # numbers that the gradients of one group of images may take
 
 
 @register("gradnorm")
@@ -26,12 +27,17 @@ class GradNorm(Detector):
     product, so its norm factorises and no backward pass is made. The authors' loss sums over the classes (C times larger);
     pytorch-ood's default takes all layers.
     """
+
     temperature: float = 1.0
     needs = frozenset({"features", "logits"})
 
     def score(self, batch: Outputs) -> Tensor:
         p = (batch.logits.double() / self.temperature).softmax(1)
-        return -(p - 1 / p.shape[1]).abs().sum(1) * batch.features.double().abs().sum(1) / self.temperature
+        return (
+            -(p - 1 / p.shape[1]).abs().sum(1)
+            * batch.features.double().abs().sum(1)
+            / self.temperature
+        )
 
 
 @register("gradunc")
@@ -46,6 +52,7 @@ class GradientUncertainty(ImageDetector):
     Source: Lee & AlRegib, ICIP 2020, arXiv 2008.08030. Their detector learns weights of the layers from OOD data; the plain sum
     needs none.
     """
+
     output: Literal["sigmoid", "softmax"] = "sigmoid"
     parameters: Literal["all", "head"] = "all"
 
@@ -54,28 +61,48 @@ class GradientUncertainty(ImageDetector):
         if self.parameters == "head":
             logits = batch.logits.detach().double().requires_grad_()
             with torch.enable_grad():
-                gradient, = torch.autograd.grad(self.loss(logits), logits)
-            return sign * gradient.square().sum(1) * (batch.features.detach().double().square().sum(1) + 1)
+                (gradient,) = torch.autograd.grad(self.loss(logits), logits)
+            return (
+                sign
+                * gradient.square().sum(1)
+                * (batch.features.detach().double().square().sum(1) + 1)
+            )
         return sign * squared_gradients(batch.network, batch.images, self.loss)
 
     def loss(self, logits: Tensor) -> Tensor:
         if self.output == "sigmoid":
-            return binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="sum")
+            return binary_cross_entropy_with_logits(
+                logits, torch.ones_like(logits), reduction="sum"
+            )
         return binary_cross_entropy(logits.softmax(1), torch.ones_like(logits), reduction="sum")
 
 
-def squared_gradients(network, images: Tensor, loss, power: int = 2, chosen=lambda name: True) -> Tensor:
+def squared_gradients(
+    network, images: Tensor, loss, power: int = 2, chosen=lambda name: True
+) -> Tensor:
     """Sum over the chosen parameters of |d loss / d parameter|^power for every image, (B,), one vectorised backward pass per group."""
     parameters = {n: p.detach() for n, p in network.named_parameters()}
     wanted = {n: p for n, p in parameters.items() if chosen(n)}
-    rest = {**{n: p for n, p in parameters.items() if n not in wanted}, **dict(network.named_buffers())}
+    rest = {
+        **{n: p for n, p in parameters.items() if n not in wanted},
+        **dict(network.named_buffers()),
+    }
 
     def of_one(values: dict[str, Tensor], image: Tensor) -> Tensor:
         return loss(torch.func.functional_call(network, {**values, **rest}, (image[None],)))
+
     group = max(1, PER_SAMPLE // max(1, sum(p.numel() for p in wanted.values())))
     with torch.enable_grad():
-        gradients = (torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0))(wanted, part) for part in images.detach().split(group))
-        return torch.cat([sum(g.abs().pow(power).flatten(1).sum(1) for g in found.values()) for found in gradients])
+        gradients = (
+            torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0))(wanted, part)
+            for part in images.detach().split(group)
+        )
+        return torch.cat(
+            [
+                sum(g.abs().pow(power).flatten(1).sum(1) for g in found.values())
+                for found in gradients
+            ]
+        )
 
 
 @register("nac")
@@ -93,6 +120,7 @@ class NAC(Detector):
 
     Source: Liu et al., ICLR 2024, arXiv 2306.02879 and the authors' code. `nac_stages` covers all stages.
     """
+
     bins: int = 50
     alpha: float = 100.0
     saturation: float = 50.0
@@ -101,15 +129,21 @@ class NAC(Detector):
 
     def __post_init__(self):
         if self.bins < 2 or self.bins % 2:
-            raise InputError(f"{self.name}: bins is {self.bins}; it must be even, because the bins are mirrored at 1/2")
+            raise InputError(
+                f"{self.name}: bins is {self.bins}; it must be even, because the bins are mirrored at 1/2"
+            )
 
     def fit(self, train: Outputs) -> NAC:
         counts = torch.zeros(0)
         for chunk in statistics.known(train):
             cells = self.cells(self.states(chunk))
-            counts = counts.to(cells.device) if len(counts) else torch.zeros(int(cells.shape[1]) * (self.bins + 1), device=cells.device)
+            counts = (
+                counts.to(cells.device)
+                if len(counts)
+                else torch.zeros(int(cells.shape[1]) * (self.bins + 1), device=cells.device)
+            )
             counts += torch.bincount(cells.flatten(), minlength=len(counts))
-        self.counts = counts.float()                                                          # (D (bins + 1),)
+        self.counts = counts.float()  # (D (bins + 1),)
         return self
 
     def states(self, batch: Outputs) -> Tensor:
@@ -124,12 +158,18 @@ class NAC(Detector):
         return index + torch.arange(states.shape[1], device=states.device) * (self.bins + 1)
 
     def score(self, batch: Outputs) -> Tensor:
-        return -(self.counts[self.cells(self.states(batch))].double() / self.saturation).clamp(max=1).mean(1)
+        return (
+            -(self.counts[self.cells(self.states(batch))].double() / self.saturation)
+            .clamp(max=1)
+            .mean(1)
+        )
 
 
 def bin_edges(bins: int) -> Tensor:
     """Inner edges of the bins of [0, 1], denser towards 1/2: log_1000 of even steps from 1 to sqrt(1000), then mirrored."""
-    left = torch.linspace(1, 1000**0.5, bins // 2 + 1, dtype=torch.float64).log() / torch.log(torch.tensor(1000.0, dtype=torch.float64))
+    left = torch.linspace(1, 1000**0.5, bins // 2 + 1, dtype=torch.float64).log() / torch.log(
+        torch.tensor(1000.0, dtype=torch.float64)
+    )
     return torch.cat([left[1:], (1 - left[1:-1]).flip(0)])
 
 
@@ -142,6 +182,7 @@ class NACStages(NAC, ImageDetector):
 
     Source: Liu et al., ICLR 2024, arXiv 2306.02879: the average over the neurons of each layer, then over the layers.
     """
+
     needs = frozenset({"images", "maps", "taps"})
     measures_train: ClassVar[bool] = True
     measured_by: ClassVar[tuple[str, ...]] = ()
@@ -150,11 +191,21 @@ class NACStages(NAC, ImageDetector):
         """(B, sum of C_l): z dKL/dz of every stage."""
         loss = -batch.logits.log_softmax(1).mean(1).sum()
         gradients = torch.autograd.grad(loss, batch.maps, retain_graph=True)
-        return torch.cat([m.detach().flatten(2).mean(2) * g.flatten(2).sum(2) for m, g in zip(batch.maps, gradients)], 1).float()
+        return torch.cat(
+            [
+                m.detach().flatten(2).mean(2) * g.flatten(2).sum(2)
+                for m, g in zip(batch.maps, gradients)
+            ],
+            1,
+        ).float()
 
     def states(self, batch: Outputs) -> Tensor:
         return self.measured(batch)
 
     def score(self, batch: Outputs) -> Tensor:
-        covered = (self.counts[self.cells(self.states(batch))].double() / self.saturation).clamp(max=1)
-        return -sum(part.mean(1) for part in covered.split([tap.shape[1] for tap in batch.taps], 1)) / len(batch.taps)
+        covered = (self.counts[self.cells(self.states(batch))].double() / self.saturation).clamp(
+            max=1
+        )
+        return -sum(
+            part.mean(1) for part in covered.split([tap.shape[1] for tap in batch.taps], 1)
+        ) / len(batch.taps)

@@ -1,4 +1,5 @@
 """Detectors that perturb the image along a gradient, or pass it several times: they run inside the pass over a data set."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class ODIN(ImageDetector):
     Source: Liang, Li & Srikant, ICLR 2018, arXiv 1706.02690, and the authors' code: a zero gradient counts as +1, the
     perturbed image is not clipped, softmax in float64 because scores lie close together at T = 1000.
     """
+
     temperature: float = 1000.0
     magnitude: float = 0.0014
     unit: Literal["pixel", "normalised"] = "pixel"
@@ -38,7 +40,9 @@ class ODIN(ImageDetector):
     def score_images(self, batch: Pass) -> Tensor:
         logits = batch.logits
         if self.magnitude:
-            loss = cross_entropy(logits / self.temperature, logits.detach().argmax(1), reduction="sum")
+            loss = cross_entropy(
+                logits / self.temperature, logits.detach().argmax(1), reduction="sum"
+            )
             std = batch.std if self.unit == "pixel" else (1.0,) * len(batch.std)
             with torch.no_grad():
                 logits = batch.network(perturb(batch.images, loss, self.magnitude, std))
@@ -47,7 +51,7 @@ class ODIN(ImageDetector):
 
 def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ...]) -> Tensor:
     """images - magnitude * sign(d loss / d images) / std per channel, a zero gradient counting as +1; detached, the graph is kept."""
-    gradient, = torch.autograd.grad(loss, images, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
     step = magnitude / torch.tensor(std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
     return (images - step * torch.where(gradient >= 0, 1.0, -1.0)).detach()
 
@@ -62,6 +66,7 @@ class MahalanobisODIN(ImageDetector):
 
     Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. A zero gradient counts as +1, as in their code.
     """
+
     magnitude: float = 0.0014
     unit: Literal["pixel", "normalised"] = "pixel"
     requires_fit = True
@@ -78,7 +83,10 @@ class MahalanobisODIN(ImageDetector):
         self.gaussian.to(batch.features.device)
         distance = self.gaussian.nearest(batch.features)
         if self.magnitude:
-            loss, std = distance.sum(), batch.std if self.unit == "pixel" else (1.0,) * len(batch.std)
+            loss, std = (
+                distance.sum(),
+                batch.std if self.unit == "pixel" else (1.0,) * len(batch.std),
+            )
             with torch.no_grad():
                 moved = perturb(batch.images, loss, self.magnitude, std)
                 distance = self.gaussian.nearest(batch.network.features(moved))
@@ -97,6 +105,7 @@ class MonteCarloDropout(ImageDetector):
     Source: Gal & Ghahramani, ICML 2016, arXiv 1506.02142. Batch norm stays in evaluation mode. Masks differ from image to
     image and with the position in a batch, so that scores of single images depend on the batch size by chance.
     """
+
     samples: int = 30
     mode: Literal["var", "mean"] = "var"
     seed: int = 0
@@ -108,14 +117,20 @@ class MonteCarloDropout(ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         devices = [batch.images.device] if batch.images.is_cuda else []
-        quiet = [m for m in batch.network.modules() if not isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training]
+        quiet = [
+            m
+            for m in batch.network.modules()
+            if not isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training
+        ]
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(self.seed)
             for module in quiet:
                 module.training = True
             try:
                 first, total, square = batch.network(batch.images).double().softmax(1), 0.0, 0.0
-                for _ in range(self.samples):                     # moments around the first pass: no cancellation, no list of passes
+                for _ in range(
+                    self.samples
+                ):  # moments around the first pass: no cancellation, no list of passes
                     change = batch.network(batch.images).double().softmax(1) - first
                     total, square = total + change, square + change.square()
             finally:
@@ -131,7 +146,12 @@ class MonteCarloDropout(ImageDetector):
 def _drops(module: nn.Module) -> bool:
     """Whether a module has a rate above 0: nn.Dropout's p, an attribute like `dropout`, `drop_prob`, `attn_drop_rate`."""
     dropping = "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth"
-    return any(isinstance(rate, float) and rate > 0 and ("drop" in name.lower() or name == "p" and dropping) for name, rate in vars(module).items())
+    return any(
+        isinstance(rate, float)
+        and rate > 0
+        and ("drop" in name.lower() or name == "p" and dropping)
+        for name, rate in vars(module).items()
+    )
 
 
 @dataclass(eq=False)
@@ -154,6 +174,7 @@ class AdaSCALE(Shaping, ImageDetector):
 
     Source: Regmi et al., arXiv 2503.08023, and the authors' code in OpenOOD (F from training images here, validation there).
     """
+
     lower: float = 80.0
     upper: float = 85.0
     k1: float = 5.0
@@ -169,14 +190,33 @@ class AdaSCALE(Shaping, ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         """(B, 2): the sum over z' and the sum of changes that Q is made of."""
-        gradient, = torch.autograd.grad(batch.logits.amax(1).sum(), batch.images, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            batch.logits.amax(1).sum(), batch.images, retain_graph=True
+        )
         flat = gradient.flatten(1)
-        least = flat.abs().topk(max(1, int(flat.shape[1] * self.share)), dim=1, largest=False).indices
-        change = torch.zeros_like(flat).scatter(1, least, self.step * flat.sign().gather(1, least)).view_as(batch.images)
+        least = (
+            flat.abs().topk(max(1, int(flat.shape[1] * self.share)), dim=1, largest=False).indices
+        )
+        change = (
+            torch.zeros_like(flat)
+            .scatter(1, least, self.step * flat.sign().gather(1, least))
+            .view_as(batch.images)
+        )
         with torch.no_grad():
-            z, moved = batch.features.detach(), batch.network.features((batch.images + change).detach()).float()
-            strongest = [z.topk(max(1, int(z.shape[1] * k / 100)), dim=1).indices for k in (self.k1, self.k2)]
-            return torch.stack([moved.clamp(min=0).gather(1, strongest[0]).sum(1), (z - moved).abs().gather(1, strongest[1]).sum(1)], 1)
+            z, moved = (
+                batch.features.detach(),
+                batch.network.features((batch.images + change).detach()).float(),
+            )
+            strongest = [
+                z.topk(max(1, int(z.shape[1] * k / 100)), dim=1).indices for k in (self.k1, self.k2)
+            ]
+            return torch.stack(
+                [
+                    moved.clamp(min=0).gather(1, strongest[0]).sum(1),
+                    (z - moved).abs().gather(1, strongest[1]).sum(1),
+                ],
+                1,
+            )
 
     def q(self, batch: Outputs) -> Tensor:
         kept, changed = self.measured(batch).double().unbind(1)
@@ -184,7 +224,9 @@ class AdaSCALE(Shaping, ImageDetector):
 
     def learn(self, train: Outputs) -> None:
         values = torch.cat([self.q(chunk) for chunk in statistics.known(train)]).sort().values
-        self.reference = values[torch.linspace(0, len(values) - 1, min(self.samples, len(values))).round().long()]
+        self.reference = values[
+            torch.linspace(0, len(values) - 1, min(self.samples, len(values))).round().long()
+        ]
 
     def ratio(self, batch: Outputs) -> Tensor:
         """r, (N, 1)."""

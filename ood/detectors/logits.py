@@ -1,4 +1,5 @@
 """Detectors that look at the logits alone. Any of them can also stand behind a feature shaping (`detector=`)."""
+
 from __future__ import annotations
 
 import torch
@@ -9,7 +10,10 @@ from ood.config import InputError
 from ood.detectors.base import Detector, register
 from ood.outputs import Outputs
 
-TEMPERATURES = (0.05, 20.0)      # bounds of a fitted temperature: a training set without errors has no finite optimum
+TEMPERATURES = (
+    0.05,
+    20.0,
+)  # bounds of a fitted temperature: a training set without errors has no finite optimum
 
 
 @register("msp")
@@ -21,6 +25,7 @@ class MaxSoftmax(Detector):
 
     Source: Hendrycks & Gimpel, ICLR 2017, arXiv 1610.02136.
     """
+
     temperature: float = 1.0
 
     def score(self, batch: Outputs) -> Tensor:
@@ -47,6 +52,7 @@ class Energy(Detector):
 
     Source: Liu et al., NeurIPS 2020, arXiv 2010.03759, eq. 4.
     """
+
     temperature: float = 1.0
 
     def score(self, batch: Outputs) -> Tensor:
@@ -67,13 +73,16 @@ class WeightedEnergy(Detector):
 
     Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197. Taken through logsumexp, so that large logits do not overflow.
     """
+
     weights: tuple[float, ...] | None = None
 
     def score(self, batch: Outputs) -> Tensor:
         if self.weights is None:
             return energy(batch.logits)
         if len(self.weights) != batch.logits.shape[1]:
-            raise InputError(f"webo: {len(self.weights)} weights for {batch.logits.shape[1]} classes")
+            raise InputError(
+                f"webo: {len(self.weights)} weights for {batch.logits.shape[1]} classes"
+            )
         weight = torch.tensor(self.weights, dtype=torch.float64, device=batch.logits.device).relu()
         return -(batch.logits.double() + weight.log()).logsumexp(1)
 
@@ -86,14 +95,21 @@ class TemperatureScaling(Detector):
     a lower temperature: pass validation outputs to `fit` to do as they did. The problem is convex in 1/T: Newton steps in
     chunks reach the optimum (an LBFGS with a fixed number of small steps does not), bounded to T in [0.05, 20].
     """
+
     requires_fit = True
 
     def fit(self, train: Outputs) -> TemperatureScaling:
-        sharpness = 1.0                                                          # s = 1 / T
+        sharpness = 1.0  # s = 1 / T
         for _ in range(100):
-            slope, curvature = (sum(parts) for parts in zip(*(_likelihood(c, sharpness) for c in statistics.known(train))))
+            slope, curvature = (
+                sum(parts)
+                for parts in zip(*(_likelihood(c, sharpness) for c in statistics.known(train)))
+            )
             change = max(-sharpness / 2, min(sharpness, -slope / max(curvature, 1e-12)))
-            before, sharpness = sharpness, min(max(sharpness + change, 1 / TEMPERATURES[1]), 1 / TEMPERATURES[0])
+            before, sharpness = (
+                sharpness,
+                min(max(sharpness + change, 1 / TEMPERATURES[1]), 1 / TEMPERATURES[0]),
+            )
             if abs(sharpness - before) < 1e-9 * before:
                 break
         self.temperature = 1 / sharpness
@@ -109,7 +125,9 @@ def _likelihood(chunk: Outputs, sharpness: float) -> tuple[float, float]:
     p = (sharpness * logits).softmax(1)
     expected = (p * logits).sum(1)
     variance = (p * logits.square()).sum(1) - expected.square()
-    return (expected - logits.gather(1, chunk.labels[:, None])[:, 0]).sum().item(), variance.sum().item()
+    return (
+        expected - logits.gather(1, chunk.labels[:, None])[:, 0]
+    ).sum().item(), variance.sum().item()
 
 
 @register("entropy")
@@ -135,6 +153,7 @@ class GEN(Detector):
     Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and
     the authors' code. The sum is the paper's; a mean over M (pytorch-ood) orders the images equally.
     """
+
     gamma: float = 0.1
     top: int = 100
 
@@ -152,16 +171,19 @@ class KLMatching(Detector):
     Source: Hendrycks et al., ICML 2022, arXiv 1911.11132. Fitted on the training set (they: validation). Classes
     that are never predicted have no d_k.
     """
+
     requires_fit = True
 
     def fit(self, train: Outputs) -> KLMatching:
         counts = torch.zeros(train.logits.shape[1], dtype=torch.float64, device=train.logits.device)
-        sums = torch.zeros(len(counts), len(counts), dtype=torch.float64, device=train.logits.device)
+        sums = torch.zeros(
+            len(counts), len(counts), dtype=torch.float64, device=train.logits.device
+        )
         for chunk in statistics.known(train):
             predicted = chunk.logits.argmax(1)
             counts.index_add_(0, predicted, torch.ones_like(predicted, dtype=torch.float64))
             sums.index_add_(0, predicted, chunk.logits.double().softmax(1))
-        self.mean_softmax = sums[counts > 0] / counts[counts > 0, None]           # (K, C)
+        self.mean_softmax = sums[counts > 0] / counts[counts > 0, None]  # (K, C)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -188,6 +210,7 @@ class OpenMax(Detector):
     over labelled images (the paper: correctly classified ones), as in pytorch-ood; unlike there, a score does not
     depend on which classes the other images of a batch are predicted as.
     """
+
     tail: int = 25
     alpha: int = 10
     euclid_weight: float = 1.0
@@ -195,56 +218,72 @@ class OpenMax(Detector):
 
     def fit(self, train: Outputs) -> OpenMax:
         counts, _ = statistics.class_sums(train, "features", "label")
-        sums = torch.zeros(len(counts), train.logits.shape[1], dtype=torch.float64, device=train.logits.device)
+        sums = torch.zeros(
+            len(counts), train.logits.shape[1], dtype=torch.float64, device=train.logits.device
+        )
         for chunk in statistics.known(train):
             sums.index_add_(0, chunk.labels, chunk.logits.double())
-        self.centres = sums / counts.clamp(min=1)[:, None]                        # (K, C)
-        largest = torch.full((len(counts), self.tail), -torch.inf, dtype=torch.float64, device=sums.device)
+        self.centres = sums / counts.clamp(min=1)[:, None]  # (K, C)
+        largest = torch.full(
+            (len(counts), self.tail), -torch.inf, dtype=torch.float64, device=sums.device
+        )
         for chunk in statistics.known(train):
             distance = self.distances(chunk.logits.double()).gather(1, chunk.labels[:, None])[:, 0]
             for label in chunk.labels.unique():
                 both = torch.cat([largest[label], distance[chunk.labels == label]])
                 largest[label] = both.topk(self.tail).values
         fitted = [_weibull(row[row > -torch.inf]) for row in largest]
-        self.shape, self.scale, self.least = (torch.tensor(v, dtype=torch.float64, device=sums.device) for v in zip(*fitted))   # (K,)
+        self.shape, self.scale, self.least = (
+            torch.tensor(v, dtype=torch.float64, device=sums.device) for v in zip(*fitted)
+        )  # (K,)
         return self
 
     def distances(self, logits: Tensor) -> Tensor:
         """(N, K) distances in logit space to every class mean."""
         distance = 0.0
         if self.euclid_weight:
-            distance = distance + self.euclid_weight * statistics.squared_distances(logits, self.centres).sqrt()
+            distance = (
+                distance
+                + self.euclid_weight * statistics.squared_distances(logits, self.centres).sqrt()
+            )
         if self.euclid_weight != 1:
-            cosine = torch.nn.functional.normalize(logits, dim=1) @ torch.nn.functional.normalize(self.centres, dim=1).T
+            cosine = (
+                torch.nn.functional.normalize(logits, dim=1)
+                @ torch.nn.functional.normalize(self.centres, dim=1).T
+            )
             distance = distance + (1 - self.euclid_weight) * (1 - cosine)
         return distance
 
     def score(self, batch: Outputs) -> Tensor:
         logits = batch.logits.double()
         shifted = (self.distances(logits) + TRANSLATION - self.least).clamp(min=0)
-        outside = 1 - torch.exp(-(self.shape * (shifted.log() - self.scale)).exp())                   # (N, K) Weibull cdf; scale in logs
+        outside = 1 - torch.exp(
+            -(self.shape * (shifted.log() - self.scale)).exp()
+        )  # (N, K) Weibull cdf; scale in logs
         alpha = min(self.alpha, logits.shape[1])
         top = logits.topk(alpha, dim=1).indices
-        rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha            # 1, ..., 1 / alpha
-        removed = torch.zeros_like(logits).scatter(1, top, rank * outside.gather(1, top))                # 1 - w
+        rank = (
+            torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
+        )  # 1, ..., 1 / alpha
+        removed = torch.zeros_like(logits).scatter(1, top, rank * outside.gather(1, top))  # 1 - w
         revised = torch.cat([(logits * removed).sum(1, keepdim=True), logits * (1 - removed)], 1)
         return revised.softmax(1)[:, 0]
 
 
-TRANSLATION = 10000.0      # libMR's shift of the distances before the fit
+TRANSLATION = 10000.0  # libMR's shift of the distances before the fit
 
 
 def _weibull(tail: Tensor) -> tuple[float, float, float]:
     """Maximum likelihood (shape, log scale, least distance) of distances shifted to 10,000; a point mass when all are equal."""
     if not len(tail):
-        return 1.0, float("-inf"), 0.0          # a class without images: everything is outside
+        return 1.0, float("-inf"), 0.0  # a class without images: everything is outside
     least = tail.amin()
-    log_y = torch.log1p((tail - least) / TRANSLATION)                             # log(y / 10000), tiny numbers kept exactly
+    log_y = torch.log1p((tail - least) / TRANSLATION)  # log(y / 10000), tiny numbers kept exactly
     spread = log_y.std(correction=0).item()
     if len(tail) < 2 or spread < 1e-15:
         return 1e9, float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))), least.item()
-    shape, u = 1.0, log_y / spread                                                # solve for k * spread
-    for _ in range(100):                                                          # sum w u / sum w - 1 / k - mean u = 0, w = exp(k u)
+    shape, u = 1.0, log_y / spread  # solve for k * spread
+    for _ in range(100):  # sum w u / sum w - 1 / k - mean u = 0, w = exp(k u)
         weight = (shape * (u - u.amax())).exp()
         first = ((weight * u).sum() / weight.sum()).item()
         second = ((weight * u * u).sum() / weight.sum()).item() - first * first
@@ -253,7 +292,11 @@ def _weibull(tail: Tensor) -> tuple[float, float, float]:
         if abs(step) < 1e-12 * shape:
             break
     scale = u.amax().item() + ((shape * (u - u.amax())).exp().mean().log().item()) / shape
-    return shape / spread, scale * spread + float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))), least.item()
+    return (
+        shape / spread,
+        scale * spread + float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))),
+        least.item(),
+    )
 
 
 @register("mcm")
@@ -267,6 +310,7 @@ class MCM(Detector):
     paper's zero-shot detector, for any other classifier its cosine form.
     Source: Ming et al., NeurIPS 2022, arXiv 2211.13445.
     """
+
     temperature: float = 1.0
     needs = frozenset({"features"})
 

@@ -1,4 +1,5 @@
 """Detectors that look at whole feature maps, inside the pass: rank-1 removal and Gram matrices."""
+
 from __future__ import annotations
 
 from typing import ClassVar
@@ -12,7 +13,7 @@ from ood.detectors.base import ImageDetector, register
 from ood.detectors.shaping import Shaping
 from ood.outputs import Outputs, Pass
 
-TINY = 1e-6      # keeps the relative deviation finite, as in the authors' code
+TINY = 1e-6  # keeps the relative deviation finite, as in the authors' code
 
 
 @register("rankfeat")
@@ -26,6 +27,7 @@ class RankFeat(Shaping, ImageDetector):
     the logits of the last but one, which needs the stages after it once more. v_1 comes from the smaller of the two Gram
     matrices.
     """
+
     needs = frozenset({"images", "maps"})
     needs_gradient: ClassVar[bool] = False
     measured_by: ClassVar[tuple[str, ...]] = ()
@@ -36,7 +38,9 @@ class RankFeat(Shaping, ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         """(B, C) logits without the dominant component."""
-        return batch.network.fc(batch.network.embed(remove_rank1(batch.maps[-1].detach().to(batch.features.dtype))))
+        return batch.network.fc(
+            batch.network.embed(remove_rank1(batch.maps[-1].detach().to(batch.features.dtype)))
+        )
 
     def logits(self, batch: Outputs) -> Tensor:
         return self.measured(batch)
@@ -44,13 +48,15 @@ class RankFeat(Shaping, ImageDetector):
 
 def remove_rank1(maps: Tensor) -> Tensor:
     """Maps (B, C, H, W) minus their largest singular component as (C, H W) matrices. Raises InputError for maps that are not finite."""
-    matrix = maps.flatten(2)                                                                    # (B, C, P)
+    matrix = maps.flatten(2)  # (B, C, P)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = (matrix @ matrix.mT if wide else matrix.mT @ matrix).double()
     if not torch.isfinite(gram).all():
         bad = int((~torch.isfinite(gram).flatten(1).all(1)).sum())
-        raise InputError(f"rankfeat: the last feature maps of {bad} of {len(maps)} images of a batch hold NaN or infinite values")
-    top = torch.linalg.eigh(gram)[1][:, :, -1:].to(matrix.dtype)                                # (B, min(C, P), 1)
+        raise InputError(
+            f"rankfeat: the last feature maps of {bad} of {len(maps)} images of a batch hold NaN or infinite values"
+        )
+    top = torch.linalg.eigh(gram)[1][:, :, -1:].to(matrix.dtype)  # (B, min(C, P), 1)
     return (matrix - (top @ (top.mT @ matrix) if wide else (matrix @ top) @ top.mT)).view_as(maps)
 
 
@@ -68,6 +74,7 @@ class Gram(ImageDetector):
     set). Every tenth training image serves for E. Row sums are F^p (F^pT 1): no C x C matrix. The pass leaves one number
     per channel and power for each image: the sum of channels times the powers, 4 bytes each.
     """
+
     powers: tuple[int, ...] = (1, 2, 3, 4, 5)
     needs = frozenset({"images", "maps", "taps"})
     requires_fit = True
@@ -76,38 +83,53 @@ class Gram(ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         """(B, P * sum of C_l), ordered by stage, then power."""
-        return torch.cat([gram_rows(m.detach().float(), p) for m in batch.maps for p in self.powers], 1)
+        return torch.cat(
+            [gram_rows(m.detach().float(), p) for m in batch.maps for p in self.powers], 1
+        )
 
     def fit(self, train: Outputs) -> Gram:
         classes, width = train.logits.shape[1], self.measured(train[:1]).shape[1]
         device = train.logits.device
-        self.low, self.high = (torch.full((classes, width), v, device=device) for v in (torch.inf, -torch.inf))
+        self.low, self.high = (
+            torch.full((classes, width), v, device=device) for v in (torch.inf, -torch.inf)
+        )
         held, start = [], 0
         for chunk in statistics.known(train):
-            tenth = (torch.arange(start, start + len(chunk), device=device) % 10 == 9)
+            tenth = torch.arange(start, start + len(chunk), device=device) % 10 == 9
             start += len(chunk)
             held.append(chunk[tenth.nonzero().flatten()])
-            g, index = self.measured(chunk)[~tenth], chunk.logits.argmax(1)[~tenth, None].expand(-1, width)
+            g, index = (
+                self.measured(chunk)[~tenth],
+                chunk.logits.argmax(1)[~tenth, None].expand(-1, width),
+            )
             self.low.scatter_reduce_(0, index, g, "amin")
             self.high.scatter_reduce_(0, index, g, "amax")
-        seen = torch.isfinite(self.low[:, :1])                                                # a class never predicted: the overall range
+        seen = torch.isfinite(self.low[:, :1])  # a class never predicted: the overall range
         self.low = torch.where(seen, self.low, self.low.amin(0))
         self.high = torch.where(seen, self.high, self.high.amax(0))
         sizes = [tap.shape[1] * len(self.powers) for tap in train.taps]
-        total = sum((self.deviations(part, sizes).sum(0) for part in held if len(part)), torch.zeros(len(sizes), dtype=torch.float64, device=device))
+        total = sum(
+            (self.deviations(part, sizes).sum(0) for part in held if len(part)),
+            torch.zeros(len(sizes), dtype=torch.float64, device=device),
+        )
         expected = total / max(1, sum(len(part) for part in held))
-        self.expected = torch.where(expected > 0, expected, 1.0)                              # (L,)
+        self.expected = torch.where(expected > 0, expected, 1.0)  # (L,)
         return self
 
     def deviations(self, batch: Outputs, sizes: list[int]) -> Tensor:
         """delta, (N, L) float64."""
         g, y = self.measured(batch).double(), batch.logits.argmax(1)
         low, high = self.low[y].double(), self.high[y].double()
-        outside = (low - g).clamp(min=0) / (low + TINY).abs() + (g - high).clamp(min=0) / (high + TINY).abs()
+        outside = (low - g).clamp(min=0) / (low + TINY).abs() + (g - high).clamp(min=0) / (
+            high + TINY
+        ).abs()
         return torch.stack([part.sum(1) for part in outside.split(sizes, 1)], 1)
 
     def score(self, batch: Outputs) -> Tensor:
-        return (self.deviations(batch, [tap.shape[1] * len(self.powers) for tap in batch.taps]) / self.expected).sum(1)
+        return (
+            self.deviations(batch, [tap.shape[1] * len(self.powers) for tap in batch.taps])
+            / self.expected
+        ).sum(1)
 
 
 def gram_rows(maps: Tensor, power: int) -> Tensor:

@@ -1,4 +1,5 @@
 """Detectors that keep the training features (or a share of them) and look at the nearest ones, tile by tile."""
+
 from __future__ import annotations
 
 from typing import ClassVar
@@ -14,7 +15,7 @@ from ood.detectors.distances import Mahalanobis
 from ood.detectors.logits import energy
 from ood.outputs import Outputs
 
-TILE = 1 << 23      # similarities held at a time
+TILE = 1 << 23  # similarities held at a time
 
 
 @register("knn")
@@ -29,6 +30,7 @@ class KNN(Detector):
 
     Source: Sun et al., ICML 2022, arXiv 2204.06507, and the authors' code (faiss; the squared distance orders equally).
     """
+
     k: int = 50
     normalise: bool = True
     fraction: float = 1.0
@@ -43,9 +45,13 @@ class KNN(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         x = statistics.vectors(batch, "unit" if self.normalise else "features").to(self.bank.dtype)
-        offset = None if self.normalise else -self.bank.square().sum(1) / 2                          # largest x.y - |y|^2/2 = nearest
+        offset = (
+            None if self.normalise else -self.bank.square().sum(1) / 2
+        )  # largest x.y - |y|^2/2 = nearest
         nearest = kth(*top_tiled(x, self.bank, self.k, offset))
-        return (x.double() - self.bank[nearest].double()).norm(dim=1)       # exact, unlike sqrt(2 - 2 cos)
+        return (x.double() - self.bank[nearest].double()).norm(
+            dim=1
+        )  # exact, unlike sqrt(2 - 2 cos)
 
 
 @register("nnguide")
@@ -60,6 +66,7 @@ class NNGuide(Detector):
     Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code. The product takes S > 0 for granted: where all
     logits are low S is negative and the order reverses. `fit` counts such training images (`not_positive`), ood.diagnosis warns.
     """
+
     k: int = 10
     fraction: float = 1.0
     seed: int = 0
@@ -69,13 +76,17 @@ class NNGuide(Detector):
     def fit(self, train: Outputs) -> NNGuide:
         parts, _ = draw(train, self.fraction, self.seed)
         confidences = [-energy(c.logits) for c in parts]
-        self.bank = torch.cat([statistics.vectors(c, "unit") * s[:, None] for c, s in zip(parts, confidences)])
+        self.bank = torch.cat(
+            [statistics.vectors(c, "unit") * s[:, None] for c, s in zip(parts, confidences)]
+        )
         self.not_positive = (torch.cat(confidences) <= 0).double().mean().item()
         require(self, len(self.bank))
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        guidance = top_tiled(statistics.vectors(batch, "unit").to(self.bank.dtype), self.bank, self.k)[0].mean(1)
+        guidance = top_tiled(
+            statistics.vectors(batch, "unit").to(self.bank.dtype), self.bank, self.k
+        )[0].mean(1)
         return energy(batch.logits) * guidance
 
 
@@ -90,6 +101,7 @@ class Relation(Detector):
 
     Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, and the authors' code. p = softmax.
     """
+
     power: float = 1.0
     threshold: float = 0.03
     fraction: float = 1.0
@@ -99,16 +111,23 @@ class Relation(Detector):
 
     def fit(self, train: Outputs) -> Relation:
         parts, _ = draw(train, self.fraction, self.seed)
-        self.bank = torch.cat([statistics.vectors(c, "unit") for c in parts])                          # (M, D)
-        self.probabilities = torch.cat([c.logits.softmax(1) for c in parts])                           # (M, C)
+        self.bank = torch.cat([statistics.vectors(c, "unit") for c in parts])  # (M, D)
+        self.probabilities = torch.cat([c.logits.softmax(1) for c in parts])  # (M, C)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        u, p = statistics.vectors(batch, "unit").to(self.bank.dtype), batch.logits.softmax(1).to(self.bank.dtype)
+        u, p = (
+            statistics.vectors(batch, "unit").to(self.bank.dtype),
+            batch.logits.softmax(1).to(self.bank.dtype),
+        )
         edges = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for rows, tile in tiles(len(u), len(self.bank)):
-            relation = (u[rows] @ self.bank[tile].T).clamp(min=0) * (p[rows] @ self.probabilities[tile].T)
-            edges[rows] += torch.where(relation > self.threshold, relation, 0).double().pow(self.power).sum(1)
+            relation = (u[rows] @ self.bank[tile].T).clamp(min=0) * (
+                p[rows] @ self.probabilities[tile].T
+            )
+            edges[rows] += (
+                torch.where(relation > self.threshold, relation, 0).double().pow(self.power).sum(1)
+            )
         return -edges
 
 
@@ -124,6 +143,7 @@ class CombOOD(Mahalanobis):
     Gaussian is over power-transformed minima and maxima of every layer; ours over the penultimate features, as they do in
     their second variant, without the power transform. Their near-OOD numbers on ImageNet are disputed (OpenOOD #307).
     """
+
     k: int = 50
     fraction: float = 1.0
     seed: int = 0
@@ -137,7 +157,10 @@ class CombOOD(Mahalanobis):
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        u, x = statistics.vectors(batch, "unit").to(self.bank.dtype), batch.features.double() - self.centre
+        u, x = (
+            statistics.vectors(batch, "unit").to(self.bank.dtype),
+            batch.features.double() - self.centre,
+        )
         nearest = kth(*top_tiled(u, self.bank, self.k))
         squared = (u.double() - self.bank[nearest].double()).square().sum(1).clamp(min=1e-12)
         return x.shape[1] * squared.log() + (x @ self.whitener).square().sum(1)
@@ -153,7 +176,13 @@ def draw(train: Outputs, fraction: float, seed: int) -> tuple[list[Outputs], int
     chosen[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:wanted]] = True
     parts, start = [], 0
     for chunk in statistics.known(train):
-        parts.append(chunk if fraction == 1 else chunk[chosen[start:start + len(chunk)].nonzero().flatten().to(chunk.labels.device)])
+        parts.append(
+            chunk
+            if fraction == 1
+            else chunk[
+                chosen[start : start + len(chunk)].nonzero().flatten().to(chunk.labels.device)
+            ]
+        )
         start += len(chunk)
     return parts, wanted
 
@@ -165,17 +194,25 @@ def keep(train: Outputs, fraction: float, seed: int, view: str) -> Tensor:
 
 def require(detector, available: int) -> None:
     if detector.k > available:
-        raise InputError(f"{detector.name}: k = {detector.k} neighbours, but only {available} training images are kept")
+        raise InputError(
+            f"{detector.name}: k = {detector.k} neighbours, but only {available} training images are kept"
+        )
 
 
 def tiles(rows: int, bank: int):
     """Pairs of slices over rows and bank whose products hold at most TILE values."""
     width = min(bank, max(1024, TILE // max(rows, 1)))
     height = max(1, TILE // width)
-    return ((slice(i, i + height), slice(j, j + width)) for i in range(0, rows, height) for j in range(0, bank, width))
+    return (
+        (slice(i, i + height), slice(j, j + width))
+        for i in range(0, rows, height)
+        for j in range(0, bank, width)
+    )
 
 
-def top_tiled(x: Tensor, bank: Tensor, k: int, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def top_tiled(
+    x: Tensor, bank: Tensor, k: int, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The k largest of x @ bank.T (+ offset), in no order: values (N, k) and indices (N, k), without the (N, M) matrix."""
     values = x.new_full((len(x), k), -torch.inf)
     indices = torch.zeros(len(x), k, dtype=torch.long, device=x.device)
@@ -197,7 +234,9 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, in no order. NumPy's partition is an order of magnitude faster than topk on a CPU."""
     if values.is_cuda:
         return values.topk(k, dim=1, sorted=False)
-    where = torch.from_numpy(np.argpartition(values.numpy(), values.shape[1] - k, axis=1)[:, values.shape[1] - k:])
+    where = torch.from_numpy(
+        np.argpartition(values.numpy(), values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
+    )
     return values.gather(1, where), where
 
 

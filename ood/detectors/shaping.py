@@ -1,4 +1,5 @@
 """Detectors that reshape the features or the last layer and then score the new logits, by the energy or by any logit detector."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -24,15 +25,18 @@ class Shaping(Detector):
     Args:
         detector: which logit detector scores the new logits: 'energy', 'msp', 'maxlogit', 'gen', ... or 'gen:gamma=0.5'.
     """
+
     detector: str = "energy"
     needs = frozenset({"features"})
-    learns: ClassVar[bool] = False              # whether `learn` needs ID training images
+    learns: ClassVar[bool] = False  # whether `learn` needs ID training images
 
     def __post_init__(self):
         name, values = parse(self.detector)
         self.scorer = create(name, **values)
         if self.scorer.needs != {"logits"}:
-            raise InputError(f"{self.name}: detector='{self.detector}' must look at logits alone, like energy, msp, maxlogit, gen, klm")
+            raise InputError(
+                f"{self.name}: detector='{self.detector}' must look at logits alone, like energy, msp, maxlogit, gen, klm"
+            )
 
     @property
     def requires_fit(self) -> bool:
@@ -64,7 +68,13 @@ class _WithLogits:
 
     def __init__(self, train: Outputs, logits: Callable[[Outputs], Tensor]):
         self.train, self.made, self.memo = train, logits, {}
-        self.features, self.logits, self.labels, self.head, self.taps = train.features, train.logits, train.labels, train.head, train.taps
+        self.features, self.logits, self.labels, self.head, self.taps = (
+            train.features,
+            train.logits,
+            train.labels,
+            train.head,
+            train.taps,
+        )
 
     def __len__(self) -> int:
         return len(self.train)
@@ -88,6 +98,7 @@ class ReAct(Shaping):
     Source: Sun, Guo & Li, NeurIPS 2021, arXiv 2111.12797. The authors take the percentile over about 2,000 ID validation
     images, we over the whole training set.
     """
+
     percentile: float = 90.0
     threshold: float | None = None
 
@@ -96,7 +107,11 @@ class ReAct(Shaping):
         return self.threshold is None
 
     def learn(self, train: Outputs) -> None:
-        self.clip = statistics.quantile(train, self.percentile / 100) if self.threshold is None else self.threshold
+        self.clip = (
+            statistics.quantile(train, self.percentile / 100)
+            if self.threshold is None
+            else self.threshold
+        )
 
     def shape(self, features: Tensor) -> Tensor:
         return features.clamp(max=self.clip if self.threshold is None else self.threshold)
@@ -119,6 +134,7 @@ class DICE(Shaping):
     Source: Sun & Li, ECCV 2022, arXiv 2111.09805, eq. 3-5. One matrix product with a masked weight; the released code
     broadcasts to (B, C, D) and sums. Contributions are signed, the comparison is strict and the bias stays, as there.
     """
+
     percentile: float = 90.0
     feature_mean: str | None = None
     clip: float | None = None
@@ -129,15 +145,25 @@ class DICE(Shaping):
         return self.feature_mean is None or self.clip_percentile is not None
 
     def learn(self, train: Outputs) -> None:
-        mean = statistics.mean(train) if self.feature_mean is None else read_mean(self.feature_mean, train.head.weight.shape[1])
-        self.mask, self.contribution_threshold = contribution_mask(train.head.weight, mean, self.percentile)    # (C, D)
+        mean = (
+            statistics.mean(train)
+            if self.feature_mean is None
+            else read_mean(self.feature_mean, train.head.weight.shape[1])
+        )
+        self.mask, self.contribution_threshold = contribution_mask(
+            train.head.weight, mean, self.percentile
+        )  # (C, D)
         self.limit = self.clip
         if self.clip_percentile is not None:
             self.limit = statistics.quantile(train, self.clip_percentile / 100)
 
     def logits(self, batch: Outputs) -> Tensor:
         features = batch.features if self.limit is None else batch.features.clamp(max=self.limit)
-        return linear(features, (self.mask * batch.head.weight).to(features.dtype), batch.head.bias.to(features.dtype))
+        return linear(
+            features,
+            (self.mask * batch.head.weight).to(features.dtype),
+            batch.head.bias.to(features.dtype),
+        )
 
 
 @register("dice_react")
@@ -150,12 +176,13 @@ class DICEReAct(DICE):
 
     Source: Sun & Li, ECCV 2022, table 1 (DICE + ReAct); the released code offers it for ImageNet only.
     """
+
     clip_percentile: float | None = 90.0
 
 
 def contribution_mask(weight: Tensor, mean: Tensor, percentile: float) -> tuple[Tensor, float]:
     """M (C, D) in the weight's type and the threshold: the percentile of W * mean over all entries, in float64."""
-    contribution = weight.double() * mean.double()                      # (C, D), signed
+    contribution = weight.double() * mean.double()  # (C, D), signed
     threshold = float(np.percentile(contribution.cpu().numpy(), percentile))
     return (contribution > threshold).to(weight.dtype), threshold
 
@@ -163,13 +190,17 @@ def contribution_mask(weight: Tensor, mean: Tensor, percentile: float) -> tuple[
 def read_mean(path: str, dimension: int) -> Tensor:
     """The mean feature from a .npy file, (D,) float64. Raises InputError when it is missing or of another length."""
     if not Path(path).is_file():
-        raise InputError(f"no feature mean in '{path}'; give a .npy file of {dimension} numbers, or leave feature_mean out to fit it")
+        raise InputError(
+            f"no feature mean in '{path}'; give a .npy file of {dimension} numbers, or leave feature_mean out to fit it"
+        )
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"'{path}' is not a plain .npy file: {error}") from None
     if values.shape != (dimension,) or not np.isfinite(values).all():
-        raise InputError(f"feature mean in '{path}' has shape {values.shape}; this network's features need ({dimension},) finite numbers")
+        raise InputError(
+            f"feature mean in '{path}' has shape {values.shape}; this network's features need ({dimension},) finite numbers"
+        )
     return torch.from_numpy(values.astype(np.float64))
 
 
@@ -188,6 +219,7 @@ class ASH(Shaping):
     Source: Djurisic et al., ICLR 2023, arXiv 2209.09858, on the pooled penultimate features as in the authors'
     code; pytorch-ood prunes the map before pooling. Assumes rectified features: sums of both signs are no scale.
     """
+
     variant: Literal["s", "b", "p"] = "s"
     percentile: float = 90.0
 
@@ -211,6 +243,7 @@ class SCALE(Shaping):
 
     Source: Xu et al., ICLR 2024, arXiv 2310.00227. Assumes rectified features.
     """
+
     percentile: float = 85.0
 
     def shape(self, features: Tensor) -> Tensor:
@@ -227,10 +260,14 @@ class LTS(Shaping):
 
     Source: Djurisic et al., arXiv 2409.01175.
     """
+
     share: float = 0.05
 
     def logits(self, batch: Outputs) -> Tensor:
-        return batch.head(batch.features) * scaling(batch.features.clamp(min=0), 100 * (1 - self.share)).square()
+        return (
+            batch.head(batch.features)
+            * scaling(batch.features.clamp(min=0), 100 * (1 - self.share)).square()
+        )
 
 
 @register("vra")
@@ -247,6 +284,7 @@ class VRA(Shaping):
 
     Source: Xu et al., NeurIPS 2023, arXiv 2302.11716.
     """
+
     lower: float = 60.0
     upper: float = 95.0
     gamma: float = 0.0
@@ -256,14 +294,22 @@ class VRA(Shaping):
 
     def learn(self, train: Outputs) -> None:
         if not 0 <= self.lower <= self.upper <= 100:
-            raise InputError(f"vra: percentiles must rise from lower to upper within 0-100, got {self.lower} and {self.upper}")
+            raise InputError(
+                f"vra: percentiles must rise from lower to upper within 0-100, got {self.lower} and {self.upper}"
+            )
         wanted = (self.lower / 100, self.upper / 100)
-        self.low, self.high = statistics.feature_quantiles(train, wanted) if self.per_feature else torch.tensor(statistics.quantiles(train, wanted))
+        self.low, self.high = (
+            statistics.feature_quantiles(train, wanted)
+            if self.per_feature
+            else torch.tensor(statistics.quantiles(train, wanted))
+        )
 
     def shape(self, features: Tensor) -> Tensor:
         low, high = self.low.to(features), self.high.to(features)
         floor = low if self.below == "clip" else torch.zeros_like(low)
-        return torch.where(features < low, floor, torch.where(features > high, high, features + self.gamma))
+        return torch.where(
+            features < low, floor, torch.where(features > high, high, features + self.gamma)
+        )
 
 
 @register("ras")
@@ -280,19 +326,25 @@ class RAS(Shaping):
     only and cannot tell whether its algorithm is another than the released one, which is the default. Equal activations
     are ranked in the order of the features, in the released code as its sort happens to leave them.
     """
+
     order: Literal["value", "magnitude"] = "value"
     learns = True
 
     def learn(self, train: Outputs) -> None:
-        total = sum(self.ranked(chunk.features).sort(1).values.double().sum(0) for chunk in statistics.known(train))
-        self.profile = total / statistics.count(train)                                          # (D,) ascending
+        total = sum(
+            self.ranked(chunk.features).sort(1).values.double().sum(0)
+            for chunk in statistics.known(train)
+        )
+        self.profile = total / statistics.count(train)  # (D,) ascending
 
     def ranked(self, features: Tensor) -> Tensor:
         return features.abs() if self.order == "magnitude" else features
 
     def shape(self, features: Tensor) -> Tensor:
         ranks = self.ranked(features).argsort(dim=1, stable=True)
-        shifted = torch.zeros_like(features).scatter(1, ranks, self.profile.to(features).expand_as(features))
+        shifted = torch.zeros_like(features).scatter(
+            1, ranks, self.profile.to(features).expand_as(features)
+        )
         return shifted * features.sign() if self.order == "magnitude" else shifted
 
 
@@ -311,6 +363,7 @@ class OptFS(Shaping):
 
     Source: Zhao et al., ICLR 2024, arXiv 2402.00865, and the authors' code (use_ood_score, 'vanilla' or 'energy').
     """
+
     detector: str = "vanilla"
     bins: int = 100
     tail: float = 0.001
@@ -338,9 +391,11 @@ class OptFS(Shaping):
         gain = torch.zeros(self.bins + 1, dtype=torch.float64, device=train.features.device)
         for chunk in statistics.known(train):
             contribution = chunk.head.weight[chunk.logits.argmax(1)] * chunk.features
-            gain += torch.bincount(self.bin(chunk.features).flatten(), contribution.double().flatten(), self.bins + 1)
+            gain += torch.bincount(
+                self.bin(chunk.features).flatten(), contribution.double().flatten(), self.bins + 1
+            )
         self.theta = 1000 * gain / gain[:-1].norm().clamp(min=1e-300)
-        self.theta[-1] = 0.0                                                                    # everything outside
+        self.theta[-1] = 0.0  # everything outside
 
     def bin(self, features: Tensor) -> Tensor:
         """The bin of each value; `bins` for those outside."""
@@ -359,7 +414,9 @@ def largest(features: Tensor, percentile: float) -> torch.return_types.topk:
 
 def scaling(features: Tensor, percentile: float) -> Tensor:
     """sum h / sum of the largest (100 - percentile) % of h, (N, 1)."""
-    return features.sum(1, keepdim=True) / nonzero(largest(features, percentile).values.sum(1, keepdim=True))
+    return features.sum(1, keepdim=True) / nonzero(
+        largest(features, percentile).values.sum(1, keepdim=True)
+    )
 
 
 def nonzero(values: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Detectors that split the features into a principal subspace and a rest. Fitted from first and second moments."""
+
 from __future__ import annotations
 
 from typing import Literal
@@ -23,13 +24,16 @@ class Residual(Detector):
 
     Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807; alone it is their "Residual" baseline.
     """
+
     dim: int | None = None
     needs = frozenset({"features"})
     requires_fit = True
 
     def fit(self, train: Outputs) -> Residual:
-        self.origin = statistics.origin(train)                                                # (D,)
-        self.rest = statistics.eigen(train, "features", "origin")[1][:, principal(self.dim, len(self.origin), self.name):].contiguous()
+        self.origin = statistics.origin(train)  # (D,)
+        self.rest = statistics.eigen(train, "features", "origin")[1][
+            :, principal(self.dim, len(self.origin), self.name) :
+        ].contiguous()
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -46,11 +50,20 @@ class ViM(Residual):
     Source: Wang et al., CVPR 2022, arXiv 2203.10807: the softmax probability of a virtual logit alpha |...|, of which
     this is a monotone function.
     """
+
     needs = frozenset({"features", "logits"})
 
     def fit(self, train: Outputs) -> ViM:
         super().fit(train)
-        largest, norms = (sum(p).item() for p in zip(*((c.logits.double().amax(1).sum(), super(ViM, self).score(c).sum()) for c in statistics.known(train))))
+        largest, norms = (
+            sum(p).item()
+            for p in zip(
+                *(
+                    (c.logits.double().amax(1).sum(), super(ViM, self).score(c).sum())
+                    for c in statistics.known(train)
+                )
+            )
+        )
         self.alpha = largest / max(norms, 1e-300)
         return self
 
@@ -63,7 +76,9 @@ def principal(dim: int | None, features: int, name: str) -> int:
     if dim is None:
         return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
     if not 0 < dim < features:
-        raise InputError(f"{name}: dim is {dim}, the principal subspace of {features} features must have 1 to {features - 1} dimensions")
+        raise InputError(
+            f"{name}: dim is {dim}, the principal subspace of {features} features must have 1 to {features - 1} dimensions"
+        )
     return dim
 
 
@@ -81,6 +96,7 @@ class NECO(Detector):
     largest logit has to be positive, else the order reverses: `fit` counts the training images where it is not (`not_positive`),
     ood.diagnosis warns.
     """
+
     dim: int | None = None
     standardise: bool = True
     max_logit: bool = False
@@ -90,11 +106,23 @@ class NECO(Detector):
     def fit(self, train: Outputs) -> NECO:
         matrix, mean = statistics.covariance(train), statistics.mean(train)
         deviation = matrix.diagonal().clamp(min=0).sqrt()
-        deviation = torch.where(deviation > 1e-12 * deviation.amax(), deviation, 1.0)         # a dead feature is left as it is
-        self.shift, self.scale = (mean, deviation) if self.standardise else (torch.zeros_like(mean), torch.ones_like(mean))
+        deviation = torch.where(
+            deviation > 1e-12 * deviation.amax(), deviation, 1.0
+        )  # a dead feature is left as it is
+        self.shift, self.scale = (
+            (mean, deviation)
+            if self.standardise
+            else (torch.zeros_like(mean), torch.ones_like(mean))
+        )
         columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)[1].flip(1)
-        self.principal = columns[:, :principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)].contiguous()
-        lowest = sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train)) if self.max_logit else 0
+        self.principal = columns[
+            :, : principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)
+        ].contiguous()
+        lowest = (
+            sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train))
+            if self.max_logit
+            else 0
+        )
         self.not_positive = lowest / statistics.count(train)
         return self
 
@@ -118,6 +146,7 @@ class KernelPCA(Detector):
 
     Source: Fang et al., NeurIPS 2024, arXiv 2402.02949, and the authors' code.
     """
+
     kernel: Literal["cosine", "cosine-gaussian"] = "cosine"
     variance: float = 0.85
     gamma: float = 2.0
@@ -128,26 +157,42 @@ class KernelPCA(Detector):
 
     def fit(self, train: Outputs) -> KernelPCA:
         if self.kernel == "cosine":
-            self.centre, (values, columns) = statistics.mean(train, "unit"), statistics.eigen(train, "unit")
+            self.centre, (values, columns) = (
+                statistics.mean(train, "unit"),
+                statistics.eigen(train, "unit"),
+            )
         else:
             generator = torch.Generator().manual_seed(self.seed)
             d, device = train.features.shape[1], train.features.device
-            self.frequency = ((2 * self.gamma) ** 0.5 * torch.randn(d, self.features, generator=generator, dtype=torch.float64)).to(device)
-            self.phase = (2 * torch.pi * torch.rand(self.features, generator=generator, dtype=torch.float64)).to(device)
+            self.frequency = (
+                (2 * self.gamma) ** 0.5
+                * torch.randn(d, self.features, generator=generator, dtype=torch.float64)
+            ).to(device)
+            self.phase = (
+                2 * torch.pi * torch.rand(self.features, generator=generator, dtype=torch.float64)
+            ).to(device)
             total, second = 0.0, 0.0
             for phi in (self.mapped(chunk) for chunk in statistics.known(train)):
                 total, second = total + phi.sum(0), second + phi.T @ phi
             self.centre = total / statistics.count(train)
-            values, columns = torch.linalg.eigh(second / statistics.count(train) - torch.outer(self.centre, self.centre))
+            values, columns = torch.linalg.eigh(
+                second / statistics.count(train) - torch.outer(self.centre, self.centre)
+            )
             values, columns = values.flip(0).clamp(min=0), columns.flip(1)
         explained = values.cumsum(0) / values.sum().clamp(min=1e-300)
-        self.kept = columns[:, :min(int((explained < self.variance).sum()) + 1, len(values))].contiguous()    # (M, q)
+        self.kept = columns[
+            :, : min(int((explained < self.variance).sum()) + 1, len(values))
+        ].contiguous()  # (M, q)
         return self
 
     def mapped(self, batch: Outputs) -> Tensor:
         """phi, (N, M)."""
         u = statistics.vectors(batch, "unit").double()
-        return u if self.kernel == "cosine" else (2 / self.features) ** 0.5 * torch.cos(u @ self.frequency + self.phase)
+        return (
+            u
+            if self.kernel == "cosine"
+            else (2 / self.features) ** 0.5 * torch.cos(u @ self.frequency + self.phase)
+        )
 
     def score(self, batch: Outputs) -> Tensor:
         phi = self.mapped(batch) - self.centre
@@ -168,6 +213,7 @@ class PNML(Detector):
     Source: Bibas, Feder & Hassner, NeurIPS 2021, arXiv 2110.09246, eq. 20, and the authors' code (which also weighs the part of
     u outside the training span; it is empty as soon as there are more images than features).
     """
+
     logits: Literal["normalised", "network"] = "normalised"
     eps: float = 1e-12
     needs = frozenset({"features", "logits"})
@@ -175,12 +221,17 @@ class PNML(Detector):
 
     def fit(self, train: Outputs) -> PNML:
         second = statistics.second_moment(train, "unit") * statistics.count(train)
-        self.inverse = torch.linalg.pinv(second, rtol=statistics.SINGULAR, hermitian=True)    # (D, D)
+        self.inverse = torch.linalg.pinv(second, rtol=statistics.SINGULAR, hermitian=True)  # (D, D)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         u = statistics.vectors(batch, "unit")
-        p = (batch.head(u) if self.logits == "normalised" else batch.logits).double().softmax(1).clamp(self.eps, 1 - self.eps)
+        p = (
+            (batch.head(u) if self.logits == "normalised" else batch.logits)
+            .double()
+            .softmax(1)
+            .clamp(self.eps, 1 - self.eps)
+        )
         projected = ((u.double() @ self.inverse) * u.double()).sum(1, keepdim=True).clamp(min=0)
         regret = (p / (p + (1 - p) * p.pow(projected / (1 + projected)))).sum(1).log()
         return regret / max(torch.log(torch.tensor(float(p.shape[1]))).item(), 1e-300)

@@ -3,6 +3,7 @@
 A loss is a module: loss(logits, y) -> scalar, where labels below 0 are outliers. Some take something else than logits before y
 (`inputs` says what), some pass a module after it (`modules`). Nothing here knows images or networks: `ood.losses.objective` does.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -58,7 +59,12 @@ class Loss(nn.Module):
         """Change a batch before the network sees it: (images, labels, further arguments of forward). Labels: of the first rows."""
         return images, labels, ()
 
-    def epoch_begins(self, epoch: int, outputs: Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]], *modules: nn.Module) -> None:
+    def epoch_begins(
+        self,
+        epoch: int,
+        outputs: Callable[[], Iterator[tuple[Tensor, Tensor, Tensor]]],
+        *modules: nn.Module,
+    ) -> None:
         """Called before each epoch; outputs() iterates over (features, logits, labels) of the training images, in eval mode."""
 
     def classifier(self) -> tuple[Tensor, Tensor]:
@@ -73,10 +79,12 @@ _CLASSES: dict[str, type[Loss]] = {}
 
 def register(name: str) -> Callable[[type[Loss]], type[Loss]]:
     """Decorator: make the class known under a short lowercase name."""
+
     def add(cls: type[Loss]) -> type[Loss]:
         cls.name = name
         _CLASSES[name] = cls
         return cls
+
     return add
 
 
@@ -88,7 +96,9 @@ def names() -> list[str]:
 def get(name: str) -> type[Loss]:
     """The class of a name. Raises InputError with the nearest name."""
     if name not in _CLASSES:
-        raise InputError(f"unknown loss '{name}'{nearest(name, _CLASSES)}; losses: {', '.join(names())}")
+        raise InputError(
+            f"unknown loss '{name}'{nearest(name, _CLASSES)}; losses: {', '.join(names())}"
+        )
     return _CLASSES[name]
 
 
@@ -114,7 +124,9 @@ def check_arguments(name: str, args: dict, also: tuple[str, ...] = ()) -> None:
     for key, value in args.items():
         if key not in known and key not in also:
             allowed = [*known, *also]
-            raise InputError(f"loss '{name}' takes no '{key}'{nearest(key, allowed)}; its arguments: {', '.join(allowed) or 'none'}")
+            raise InputError(
+                f"loss '{name}' takes no '{key}'{nearest(key, allowed)}; its arguments: {', '.join(allowed) or 'none'}"
+            )
         hint = hints.get(key, float)
         if not any(_is(value, kind) for kind in typing.get_args(hint) or (hint,)):
             kind = getattr(hint, "__name__", str(hint)) if hint is not float else "finite number"
@@ -124,7 +136,9 @@ def check_arguments(name: str, args: dict, also: tuple[str, ...] = ()) -> None:
 def _is(value, kind: type) -> bool:
     """Whether a value is of a type; whole numbers pass as floats, true and false as neither."""
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
     return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
@@ -142,11 +156,14 @@ def known_reduction(reduction: str | None) -> str | None:
 # ---- shared formulas ---------------------------------------------------------------------------------------------------------
 # Class axis 1: logits (B, C) with labels (B,), or pixels: logits (B, C, H, W) with labels (B, H, W).
 
+
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str | None = "mean") -> Tensor:
     """Cross-entropy over the rows with y >= 0: their mean (0 when there are none), their sum, or all rows with 0 for outliers."""
     targets = torch.where(y < 0, -100, y)
     if reduction == "mean":
-        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100) / (y >= 0).sum().clamp_min(1)
+        return F.cross_entropy(logits, targets, reduction="sum", ignore_index=-100) / (
+            y >= 0
+        ).sum().clamp_min(1)
     return F.cross_entropy(logits, targets, reduction=reduction or "none", ignore_index=-100)
 
 
@@ -175,7 +192,11 @@ def squared_distances(x: Tensor, centres: Tensor) -> Tensor:
     """
     kind, wide = x.dtype, torch.float64 if x.device.type != "mps" else x.dtype
     x, centres = x.to(wide), centres.to(wide)
-    return (x.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * x @ centres.T).clamp_min(0).to(kind)
+    return (
+        (x.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * x @ centres.T)
+        .clamp_min(0)
+        .to(kind)
+    )
 
 
 def unit(x: Tensor, eps: float = 0.0) -> Tensor:

@@ -2,13 +2,23 @@
 
 Distances are given to `forward` as pytorch-ood has it: loss(loss.distance(z), y).
 """
+
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood.losses.base import Loss, cross_entropy, known_reduction, mean_where, reduced, register, require, squared_distances
+from ood.losses.base import (
+    Loss,
+    cross_entropy,
+    known_reduction,
+    mean_where,
+    reduced,
+    register,
+    require,
+    squared_distances,
+)
 
 
 class ClassCenters(nn.Module):
@@ -102,7 +112,14 @@ class CenterLoss(Loss):
     head = "joint"
     weight = 0.02
 
-    def __init__(self, n_classes: int, n_dim: int, magnitude: float = 1.0, radius: float = 0.0, fixed: bool = False):
+    def __init__(
+        self,
+        n_classes: int,
+        n_dim: int,
+        magnitude: float = 1.0,
+        radius: float = 0.0,
+        fixed: bool = False,
+    ):
         super().__init__()
         require(radius >= 0, f"center: radius is {radius}; it must be at least 0")
         self.num_classes, self.radius = n_classes, radius
@@ -148,10 +165,20 @@ class CACLoss(Loss):
     space = "logits"
     recipe = {"magnitude": 10.0, "alpha": 0.1}
 
-    def __init__(self, n_classes: int, magnitude: float = 1.0, alpha: float = 1.0, squared: bool = False):
+    def __init__(
+        self, n_classes: int, magnitude: float = 1.0, alpha: float = 1.0, squared: bool = False
+    ):
         super().__init__()
-        require(magnitude > 0 and alpha >= 0, f"cac: magnitude is {magnitude}, alpha is {alpha}; they must be above 0 and at least 0")
-        self.n_classes, self.magnitude, self.alpha, self.squared = n_classes, magnitude, alpha, squared
+        require(
+            magnitude > 0 and alpha >= 0,
+            f"cac: magnitude is {magnitude}, alpha is {alpha}; they must be above 0 and at least 0",
+        )
+        self.n_classes, self.magnitude, self.alpha, self.squared = (
+            n_classes,
+            magnitude,
+            alpha,
+            squared,
+        )
         self._centers = ClassCenters(n_classes, n_classes, fixed=True)
         self._centers.params.data = magnitude * torch.eye(n_classes)
 
@@ -161,7 +188,11 @@ class CACLoss(Loss):
 
     def distance(self, z: Tensor) -> Tensor:
         """(B, C) -> (B, C)."""
-        return self._centers(z) if self.squared else torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
+        return (
+            self._centers(z)
+            if self.squared
+            else torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
+        )
 
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(-distances, y) + self.alpha * mean_where(_own(distances, y), y >= 0)
@@ -213,7 +244,9 @@ class IILoss(Loss):
         mu = self.running_centers.update(z, y) if self.training else self.running_centers.centers
         spread = (z - mu[y]).square().sum() / max(len(y), 1)
         present = y.bincount(minlength=self.num_classes) > 0
-        pairs = present[:, None] & present & ~torch.eye(len(present), dtype=torch.bool, device=z.device)
+        pairs = (
+            present[:, None] & present & ~torch.eye(len(present), dtype=torch.bool, device=z.device)
+        )
         least = squared_distances(mu, mu).masked_fill(~pairs, torch.inf).amin()
         return spread - self.alpha * torch.where(pairs.any(), least, 0)
 
@@ -256,11 +289,27 @@ class MCHADLoss(Loss):
     head = "computed"
     recipe = {"margin": 8.0, "weight_center": 0.1, "weight_oe": 0.1}
 
-    def __init__(self, n_classes: int, n_dim: int, radius: float = 0.0, margin: float = 0.0, weight_center: float = 1.0,
-                 weight_nll: float = 1.0, weight_oe: float = 1.0):
+    def __init__(
+        self,
+        n_classes: int,
+        n_dim: int,
+        radius: float = 0.0,
+        margin: float = 0.0,
+        weight_center: float = 1.0,
+        weight_nll: float = 1.0,
+        weight_oe: float = 1.0,
+    ):
         super().__init__()
-        require(radius >= 0 and margin >= 0, f"mchad: radius is {radius}, margin is {margin}; they must be at least 0")
-        self.radius, self.weight_center, self.weight_nll, self.weight_oe = radius, weight_center, weight_nll, weight_oe
+        require(
+            radius >= 0 and margin >= 0,
+            f"mchad: radius is {radius}, margin is {margin}; they must be at least 0",
+        )
+        self.radius, self.weight_center, self.weight_nll, self.weight_oe = (
+            radius,
+            weight_center,
+            weight_nll,
+            weight_oe,
+        )
         self._centers = ClassCenters(n_classes, n_dim)
         self.outside = CenterRegularizationLoss(radius + margin, "mean")
 
@@ -277,4 +326,8 @@ class MCHADLoss(Loss):
 
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         near = mean_where((_own(distances, y) - self.radius**2).relu(), y >= 0)
-        return self.weight_center * near + self.weight_nll * cross_entropy(-distances, y) + self.weight_oe * self.outside(distances, y)
+        return (
+            self.weight_center * near
+            + self.weight_nll * cross_entropy(-distances, y)
+            + self.weight_oe * self.outside(distances, y)
+        )

@@ -1,4 +1,5 @@
 """Losses that see ID images only: the plain cross-entropy, and three that change what the softmax or the head is given."""
+
 from __future__ import annotations
 
 import torch
@@ -25,7 +26,9 @@ class CrossEntropyLoss(Loss):
         return cross_entropy(logits, y, self.reduction)
 
 
-def logit_norm_loss(logits: Tensor, y: Tensor, t: float = 1.0, reduction: str | None = "mean") -> Tensor:
+def logit_norm_loss(
+    logits: Tensor, y: Tensor, t: float = 1.0, reduction: str | None = "mean"
+) -> Tensor:
     """Cross-entropy of f / (t (|f| + 1e-7)) over the rows with y >= 0, see LogitNorm."""
     known = y >= 0
     return cross_entropy(unit(logits[known], 1e-7) / t, y[known], reduction)
@@ -114,7 +117,9 @@ class ISHLoss(Loss):
         """h e^r, (B, D)."""
         top, where = largest(h.abs(), self.percentile)
         total = h.sum(1, keepdim=True)
-        ratio = torch.where(top.sum(1, keepdim=True) > 0, total / top.sum(1, keepdim=True).clamp_min(1e-12), 1.0)
+        ratio = torch.where(
+            top.sum(1, keepdim=True) > 0, total / top.sum(1, keepdim=True).clamp_min(1e-12), 1.0
+        )
         base = torch.zeros_like(h).scatter(1, where, top) if self.prune else h
         return base * ratio.clamp(max=50).exp()
 
@@ -140,7 +145,13 @@ class ConfidenceLoss(Loss):
     brings = ("confidence head",)
     recipe = {"alpha": 0.1, "hints": 0.5, "budget": 0.3}
 
-    def __init__(self, alpha: float = 1.0, eps: float = 1e-24, hints: float = 1.0, budget: float | None = None):
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        eps: float = 1e-24,
+        hints: float = 1.0,
+        budget: float | None = None,
+    ):
         super().__init__()
         require(alpha >= 0, f"confidence: alpha is {alpha}; it must be at least 0")
         require(0 < eps < 1, f"confidence: eps is {eps}; it must be between 0 and 1")
@@ -156,7 +167,9 @@ class ConfidenceLoss(Loss):
         p = logits.softmax(1).gather(1, y[:, None])[:, 0]
         nll = reduced(-(hinted * p + (1 - hinted)).clamp(self.eps, 1).log(), "mean")
         price = reduced(-c.clamp(self.eps, 1).log(), "mean")
-        loss = nll + self.alpha.clone() * price          # a copy: the buffer changes before the backward pass
+        loss = (
+            nll + self.alpha.clone() * price
+        )  # a copy: the buffer changes before the backward pass
         if self.training and self.budget is not None:
             self.alpha.div_(torch.where(price.detach() > self.budget, 0.99, 1.01).to(self.alpha))
         return loss

@@ -1,4 +1,5 @@
 """One-class losses: a fixed centre in feature space, ID images near it, labelled outliers far from it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from torch import Tensor
 from ood.losses.base import Loss, known_reduction, reduced, register, require
 from ood.losses.centers import ClassCenters
 
-LEAST = 0.1       # an entry of the centre closer to 0 is moved there: a network can give 0 with all its weights at 0 (authors' code)
+LEAST = 0.1  # an entry of the centre closer to 0 is moved there: a network can give 0 with all its weights at 0 (authors' code)
 
 
 class _Hypersphere(Loss):
@@ -21,7 +22,9 @@ class _Hypersphere(Loss):
 
     def __init__(self, n_dim: int, center: Tensor | None):
         super().__init__()
-        require(center is None or center.shape == (n_dim,), f"center must have the shape ({n_dim},)")
+        require(
+            center is None or center.shape == (n_dim,), f"center must have the shape ({n_dim},)"
+        )
         self.given = center is not None
         self._center = ClassCenters(1, n_dim, fixed=True)
         if center is not None:
@@ -42,7 +45,9 @@ class _Hypersphere(Loss):
             for features, _, _ in outputs():
                 total, count = total + features.double().sum(0), count + len(features)
             mean = (total / max(count, 1)).to(self._center.params)
-            self._center.params.data[0] = torch.where(mean.abs() < LEAST, torch.where(mean < 0, -LEAST, LEAST), mean)
+            self._center.params.data[0] = torch.where(
+                mean.abs() < LEAST, torch.where(mean < 0, -LEAST, LEAST), mean
+            )
 
 
 @register("deep_svdd")
@@ -58,7 +63,13 @@ class DeepSVDDLoss(_Hypersphere):
         no loss; ours do, so few epochs and a small rate are advised. The classes are learned by a probe on the features.
     """
 
-    def __init__(self, n_dim: int, reduction: str | None = "mean", radius: float = 0.0, center: Tensor | None = None):
+    def __init__(
+        self,
+        n_dim: int,
+        reduction: str | None = "mean",
+        radius: float = 0.0,
+        center: Tensor | None = None,
+    ):
         super().__init__(n_dim, center)
         require(radius >= 0, f"deep_svdd: radius is {radius}; it must be at least 0")
         self.reduction = known_reduction(reduction)
@@ -89,9 +100,19 @@ class DeepSADLoss(_Hypersphere):
 
     outliers = "needed"
 
-    def __init__(self, n_dim: int, eta: float = 1.0, eps: float = 1e-6, reduction: str | None = "mean", center: Tensor | None = None):
+    def __init__(
+        self,
+        n_dim: int,
+        eta: float = 1.0,
+        eps: float = 1e-6,
+        reduction: str | None = "mean",
+        center: Tensor | None = None,
+    ):
         super().__init__(n_dim, center)
-        require(eta >= 0 and eps > 0, f"deep_sad: eta is {eta}, eps is {eps}; eta must be at least 0, eps above 0")
+        require(
+            eta >= 0 and eps > 0,
+            f"deep_sad: eta is {eta}, eps is {eps}; eta must be at least 0, eps above 0",
+        )
         self.eta, self.eps, self.reduction = eta, eps, known_reduction(reduction)
 
     def distance(self, x: Tensor) -> Tensor:

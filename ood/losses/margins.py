@@ -1,4 +1,5 @@
 """WOODS and SCONE: push outliers out, under constraints on false alarms and on the classification loss (augmented Lagrangian)."""
+
 from __future__ import annotations
 
 import math
@@ -36,31 +37,70 @@ class EnergyMarginLoss(Loss):
     brings = ("logistic regression", "multipliers")
     pretrained = True
 
-    def __init__(self, full_train_loss: float | None = None, eta: float = 1.0, false_alarm_cutoff: float = 0.05, in_constraint_weight: float = 1.0,
-                 ce_tol: float = 2.0, ce_constraint_weight: float = 1.0, out_constraint_weight: float = 1.0, lr_lam: float = 1.0,
-                 penalty_mult: float = 1.5, constraint_tol: float = 0.0):
+    def __init__(
+        self,
+        full_train_loss: float | None = None,
+        eta: float = 1.0,
+        false_alarm_cutoff: float = 0.05,
+        in_constraint_weight: float = 1.0,
+        ce_tol: float = 2.0,
+        ce_constraint_weight: float = 1.0,
+        out_constraint_weight: float = 1.0,
+        lr_lam: float = 1.0,
+        penalty_mult: float = 1.5,
+        constraint_tol: float = 0.0,
+    ):
         super().__init__()
-        require(full_train_loss is None or full_train_loss > 0, f"energy_margin: full_train_loss is {full_train_loss}; it must be above 0")
-        require(0 <= false_alarm_cutoff <= 1, f"energy_margin: false_alarm_cutoff is {false_alarm_cutoff}; it is a fraction")
-        require(in_constraint_weight > 0 and ce_constraint_weight > 0, "energy_margin: in_constraint_weight and ce_constraint_weight must be above 0")
-        self.eta, self.false_alarm_cutoff, self.ce_tol, self.out_constraint_weight = eta, false_alarm_cutoff, ce_tol, out_constraint_weight
+        require(
+            full_train_loss is None or full_train_loss > 0,
+            f"energy_margin: full_train_loss is {full_train_loss}; it must be above 0",
+        )
+        require(
+            0 <= false_alarm_cutoff <= 1,
+            f"energy_margin: false_alarm_cutoff is {false_alarm_cutoff}; it is a fraction",
+        )
+        require(
+            in_constraint_weight > 0 and ce_constraint_weight > 0,
+            "energy_margin: in_constraint_weight and ce_constraint_weight must be above 0",
+        )
+        self.eta, self.false_alarm_cutoff, self.ce_tol, self.out_constraint_weight = (
+            eta,
+            false_alarm_cutoff,
+            ce_tol,
+            out_constraint_weight,
+        )
         self.lr_lam, self.penalty_mult, self.constraint_tol = lr_lam, penalty_mult, constraint_tol
-        first = dict(full_train_loss=math.nan if full_train_loss is None else full_train_loss, lam=0, lam2=0,
-                     in_constraint_weight=in_constraint_weight, ce_constraint_weight=ce_constraint_weight)
+        first = dict(
+            full_train_loss=math.nan if full_train_loss is None else full_train_loss,
+            lam=0,
+            lam2=0,
+            in_constraint_weight=in_constraint_weight,
+            ce_constraint_weight=ce_constraint_weight,
+        )
         for name, value in first.items():
             self.register_buffer(name, torch.tensor(float(value)))
-        self._known = full_train_loss is not None          # beside the buffer: forward must not wait for the device
+        self._known = (
+            full_train_loss is not None
+        )  # beside the buffer: forward must not wait for the device
 
-    def forward(self, logits: Tensor, y: Tensor, logistic_regression: Callable[[Tensor], Tensor]) -> Tensor:
-        require(self._known, "energy_margin: the cross-entropy of the trained network is not known yet; give it as full_train_loss, "
-                             "or let epoch_begins measure it before the first epoch")
+    def forward(
+        self, logits: Tensor, y: Tensor, logistic_regression: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        require(
+            self._known,
+            "energy_margin: the cross-entropy of the trained network is not known yet; give it as full_train_loss, "
+            "or let epoch_begins measure it before the first epoch",
+        )
         score, known = -energy(logits), y >= 0
         alarms = mean_where(torch.sigmoid(_apply(logistic_regression, score)), known)
         missed = mean_where(torch.sigmoid(-_apply(logistic_regression, score - self.eta)), ~known)
         limits = self._violations(alarms, cross_entropy(logits, y))
         # the multipliers change between a forward and a backward pass only if somebody calls for it: copies are cheap
-        return self.out_constraint_weight * missed + _penalty(limits[0], self.lam.clone(), self.in_constraint_weight.clone()) + \
-            _penalty(limits[1], self.lam2.clone(), self.ce_constraint_weight.clone())
+        return (
+            self.out_constraint_weight * missed
+            + _penalty(limits[0], self.lam.clone(), self.in_constraint_weight.clone())
+            + _penalty(limits[1], self.lam2.clone(), self.ce_constraint_weight.clone())
+        )
 
     def epoch_begins(self, epoch: int, outputs: Callable, *modules: nn.Module) -> None:
         """Epoch 1: measure L_0 if it was not given. Later: move the multipliers by what the last epoch led to."""
@@ -78,32 +118,47 @@ class EnergyMarginLoss(Loss):
         self._known = not self.full_train_loss.isnan().item()
 
     @torch.no_grad()
-    def update_hyperparameters(self, model: nn.Module, train_loader_in: Iterable, logistic_regression: nn.Module) -> None:
+    def update_hyperparameters(
+        self, model: nn.Module, train_loader_in: Iterable, logistic_regression: nn.Module
+    ) -> None:
         """Move the multipliers by the constraints' violations over a loader of ID data; puts the model into eval mode."""
         model.eval()
         device = self.lam.device
-        self._move(*_averages(((model(x.to(device)), y.to(device)) for x, y in train_loader_in), logistic_regression))
+        self._move(
+            *_averages(
+                ((model(x.to(device)), y.to(device)) for x, y in train_loader_in),
+                logistic_regression,
+            )
+        )
 
     def _violations(self, alarms, losses) -> tuple:
         return alarms - self.false_alarm_cutoff, losses - self.ce_tol * self.full_train_loss
 
     def _move(self, alarms: float, losses: float) -> None:
         found = self._violations(alarms, losses)
-        for violation, lam, beta in zip(found, (self.lam, self.lam2), (self.in_constraint_weight, self.ce_constraint_weight)):
+        for violation, lam, beta in zip(
+            found, (self.lam, self.lam2), (self.in_constraint_weight, self.ce_constraint_weight)
+        ):
             lam.add_(self.lr_lam * torch.where(beta * violation + lam >= 0, violation, -lam / beta))
             beta.mul_(self.penalty_mult if violation > self.constraint_tol else 1.0)
 
 
 def _penalty(violation: Tensor, lam: Tensor, beta: Tensor) -> Tensor:
     """psi of the augmented Lagrangian."""
-    return torch.where(beta * violation + lam >= 0, lam * violation + beta / 2 * violation.square(), -lam.square() / (2 * beta))
+    return torch.where(
+        beta * violation + lam >= 0,
+        lam * violation + beta / 2 * violation.square(),
+        -lam.square() / (2 * beta),
+    )
 
 
 def _apply(logistic_regression: Callable[[Tensor], Tensor], score: Tensor) -> Tensor:
     return logistic_regression(score[:, None])[:, 0]
 
 
-def _averages(batches: Iterable[tuple[Tensor, Tensor]], logistic_regression: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+def _averages(
+    batches: Iterable[tuple[Tensor, Tensor]], logistic_regression: Callable[[Tensor], Tensor]
+) -> tuple[float, float]:
     """(mean sigmoid(phi(S)), mean cross-entropy) over all ID rows."""
     alarms = losses = count = 0.0
     for logits, y in batches:

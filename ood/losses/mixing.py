@@ -1,4 +1,5 @@
 """Losses that change the batch before the network sees it: rotated copies, mixtures with outliers."""
+
 from __future__ import annotations
 
 import torch
@@ -34,7 +35,7 @@ class RotationLoss(Loss):
     def forward(self, logits: Tensor, rotations: Tensor, y: Tensor) -> Tensor:
         turned = torch.arange(4, device=y.device).repeat_interleave(len(y))
         turned = torch.where(y.repeat(4) < 0, -1, turned)
-        return cross_entropy(logits[:len(y)], y) + self.weight * cross_entropy(rotations, turned)
+        return cross_entropy(logits[: len(y)], y) + self.weight * cross_entropy(rotations, turned)
 
 
 @register("openmix")
@@ -56,7 +57,10 @@ class OpenMixLoss(Loss):
 
     def __init__(self, n_classes: int, alpha: float = 10.0, gamma: float = 1.0):
         super().__init__()
-        require(alpha > 0 and gamma >= 0, f"openmix: alpha is {alpha}, gamma is {gamma}; they must be above 0 and at least 0")
+        require(
+            alpha > 0 and gamma >= 0,
+            f"openmix: alpha is {alpha}, gamma is {gamma}; they must be above 0 and at least 0",
+        )
         self.num_classes, self.alpha, self.gamma = n_classes, alpha, gamma
 
     def stage(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple]:
@@ -65,12 +69,20 @@ class OpenMixLoss(Loss):
         count = min(len(inside), len(outside))
         lam = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         mixed = lam * inside[:count] + (1 - lam) * outside[:count]
-        return torch.cat((inside, mixed)), labels[known], (lam, torch.arange(count, device=labels.device))
+        return (
+            torch.cat((inside, mixed)),
+            labels[known],
+            (lam, torch.arange(count, device=labels.device)),
+        )
 
-    def forward(self, logits: Tensor, y: Tensor, lam: float = 1.0, partners: Tensor | None = None) -> Tensor:
-        loss = cross_entropy(logits[:len(y)], y)
+    def forward(
+        self, logits: Tensor, y: Tensor, lam: float = 1.0, partners: Tensor | None = None
+    ) -> Tensor:
+        loss = cross_entropy(logits[: len(y)], y)
         if partners is None or not len(partners):
             return loss
-        mixed = logits[len(y):]
+        mixed = logits[len(y) :]
         rejected = torch.full_like(partners, self.num_classes)
-        return loss + self.gamma * (lam * cross_entropy(mixed, y[partners]) + (1 - lam) * cross_entropy(mixed, rejected))
+        return loss + self.gamma * (
+            lam * cross_entropy(mixed, y[partners]) + (1 - lam) * cross_entropy(mixed, rejected)
+        )

@@ -1,4 +1,5 @@
 """A loss applied to a network: what the training loop calls with a batch, and all that is learned or remembered beside the network."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from ood.config import InputError
 from ood.losses.base import Loss, check_arguments, create, get, parameters, unit
 
-PROJECTION = 128       # side of CIDER's projection, if the loss does not say
+PROJECTION = 128  # side of CIDER's projection, if the loss does not say
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -31,9 +32,18 @@ class Objective(nn.Module):
         self.network, self.args = network, args
         num_classes, dim = network.fc.out_features, network.fc.in_features
         self.loss, self.weight = build(name, network.fc, args)
-        heads = {"confidence": lambda: nn.Linear(dim, 1), "rotations": lambda: nn.Linear(dim, 4),
-                 "projections": lambda: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, getattr(self.loss, "prototypes").shape[1]))}
-        self.heads = nn.ModuleDict({part: make() for part, make in heads.items() if part in self.loss.inputs})
+        heads = {
+            "confidence": lambda: nn.Linear(dim, 1),
+            "rotations": lambda: nn.Linear(dim, 4),
+            "projections": lambda: nn.Sequential(
+                nn.Linear(dim, dim),
+                nn.ReLU(),
+                nn.Linear(dim, self.loss.prototypes.shape[1]),
+            ),
+        }
+        self.heads = nn.ModuleDict(
+            {part: make() for part, make in heads.items() if part in self.loss.inputs}
+        )
         if "extra class" in self.loss.brings:
             self.heads["extra"] = nn.Linear(dim, 1)
         self.passed = nn.ModuleDict({module: nn.Linear(1, 1) for module in self.loss.modules})
@@ -49,16 +59,24 @@ class Objective(nn.Module):
             features, logits = None, self.network(images)
         else:
             features = self.network.features(images)
-            logits = None if self.loss.head == "computed" else self.network.fc(features if self.loss.head != "probe" else features.detach())
+            logits = (
+                None
+                if self.loss.head == "computed"
+                else self.network.fc(features if self.loss.head != "probe" else features.detach())
+            )
         with torch.autocast(images.device.type, enabled=False):
             features, logits = _full(features), _full(logits)
             given = [self._input(part, features, logits) for part in self.loss.inputs]
             loss = self.loss(*given, labels, *self.passed.values(), *further)
             known = labels >= 0
-            plain = (F.linear(features, *self.loss.classifier()) if logits is None else logits)[:len(labels), :self.num_classes]
+            plain = (F.linear(features, *self.loss.classifier()) if logits is None else logits)[
+                : len(labels), : self.num_classes
+            ]
             if self.loss.head in ("joint", "probe"):
                 targets = torch.where(known, labels, -100)
-                loss = self.weight * loss + F.cross_entropy(plain, targets, reduction="sum", ignore_index=-100) / known.sum().clamp_min(1)
+                loss = self.weight * loss + F.cross_entropy(
+                    plain, targets, reduction="sum", ignore_index=-100
+                ) / known.sum().clamp_min(1)
         accuracy = ((plain.argmax(1) == labels) & known).sum() / known.sum().clamp_min(1)
         return loss, {"accuracy": accuracy}
 
@@ -71,6 +89,7 @@ class Objective(nn.Module):
             for images, labels in batches.epoch(epoch):
                 features = _full(self.network.features(images))
                 yield features, self.network.fc(features), labels
+
         with torch.no_grad():
             self.loss.epoch_begins(epoch, outputs, *self.passed.values())
 
@@ -88,39 +107,58 @@ class Objective(nn.Module):
 
     def _input(self, part: str, features: Tensor | None, logits: Tensor | None) -> Tensor:
         if part == "logits":
-            return torch.cat((logits, self.heads["extra"](features)), 1) if "extra" in self.heads else logits
+            return (
+                torch.cat((logits, self.heads["extra"](features)), 1)
+                if "extra" in self.heads
+                else logits
+            )
         if part == "features":
             return features
         if part == "distances":
             return self.loss.distance(features if self.loss.space == "features" else logits)
         made = self.heads[part](features)
-        return made.sigmoid() if part == "confidence" else unit(made) if part == "projections" else made
+        return (
+            made.sigmoid()
+            if part == "confidence"
+            else unit(made)
+            if part == "projections"
+            else made
+        )
 
 
 class _Own:
     """State of an objective without its network's."""
 
     def __init__(self, objective: Objective):
-        self._objective = (objective,)          # a tuple: no module of a module
+        self._objective = (objective,)  # a tuple: no module of a module
 
     def state_dict(self) -> dict[str, Tensor]:
-        objective, = self._objective
+        (objective,) = self._objective
         theirs = {id(t) for t in objective.network.state_dict(keep_vars=True).values()}
-        return {key: t.detach() for key, t in objective.state_dict(keep_vars=True).items() if id(t) not in theirs}
+        return {
+            key: t.detach()
+            for key, t in objective.state_dict(keep_vars=True).items()
+            if id(t) not in theirs
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        objective, = self._objective
+        (objective,) = self._objective
         mine = self.state_dict()
         if mine.keys() != state.keys():
-            raise ValueError(f"the loss keeps {', '.join(sorted(mine)) or 'nothing'}, the file {', '.join(sorted(state)) or 'nothing'}")
+            raise ValueError(
+                f"the loss keeps {', '.join(sorted(mine)) or 'nothing'}, the file {', '.join(sorted(state)) or 'nothing'}"
+            )
         objective.load_state_dict(state, strict=False)
 
 
 def build(name: str, fc: nn.Linear, args: dict) -> tuple[Loss, float]:
     """The loss for a head (D -> C), and its weight beside a cross-entropy. Raises InputError for arguments that are not its own."""
     cls, args = get(name), dict(args)
-    supplied = {key: value for key, value in _supplied(fc).items() if key in parameters(name)
-                and parameters(name)[key].default is parameters(name)[key].empty}
+    supplied = {
+        key: value
+        for key, value in _supplied(fc).items()
+        if key in parameters(name) and parameters(name)[key].default is parameters(name)[key].empty
+    }
     for key in args:
         if key in supplied or key == "center":
             raise InputError(f"loss '{name}': {key} follows from the network; leave it out")
@@ -137,12 +175,20 @@ def check(name: str, args: dict) -> type[Loss]:
 
 def _supplied(fc: nn.Linear) -> dict:
     """Constructor arguments that follow from the network, as functions."""
+
     def energy_weights() -> nn.Linear:
         layer = nn.Linear(fc.out_features, 1)
         nn.init.uniform_(layer.weight)
         return layer
-    return {"n_classes": lambda: fc.out_features, "n_dim": lambda: fc.in_features, "n_embedding": lambda: fc.in_features, "fc": lambda: fc,
-            "logistic_regression": lambda: nn.Linear(1, 2), "weights_energy": energy_weights}
+
+    return {
+        "n_classes": lambda: fc.out_features,
+        "n_dim": lambda: fc.in_features,
+        "n_embedding": lambda: fc.in_features,
+        "fc": lambda: fc,
+        "logistic_regression": lambda: nn.Linear(1, 2),
+        "weights_energy": energy_weights,
+    }
 
 
 def _full(values: Tensor | None) -> Tensor | None:

@@ -1,10 +1,20 @@
 """Losses that learn from auxiliary outliers (labels below 0): by their softmax, their energy, their features, or a class of their own."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ood.losses.base import Loss, cross_entropy, energy, known_reduction, mean_where, reduced, register, require
+from ood.losses.base import (
+    Loss,
+    cross_entropy,
+    energy,
+    known_reduction,
+    mean_where,
+    reduced,
+    register,
+    require,
+)
 
 
 @register("outlier_exposure")
@@ -25,17 +35,25 @@ class OutlierExposureLoss(Loss):
 
     outliers = "needed"
 
-    def __init__(self, alpha: float = 0.5, reduction: str | None = "mean", balance: str = "expectation"):
+    def __init__(
+        self, alpha: float = 0.5, reduction: str | None = "mean", balance: str = "expectation"
+    ):
         super().__init__()
         require(alpha >= 0, f"outlier_exposure: alpha is {alpha}; it must be at least 0")
-        require(balance in ("expectation", "batch"), f"outlier_exposure: balance is {balance!r}; allowed: expectation, batch")
+        require(
+            balance in ("expectation", "batch"),
+            f"outlier_exposure: balance is {balance!r}; allowed: expectation, batch",
+        )
         self.alpha, self.reduction, self.balance = alpha, known_reduction(reduction), balance
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         to_uniform = -energy(logits) - logits.mean(1)
         if self.reduction == "mean" and self.balance == "expectation":
             return cross_entropy(logits, y) + self.alpha * mean_where(to_uniform, y < 0)
-        return reduced(cross_entropy(logits, y, "none") + self.alpha * torch.where(y < 0, to_uniform, 0), self.reduction)
+        return reduced(
+            cross_entropy(logits, y, "none") + self.alpha * torch.where(y < 0, to_uniform, 0),
+            self.reduction,
+        )
 
 
 @register("energy_bounded")
@@ -54,22 +72,37 @@ class EnergyRegularizedLoss(Loss):
 
     outliers = "needed"
 
-    def __init__(self, alpha: float = 0.1, margin_in: float = -25.0, margin_out: float = -7.0, reduction: str | None = "mean"):
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        margin_in: float = -25.0,
+        margin_out: float = -7.0,
+        reduction: str | None = "mean",
+    ):
         super().__init__()
         require(alpha >= 0, f"energy_bounded: alpha is {alpha}; it must be at least 0")
-        self.alpha, self.margin_in, self.margin_out, self.reduction = alpha, margin_in, margin_out, known_reduction(reduction)
+        self.alpha, self.margin_in, self.margin_out, self.reduction = (
+            alpha,
+            margin_in,
+            margin_out,
+            known_reduction(reduction),
+        )
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         e, known = energy(logits), y >= 0
         hinge = torch.where(known, e - self.margin_in, self.margin_out - e).relu().square()
         if self.reduction == "mean":
-            return cross_entropy(logits, y) + self.alpha * (mean_where(hinge, known) + mean_where(hinge, ~known))
+            return cross_entropy(logits, y) + self.alpha * (
+                mean_where(hinge, known) + mean_where(hinge, ~known)
+            )
         return reduced(cross_entropy(logits, y, "none") + self.alpha * hinge, self.reduction)
 
 
 def _entropic(logits: Tensor, y: Tensor) -> Tensor:
     """Per row: -log softmax_y for ID, -mean_c log softmax_c for outliers."""
-    return cross_entropy(logits, y, "none") + torch.where(y < 0, -energy(logits) - logits.mean(1), 0)
+    return cross_entropy(logits, y, "none") + torch.where(
+        y < 0, -energy(logits) - logits.mean(1), 0
+    )
 
 
 @register("entropic_open_set")
@@ -110,7 +143,10 @@ class ObjectosphereLoss(Loss):
 
     def __init__(self, alpha: float = 1.0, xi: float = 1.0, reduction: str | None = "mean"):
         super().__init__()
-        require(alpha >= 0 and xi >= 0, f"objectosphere: alpha is {alpha}, xi is {xi}; they must be at least 0")
+        require(
+            alpha >= 0 and xi >= 0,
+            f"objectosphere: alpha is {alpha}, xi is {xi}; they must be at least 0",
+        )
         self.alpha, self.xi, self.reduction = alpha, xi, known_reduction(reduction)
 
     def forward(self, logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
@@ -143,6 +179,10 @@ class BackgroundClassLoss(Loss):
         self.num_classes, self.reduction = n_classes, known_reduction(reduction)
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        if y.device.type == "cpu" and (y >= self.num_classes).any():       # a GPU reports it by itself, without waiting here
-            raise ValueError(f"label {int(y.max())} of {self.num_classes} classes (the background class {self.num_classes} is that of labels below 0)")
+        if (
+            y.device.type == "cpu" and (y >= self.num_classes).any()
+        ):  # a GPU reports it by itself, without waiting here
+            raise ValueError(
+                f"label {int(y.max())} of {self.num_classes} classes (the background class {self.num_classes} is that of labels below 0)"
+            )
         return cross_entropy(logits, torch.where(y < 0, self.num_classes, y), self.reduction)

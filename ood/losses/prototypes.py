@@ -1,4 +1,5 @@
 """CIDER: features on a sphere, close to the prototype of their class, prototypes far from each other."""
+
 from __future__ import annotations
 
 import math
@@ -32,9 +33,19 @@ class CIDERLoss(Loss):
     head = "probe"
     views = 2
 
-    def __init__(self, n_classes: int, n_dim: int = 128, t: float = 0.1, weight: float = 2.0, momentum: float = 0.95):
+    def __init__(
+        self,
+        n_classes: int,
+        n_dim: int = 128,
+        t: float = 0.1,
+        weight: float = 2.0,
+        momentum: float = 0.95,
+    ):
         super().__init__()
-        require(t > 0 and 0 <= momentum < 1, f"cider: t is {t}, momentum is {momentum}; t must be above 0, momentum in [0, 1)")
+        require(
+            t > 0 and 0 <= momentum < 1,
+            f"cider: t is {t}, momentum is {momentum}; t must be above 0, momentum in [0, 1)",
+        )
         self.t, self.weight, self.momentum = t, weight, momentum
         self.register_buffer("prototypes", torch.zeros(n_classes, n_dim))
 
@@ -43,13 +54,15 @@ class CIDERLoss(Loss):
         moved = self.moved(z, y) if self.training else self.prototypes
         if self.training:
             self.prototypes = moved.detach()
-        return self.weight * cross_entropy(z @ self.prototypes.T / self.t, y) + self.dispersion(moved)
+        return self.weight * cross_entropy(z @ self.prototypes.T / self.t, y) + self.dispersion(
+            moved
+        )
 
     def moved(self, z: Tensor, y: Tensor) -> Tensor:
         """The prototypes after the batch: the r-th image of every class moves its prototype at the same time, r = 1, 2, ..."""
         prototypes, counts = self.prototypes.to(z), y.bincount(minlength=len(self.prototypes))
         order = y.argsort(stable=True)
-        first = counts.cumsum(0) - counts                                                # where a class begins in `order`
+        first = counts.cumsum(0) - counts  # where a class begins in `order`
         for r in range(int(counts.max()) if len(y) else 0):
             classes = (counts > r).nonzero()[:, 0]
             rows = order[first[classes] + r]
@@ -61,5 +74,7 @@ class CIDERLoss(Loss):
         count = len(prototypes)
         if count < 2:
             return prototypes.sum() * 0
-        similar = (prototypes @ prototypes.T / self.t).masked_fill(torch.eye(count, dtype=torch.bool, device=prototypes.device), -torch.inf)
+        similar = (prototypes @ prototypes.T / self.t).masked_fill(
+            torch.eye(count, dtype=torch.bool, device=prototypes.device), -torch.inf
+        )
         return torch.logsumexp(similar, 1).mean() - math.log(count - 1)

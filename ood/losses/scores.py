@@ -1,7 +1,8 @@
 """The score that a loss brings along: what its authors reject outliers by, from what a weight file keeps beside the network.
 
-    detector = own_score(network, file["objective"])        # None where the loss has none: msp, energy and the like are for those
+detector = own_score(network, file["objective"])        # None where the loss has none: msp, energy and the like are for those
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,18 +17,24 @@ from ood.outputs import Outputs
 
 # of the objective, features (N, D) and logits (N, C): (N,), larger = OOD
 RULES = {
-    "confidence": lambda o, h, f: -o.heads["confidence"](h).sigmoid()[:, 0],                               # 1 - c
-    "background_class": lambda o, h, f: torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[:, -1],           # p(outlier)
+    "confidence": lambda o, h, f: -o.heads["confidence"](h).sigmoid()[:, 0],  # 1 - c
+    "background_class": lambda o, h, f: torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[
+        :, -1
+    ],  # p(outlier)
     "openmix": lambda o, h, f: torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[:, -1],
     "cac": lambda o, h, f: o.loss.score(o.loss.distance(f)),
-    "center": lambda o, h, f: o.loss.distance(h).amin(1),                                                  # to the nearest centre
+    "center": lambda o, h, f: o.loss.distance(h).amin(1),  # to the nearest centre
     "ii": lambda o, h, f: o.loss.distance(h).amin(1),
     "mchad": lambda o, h, f: o.loss.distance(h).amin(1),
-    "deep_svdd": lambda o, h, f: o.loss.distance(h),                                                       # to the one centre
+    "deep_svdd": lambda o, h, f: o.loss.distance(h),  # to the one centre
     "deep_sad": lambda o, h, f: o.loss.distance(h),
     "objectosphere": lambda o, h, f: o.loss.score(f),
-    "vos": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[:, 0],          # p(outlier | energy)
-    "vos_reg": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[:, 0],
+    "vos": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[
+        :, 0
+    ],  # p(outlier | energy)
+    "vos_reg": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[
+        :, 0
+    ],
 }
 
 
@@ -44,7 +51,9 @@ def own_score(network: nn.Module, stored: dict | None) -> Detector | None:
     try:
         objective.own.load_state_dict(stored["state"])
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"what the weight file keeps of loss '{stored['loss']}' does not fit the network: {str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"what the weight file keeps of loss '{stored['loss']}' does not fit the network: {str(error).splitlines()[0]}"
+        ) from None
     objective.finish_head()
     return OwnScore(objective.eval())
 
@@ -61,5 +70,7 @@ class OwnScore(Detector):
     @torch.no_grad()
     def score(self, batch: Outputs) -> Tensor:
         weights = next(iter(self._objective.own.state_dict().values()), torch.zeros(0))
-        features, logits = (values.to(weights.device, torch.float32) for values in (batch.features, batch.logits))
+        features, logits = (
+            values.to(weights.device, torch.float32) for values in (batch.features, batch.logits)
+        )
         return RULES[self.name](self._objective, features, logits)

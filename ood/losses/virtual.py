@@ -1,4 +1,5 @@
 """VOS: a logistic regression on weighted energies, against real outliers or against ones drawn from the tails of the ID features."""
+
 from __future__ import annotations
 
 import torch
@@ -27,7 +28,13 @@ class VOSRegLoss(Loss):
     outliers = "needed"
     brings = ("logistic regression", "energy weights")
 
-    def __init__(self, logistic_regression: nn.Module, weights_energy: nn.Module, alpha: float = 0.1, reduction: str | None = "mean"):
+    def __init__(
+        self,
+        logistic_regression: nn.Module,
+        weights_energy: nn.Module,
+        alpha: float = 0.1,
+        reduction: str | None = "mean",
+    ):
         super().__init__()
         require(alpha >= 0, f"vos: alpha is {alpha}; it must be at least 0")
         self.logistic_regression, self.weights_energy = logistic_regression, weights_energy
@@ -35,18 +42,22 @@ class VOSRegLoss(Loss):
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         e, known = self.energy(logits), y >= 0
-        return cross_entropy(logits, y, self.reduction) + self.alpha * self.separation(e[known], e[~known])
+        return cross_entropy(logits, y, self.reduction) + self.alpha * self.separation(
+            e[known], e[~known]
+        )
 
     def energy(self, logits: Tensor) -> Tensor:
         """(B, C, ...) -> (B, ...)."""
-        weights = F.relu(self.weights_energy.weight[0]).clamp_min(1e-12).log()          # (C,)
+        weights = F.relu(self.weights_energy.weight[0]).clamp_min(1e-12).log()  # (C,)
         return -torch.logsumexp(logits + weights.view(-1, *[1] * (logits.dim() - 2)), 1)
 
     def separation(self, inside: Tensor, outside: Tensor) -> Tensor:
         """Cross-entropy of phi over both energies (N,) and (M,)."""
         e = torch.cat((inside, outside))
         labels = torch.cat((torch.ones_like(inside), torch.zeros_like(outside))).long()
-        return reduced(F.cross_entropy(self.logistic_regression(e[:, None]), labels, reduction="none"), "mean")
+        return reduced(
+            F.cross_entropy(self.logistic_regression(e[:, None]), labels, reduction="none"), "mean"
+        )
 
 
 @register("vos")
@@ -67,12 +78,29 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
     outliers = "ignored"
     brings = ("logistic regression", "energy weights", "queues of features")
 
-    def __init__(self, logistic_regression: nn.Module, weights_energy: nn.Module, fc: nn.Linear, alpha: float = 0.1,
-                 reduction: str | None = "mean", sample_number: int = 1000, select: int = 1, sample_from: int = 10000):
+    def __init__(
+        self,
+        logistic_regression: nn.Module,
+        weights_energy: nn.Module,
+        fc: nn.Linear,
+        alpha: float = 0.1,
+        reduction: str | None = "mean",
+        sample_number: int = 1000,
+        select: int = 1,
+        sample_from: int = 10000,
+    ):
         super().__init__(logistic_regression, weights_energy, alpha, reduction)
         require(sample_number >= 2, f"vos: sample_number is {sample_number}; it must be at least 2")
-        require(1 <= select <= sample_from, f"vos: select is {select}, sample_from is {sample_from}; take at least 1 and at most all draws")
-        self.fc, self.sample_number, self.select, self.sample_from = fc, sample_number, select, sample_from
+        require(
+            1 <= select <= sample_from,
+            f"vos: select is {select}, sample_from is {sample_from}; take at least 1 and at most all draws",
+        )
+        self.fc, self.sample_number, self.select, self.sample_from = (
+            fc,
+            sample_number,
+            select,
+            sample_from,
+        )
         self.register_buffer("queue", torch.zeros(fc.out_features, sample_number, fc.in_features))
         self.register_buffer("seen", torch.zeros(fc.out_features, dtype=torch.long))
 
@@ -85,23 +113,32 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
         loss = cross_entropy(logits, y, self.reduction)
         if not full or not len(y):
             return loss
-        return loss + self.alpha * self.separation(self.energy(logits), self.energy(self.fc(self.draw())))
+        return loss + self.alpha * self.separation(
+            self.energy(logits), self.energy(self.fc(self.draw()))
+        )
 
     def store(self, features: Tensor, y: Tensor) -> None:
         """Newest over oldest, per class; under torchrun the features of all processes, so that every one has the same queues."""
-        features, y = distributed.gather_rows(features).to(self.queue), distributed.gather_rows(y).to(self.seen)
-        ones = F.one_hot(y, len(self.seen))                                              # (B, C)
+        features, y = (
+            distributed.gather_rows(features).to(self.queue),
+            distributed.gather_rows(y).to(self.seen),
+        )
+        ones = F.one_hot(y, len(self.seen))  # (B, C)
         rank = (ones.cumsum(0) - 1).gather(1, y[:, None])[:, 0]
         newest = rank >= ones.sum(0)[y] - self.sample_number
-        self.queue[y[newest], ((self.seen[y] + rank) % self.sample_number)[newest]] = features[newest]
+        self.queue[y[newest], ((self.seen[y] + rank) % self.sample_number)[newest]] = features[
+            newest
+        ]
         self.seen += ones.sum(0)
 
     @torch.no_grad()
     def draw(self) -> Tensor:
         """Virtual outliers (C * select, D)."""
-        means = self.queue.mean(1)                                                       # (C, D)
+        means = self.queue.mean(1)  # (C, D)
         centred = (self.queue - means[:, None]).flatten(0, 1)
-        covariance = centred.T @ centred / len(centred) + 1e-4 * torch.eye(means.shape[1], device=means.device, dtype=means.dtype)
+        covariance = centred.T @ centred / len(centred) + 1e-4 * torch.eye(
+            means.shape[1], device=means.device, dtype=means.dtype
+        )
         factor = torch.linalg.cholesky(covariance)
         found = []
         for mean in means:

@@ -1,4 +1,5 @@
 """What a trainable method is, and what a script hands to it."""
+
 from __future__ import annotations
 
 import importlib
@@ -18,41 +19,57 @@ from ood.config import InputError, nearest, to_dict
 from ood.outputs import Cache
 from ood.runs import Run
 
-MODULES = {"heatmap": "ood.methods.heatmap", "leaveout": "ood.methods.leaveout", "vmdls": "ood.methods.vmdls",
-           "autoencoder": "ood.methods.vmdls_autoencoder"}
+MODULES = {
+    "heatmap": "ood.methods.heatmap",
+    "leaveout": "ood.methods.leaveout",
+    "vmdls": "ood.methods.vmdls",
+    "autoencoder": "ood.methods.vmdls_autoencoder",
+}
 
 
 @dataclass(frozen=True)
 class Context:
     """Everything that is not a setting of the method: where things are, on what to compute, how to speak."""
-    networks: ModuleType                         # the package `models`; a script introduces it, `ood` never imports it
+
+    networks: ModuleType  # the package `models`; a script introduces it, `ood` never imports it
     device: torch.device = torch.device("cpu")
     data_dir: str | Path = "./datasets"
     checkpoints_dir: str | Path = "./checkpoints"
-    out_dir: str | Path | None = None            # of a training run; None: checkpoints_dir/<stem>_<timestamp>
+    out_dir: str | Path | None = None  # of a training run; None: checkpoints_dir/<stem>_<timestamp>
     resume: bool = False
     download: bool = False
-    limit: int | None = None                     # at most so many images per set
-    cache: Cache | None = None                   # of forward passes
+    limit: int | None = None  # at most so many images per set
+    cache: Cache | None = None  # of forward passes
     progress: Callable[..., Iterable] | None = None
     log: Callable[[str], None] = lambda line: None
-    deterministic: bool = False                  # deterministic kernels on a GPU too, slower
-    tensorboard: bool = False                    # also write events for TensorBoard into the run folder
+    deterministic: bool = False  # deterministic kernels on a GPU too, slower
+    tensorboard: bool = False  # also write events for TensorBoard into the run folder
 
-    def begin(self, run: Run, settings, digests: dict[str, str], resumed: bool = False, **sizes: int) -> None:
+    def begin(
+        self, run: Run, settings, digests: dict[str, str], resumed: bool = False, **sizes: int
+    ) -> None:
         """Write into the run's log what is needed to repeat it: command, settings, versions, machine, digests and numbers of images."""
-        run.log({"event": "resume" if resumed else "start", **sizes,
-                 **report.provenance(sys.argv, to_dict(settings), settings.seed, self.device, digests, {})})
+        run.log(
+            {
+                "event": "resume" if resumed else "start",
+                **sizes,
+                **report.provenance(
+                    sys.argv, to_dict(settings), settings.seed, self.device, digests, {}
+                ),
+            }
+        )
 
 
 class Method(ABC):
     """A trained method: made by `load`, it scores images. `train` writes the run folder that `load` reads."""
 
     name: ClassVar[str]
-    Settings: ClassVar[type]                     # frozen dataclass: the keys of a config that belong to the method
+    Settings: ClassVar[type]  # frozen dataclass: the keys of a config that belong to the method
 
-    classifier: nn.Module | None = None          # the classifier whose detectors may be compared with the method, if it has one
-    preprocess = None                            # its normalisation
+    classifier: nn.Module | None = (
+        None  # the classifier whose detectors may be compared with the method, if it has one
+    )
+    preprocess = None  # its normalisation
 
     @classmethod
     @abstractmethod
@@ -80,6 +97,12 @@ def names() -> list[str]:
 def get(name: str) -> type[Method]:
     """The method's class. Raises InputError for an unknown name."""
     if name not in MODULES:
-        raise InputError(f"unknown method '{name}'{nearest(name, MODULES)}; methods: {', '.join(MODULES)}")
+        raise InputError(
+            f"unknown method '{name}'{nearest(name, MODULES)}; methods: {', '.join(MODULES)}"
+        )
     module = importlib.import_module(MODULES[name])
-    return next(c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method) and getattr(c, "name", None) == name)
+    return next(
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and getattr(c, "name", None) == name
+    )

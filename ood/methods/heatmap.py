@@ -9,6 +9,7 @@ Source: Hornauer & Belagiannis, "Heatmap-based Out-of-Distribution Detection", W
 here it therefore runs once, and the decoder trains on cached features, classes and targets. Their released code pairs OOD images with
 other images' targets and scales one row in 200; both are switches (`pairing`, `scaling`), off by default.
 """
+
 from __future__ import annotations
 
 import ast
@@ -28,44 +29,79 @@ from ood.data import ImageSet, Preprocess, info, load
 from ood.data.registry import is_folder_path
 from ood.methods import auxiliary
 from ood.methods.base import Context, Method
-from ood.methods.heatmap_targets import DecoderBatches, Pixels, Scale, StageMaps, fit_scale, nearest_id, pair_as_released
+from ood.methods.heatmap_targets import (
+    DecoderBatches,
+    Pixels,
+    Scale,
+    StageMaps,
+    fit_scale,
+    nearest_id,
+    pair_as_released,
+)
 from ood.metrics_legacy import fpr95_released
 from ood.outputs import Outputs, extract, network_digest
 
-HALF = 0.5                       # mean and std of the paper's normalisation: maps live in [-1, 1]
-RELEASED_FILE = "model.pt"       # in a run folder of the authors
-FREE = ("n_epochs",)             # what may change when a run is continued
-IDENTITY = ("id_dataset", "ood_dataset", "arch", "depth", "width", "model_args", "decoder", "size", "resize", "num_ood", "fw_layers",
-            "pairing", "scaling", "n_epochs", "batch_size", "lr", "b1", "b2")     # what makes two runs the same configuration
+HALF = 0.5  # mean and std of the paper's normalisation: maps live in [-1, 1]
+RELEASED_FILE = "model.pt"  # in a run folder of the authors
+FREE = ("n_epochs",)  # what may change when a run is continued
+IDENTITY = (
+    "id_dataset",
+    "ood_dataset",
+    "arch",
+    "depth",
+    "width",
+    "model_args",
+    "decoder",
+    "size",
+    "resize",
+    "num_ood",
+    "fw_layers",
+    "pairing",
+    "scaling",
+    "n_epochs",
+    "batch_size",
+    "lr",
+    "b1",
+    "b2",
+)  # what makes two runs the same configuration
 
 
 @dataclass(frozen=True)
 class Settings:
     """The authors' keys, then ours. Defaults are the paper's."""
+
     id_dataset: str
-    ood_dataset: str | tuple[str, ...] = "tinyimages"   # see ood.methods.auxiliary
+    ood_dataset: str | tuple[str, ...] = "tinyimages"  # see ood.methods.auxiliary
     num_classes: int | None = None
     arch: str = "resnet18"
     depth: int | None = None
     width: int | None = None
-    z_dim: int | None = None                            # features of the classifier; only checked
+    z_dim: int | None = None  # features of the classifier; only checked
     batch_size: int = 200
     lr: float = 2e-4
     b1: float = 0.5
     b2: float = 0.999
     n_epochs: int = 150
     num_ood: int = 10_000
-    fw_layers: int = 1                                  # 1: pooled features; 2-4: also so many - 1 stage outputs
+    fw_layers: int = 1  # 1: pooled features; 2-4: also so many - 1 stage outputs
     pairing: Literal["correct", "released"] = "correct"
-    scaling: Literal["none", "minmax", "released"] | None = None   # None: none for fw_layers 1 (what released weights expect), else minmax
-    classifier: str | None = None                       # its weight file or run folder; None: the newest run of this architecture
-    epochs: int | None = None                           # instead of n_epochs
-    size: int | None = None                             # side of the images; None: the data set's
-    resize: int | tuple[int, ...] | None = None         # shorter side before the crop, or (height, width)
-    mean: tuple[float, ...] | None = None               # of the classifier's input; None: what its file says, else 0.5
+    scaling: Literal["none", "minmax", "released"] | None = (
+        None  # None: none for fw_layers 1 (what released weights expect), else minmax
+    )
+    classifier: str | None = (
+        None  # its weight file or run folder; None: the newest run of this architecture
+    )
+    epochs: int | None = None  # instead of n_epochs
+    size: int | None = None  # side of the images; None: the data set's
+    resize: int | tuple[int, ...] | None = None  # shorter side before the crop, or (height, width)
+    mean: tuple[float, ...] | None = (
+        None  # of the classifier's input; None: what its file says, else 0.5
+    )
     std: tuple[float, ...] | None = None
-    model_args: dict = field(default_factory=dict)      # further options of the architecture
-    decoder: dict = field(default_factory=dict)         # bottleneck, channels; {}: the paper's, or cut to the classifier
+    model_args: dict = field(default_factory=dict)  # further options of the architecture
+    decoder: dict = field(
+        default_factory=dict
+    )  # bottleneck, channels; {}: the paper's, or cut to the classifier
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -81,7 +117,9 @@ class Settings:
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 < self.lr < float("inf") or not 0 <= self.b1 < 1 or not 0 <= self.b2 < 1:
-            raise InputError(f"lr {self.lr}, b1 {self.b1}, b2 {self.b2}: lr must be above 0, b1 and b2 in [0, 1)")
+            raise InputError(
+                f"lr {self.lr}, b1 {self.b1}, b2 {self.b2}: lr must be above 0, b1 and b2 in [0, 1)"
+            )
 
 
 def score_of(maps: Tensor) -> Tensor:
@@ -100,12 +138,28 @@ class Heatmap(Method):
     name = "heatmap"
     Settings = Settings
 
-    def __init__(self, classifier, decoder, preprocess: Preprocess, settings: Settings, context: Context, scale: Scale = Scale()):
+    def __init__(
+        self,
+        classifier,
+        decoder,
+        preprocess: Preprocess,
+        settings: Settings,
+        context: Context,
+        scale: Scale = Scale(),
+    ):
         self.device = context.device
-        self.classifier, self.decoder = classifier.to(self.device).eval(), decoder.to(self.device, memory_format=torch.channels_last).eval()
-        self.preprocess, self.settings, self.context, self.scale = preprocess, settings, context, scale
+        self.classifier, self.decoder = (
+            classifier.to(self.device).eval(),
+            decoder.to(self.device, memory_format=torch.channels_last).eval(),
+        )
+        self.preprocess, self.settings, self.context, self.scale = (
+            preprocess,
+            settings,
+            context,
+            scale,
+        )
         channels = len(preprocess.mean)
-        self.to_map = Preprocess((HALF,) * channels, (HALF,) * channels)      # pixels -> [-1, 1]
+        self.to_map = Preprocess((HALF,) * channels, (HALF,) * channels)  # pixels -> [-1, 1]
         self.digest = network_digest(self.classifier)
         self._outputs: dict[str, Outputs] = {}
         self._scores: dict[str, Tensor] = {}
@@ -115,27 +169,44 @@ class Heatmap(Method):
     def score(self, images: ImageSet) -> Tensor:
         """(N,) scores; with fw_layers 1 a function of the cached outputs, so that no further pass of the classifier is needed."""
         if images.digest not in self._scores:
-            outputs, rows = self.outputs(images), distributed.share_of_rows(len(images), self.settings.batch_size)
-            parts = [score_of(maps).cpu() for maps in self.maps(images.subset(rows), outputs[rows], rows.start)]
-            self._scores[images.digest] = distributed.gather_rows(torch.cat(parts) if parts else None)
+            outputs, rows = (
+                self.outputs(images),
+                distributed.share_of_rows(len(images), self.settings.batch_size),
+            )
+            parts = [
+                score_of(maps).cpu()
+                for maps in self.maps(images.subset(rows), outputs[rows], rows.start)
+            ]
+            self._scores[images.digest] = distributed.gather_rows(
+                torch.cat(parts) if parts else None
+            )
         return self._scores[images.digest]
 
-    def maps(self, images: ImageSet, outputs: Outputs | None = None, first_row: int = 0) -> Iterator[Tensor]:
+    def maps(
+        self, images: ImageSet, outputs: Outputs | None = None, first_row: int = 0
+    ) -> Iterator[Tensor]:
         """Maps (B, C, H, W) batch by batch. outputs: of these images, if they are at hand; first_row: of the set that they are a part of."""
         outputs = outputs or self.outputs(images)
         size = self.settings.batch_size
         batches = images.batches(size) if self.settings.fw_layers > 1 else None
         for start in range(0, len(images), size):
-            part = outputs[start:start + size]
-            yield self.maps_of(part.features, part.logits.argmax(1), next(batches) if batches else None, first_row + start)
+            part = outputs[start : start + size]
+            yield self.maps_of(
+                part.features,
+                part.logits.argmax(1),
+                next(batches) if batches else None,
+                first_row + start,
+            )
 
-    def maps_of(self, features: Tensor, predicted: Tensor, pixels: Tensor | None = None, first_row: int = 0) -> Tensor:
+    def maps_of(
+        self, features: Tensor, predicted: Tensor, pixels: Tensor | None = None, first_row: int = 0
+    ) -> Tensor:
         """Maps (B, C, H, W) of one batch. pixels (B, C, H, W): needed where fw_layers > 1."""
         levels = [features.to(self.device)]
         with torch.no_grad(), train.autocast(self.device, self.settings.precision):
             if self.settings.fw_layers > 1:
                 stages = self.classifier.stages(self._input(pixels))
-                levels += [stage.float() for stage in stages[::-1][:self.settings.fw_layers - 1]]
+                levels += [stage.float() for stage in stages[::-1][: self.settings.fw_layers - 1]]
             levels = self.scale(levels, first_row)
             return self.decoder(levels[0], predicted.to(self.device), levels[1:]).float()
 
@@ -143,9 +214,20 @@ class Heatmap(Method):
         """Features and logits of the classifier, from the cache or (without one) kept here: it sees an image once."""
         context = self.context
         if images.digest not in self._outputs:
-            bar = context.progress and (lambda batches, **k: context.progress(batches, images.name, unit="images", **k))
-            self._outputs[images.digest] = extract(self.classifier, images, self.preprocess, device=self.device, batch_size=self.settings.batch_size,
-                                                   precision=self.settings.precision, cache=context.cache, digest=self.digest, progress=bar)
+            bar = context.progress and (
+                lambda batches, **k: context.progress(batches, images.name, unit="images", **k)
+            )
+            self._outputs[images.digest] = extract(
+                self.classifier,
+                images,
+                self.preprocess,
+                device=self.device,
+                batch_size=self.settings.batch_size,
+                precision=self.settings.precision,
+                cache=context.cache,
+                digest=self.digest,
+                progress=bar,
+            )
         return self._outputs[images.digest]
 
     def accuracy(self, images: ImageSet) -> float | None:
@@ -162,6 +244,7 @@ class Heatmap(Method):
     def figures(self, out_dir: str | Path, sets: list) -> list[tuple[Path, str]]:
         """figures/heatmaps_<set>.png for every set (ImageSet, or anything with such `images`); [(path, caption)]."""
         from ood import heatmap_plots
+
         sets = [images if isinstance(images, ImageSet) else images.images for images in sets]
         known = id_training_images(self.settings, self.context)
         return heatmap_plots.draw(self, known, sets, Path(out_dir) / "figures")
@@ -177,41 +260,119 @@ class Heatmap(Method):
         run = _to_resume(settings, context)
         if run:
             stored = _settings_of(run.config)
-            runs.agree(_config(stored), _config(settings), FREE + ("classifier", "precision"), run.folder)
-            settings = dataclasses.replace(stored, n_epochs=settings.n_epochs, precision=settings.precision, classifier=run.config["classifier"])
+            runs.agree(
+                _config(stored), _config(settings), FREE + ("classifier", "precision"), run.folder
+            )
+            settings = dataclasses.replace(
+                stored,
+                n_epochs=settings.n_epochs,
+                precision=settings.precision,
+                classifier=run.config["classifier"],
+            )
         resumed = bool(run)
         cli.set_seed(settings.seed, context.deterministic)
-        classifier, preprocess, source = load_classifier(settings, context, run.folder if run else None)
+        classifier, preprocess, source = load_classifier(
+            settings, context, run.folder if run else None
+        )
         decoder = context.networks.decoder_for(classifier, settings.fw_layers, **settings.decoder)
         method = cls(classifier, decoder, preprocess, settings, context)
         known = id_training_images(settings, context)
         _check_images(known, classifier)
-        outliers = auxiliary.draw(settings.ood_dataset, settings.num_ood, settings.seed, context.data_dir, size=known.shape[1], channels=known.shape[0],
-                                  resize=settings.resize, download=context.download, limit=context.limit)
+        outliers = auxiliary.draw(
+            settings.ood_dataset,
+            settings.num_ood,
+            settings.seed,
+            context.data_dir,
+            size=known.shape[1],
+            channels=known.shape[0],
+            resize=settings.resize,
+            download=context.download,
+            limit=context.limit,
+        )
         batches = method._batches(known, outliers)
 
         if not run:
-            run = runs.create(_stem(settings), {"kind": "heatmap", **_config(settings), "limit": context.limit, "classifier": str(source),
-                                                "classifier_digest": method.digest, "finished": False},
-                              root=context.checkpoints_dir, out_dir=context.out_dir)
+            run = runs.create(
+                _stem(settings),
+                {
+                    "kind": "heatmap",
+                    **_config(settings),
+                    "limit": context.limit,
+                    "classifier": str(source),
+                    "classifier_digest": method.digest,
+                    "finished": False,
+                },
+                root=context.checkpoints_dir,
+                out_dir=context.out_dir,
+            )
         if run.config["classifier_digest"] != method.digest:
-            raise InputError(f"the run in '{run.folder}' began with another classifier than '{source}'; keep its classifier.pt, or start a new run")
+            raise InputError(
+                f"the run in '{run.folder}' began with another classifier than '{source}'; keep its classifier.pt, or start a new run"
+            )
         if not (run.folder / "classifier.pt").is_file():
-            run.save("classifier.pt", {"format": "ood-1", "arch": classifier.arch, "state_dict": classifier.state_dict(), "epoch": 0, "metrics": {},
-                                       "preprocess": {"mean": list(preprocess.mean), "std": list(preprocess.std), "size": known.shape[1]}})
+            run.save(
+                "classifier.pt",
+                {
+                    "format": "ood-1",
+                    "arch": classifier.arch,
+                    "state_dict": classifier.state_dict(),
+                    "epoch": 0,
+                    "metrics": {},
+                    "preprocess": {
+                        "mean": list(preprocess.mean),
+                        "std": list(preprocess.std),
+                        "size": known.shape[1],
+                    },
+                },
+            )
         run.update(n_epochs=settings.n_epochs, finished=False)
-        context.begin(run, settings, {"classifier": method.digest, "train": known.digest, "ood": outliers.digest}, resumed, train_images=len(known), ood_images=len(outliers))
-        context.log(f"classifier {source} | {len(known)} ID, {len(outliers)} auxiliary images | pairing {settings.pairing} | run folder {run.folder}")
-        facts = {"min": method.scale.low, "max": method.scale.high, "fw_layers": settings.fw_layers, "classifier_digest": method.digest}
+        context.begin(
+            run,
+            settings,
+            {"classifier": method.digest, "train": known.digest, "ood": outliers.digest},
+            resumed,
+            train_images=len(known),
+            ood_images=len(outliers),
+        )
+        context.log(
+            f"classifier {source} | {len(known)} ID, {len(outliers)} auxiliary images | pairing {settings.pairing} | run folder {run.folder}"
+        )
+        facts = {
+            "min": method.scale.low,
+            "max": method.scale.high,
+            "fw_layers": settings.fw_layers,
+            "classifier_digest": method.digest,
+        }
 
         def pack(epoch, metrics):
-            return {"format": "ood-1", "arch": decoder.arch, "state_dict": decoder.state_dict(), "epoch": epoch, "metrics": metrics, **facts}
+            return {
+                "format": "ood-1",
+                "arch": decoder.arch,
+                "state_dict": decoder.state_dict(),
+                "epoch": epoch,
+                "metrics": metrics,
+                **facts,
+            }
 
-        optimizer = train.make_optimizer("adam", decoder.parameters(), settings.lr, betas=(settings.b1, settings.b2))
+        optimizer = train.make_optimizer(
+            "adam", decoder.parameters(), settings.lr, betas=(settings.b1, settings.b2)
+        )
         schedule = train.Schedule(optimizer, "constant", settings.n_epochs)
         with runs.board(run, context.tensorboard) as tell:
-            train.fit(method.loss, decoder, batches, epochs=settings.n_epochs, optimizer=optimizer, schedule=schedule, run=run, pack=pack,
-                      resume=context.resume, precision=settings.precision, say=context.log, tell=tell)
+            train.fit(
+                method.loss,
+                decoder,
+                batches,
+                epochs=settings.n_epochs,
+                optimizer=optimizer,
+                schedule=schedule,
+                run=run,
+                pack=pack,
+                resume=context.resume,
+                precision=settings.precision,
+                say=context.log,
+                tell=tell,
+            )
         run.update(finished=True)
         return run
 
@@ -219,7 +380,7 @@ class Heatmap(Method):
         """Mean over the batch of the weighted squared error; parts: what ID and what OOD images add to it."""
         features, predicted, images, targets, maps = batch
         heatmaps = self.decoder(features, predicted, maps).float()
-        errors = weighted_errors(heatmaps, self.to_map(images), self.to_map(targets))      # (B,)
+        errors = weighted_errors(heatmaps, self.to_map(images), self.to_map(targets))  # (B,)
         outlier = (images != targets).flatten(1).any(1)
         return errors.mean(), {"ood_part": (errors * outlier).mean().detach()}
 
@@ -228,30 +389,56 @@ class Heatmap(Method):
         settings, count = self.settings, len(known)
         seen, novel = self.outputs(known), self.outputs(outliers)
         predicted, predicted_novel = seen.logits.argmax(1), novel.logits.argmax(1)
-        partner = nearest_id(seen.features.to(self.device), predicted.to(self.device), novel.features.to(self.device), predicted_novel.to(self.device))
+        partner = nearest_id(
+            seen.features.to(self.device),
+            predicted.to(self.device),
+            novel.features.to(self.device),
+            predicted_novel.to(self.device),
+        )
         if settings.pairing == "released":
             partner = pair_as_released(partner, predicted_novel)
         pixels, maps = Pixels([known, outliers], self.device), None
         if settings.fw_layers > 1:
-            maps = StageMaps(self.classifier, pixels, self._input, settings.fw_layers - 1, settings.batch_size,
-                             lambda: train.autocast(self.device, settings.precision))
+            maps = StageMaps(
+                self.classifier,
+                pixels,
+                self._input,
+                settings.fw_layers - 1,
+                settings.batch_size,
+                lambda: train.autocast(self.device, settings.precision),
+            )
             maps.keep()
-        passes = maps and (lambda: (maps(rows) for rows in torch.arange(count).split(settings.batch_size)))
+        passes = maps and (
+            lambda: (maps(rows) for rows in torch.arange(count).split(settings.batch_size))
+        )
         self.scale = fit_scale(settings.scaling, seen.features, passes, settings.batch_size)
-        return DecoderBatches(torch.cat([seen.features, novel.features]), torch.cat([predicted, predicted_novel]),
-                              torch.cat([torch.arange(count), partner]), pixels, batch_size=settings.batch_size, seed=settings.seed,
-                              device=self.device, scale=self.scale, maps=maps)
+        return DecoderBatches(
+            torch.cat([seen.features, novel.features]),
+            torch.cat([predicted, predicted_novel]),
+            torch.cat([torch.arange(count), partner]),
+            pixels,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            device=self.device,
+            scale=self.scale,
+            maps=maps,
+        )
 
     # -- loading
 
     @classmethod
-    def load(cls, settings: Settings, context: Context, checkpoint: str | Path | None = None) -> Heatmap:
+    def load(
+        cls, settings: Settings, context: Context, checkpoint: str | Path | None = None
+    ) -> Heatmap:
         """The trained decoder: from a weight file (ours or the authors' model.pt) or run folder, else the newest finished run of exactly
         these settings (any seed)."""
         folder = Path(checkpoint) if checkpoint else find(settings, context)
         file = folder
         if folder.is_dir():
-            file = next((folder / name for name in ("best.pt", RELEASED_FILE) if (folder / name).is_file()), folder / "best.pt")
+            file = next(
+                (folder / name for name in ("best.pt", RELEASED_FILE) if (folder / name).is_file()),
+                folder / "best.pt",
+            )
         folder = file.parent
         settings = _adopt(settings, folder)
         weights = context.networks.checkpoints.read(file)
@@ -261,15 +448,22 @@ class Heatmap(Method):
         scale = _stored_scale(weights.meta, settings, file)
         method = cls(classifier, decoder, preprocess, settings, context, scale)
         if weights.meta.get("classifier_digest", method.digest) != method.digest:
-            raise InputError(f"'{file}' was trained on another classifier than '{source}'; keep its classifier.pt beside it, or give that classifier")
+            raise InputError(
+                f"'{file}' was trained on another classifier than '{source}'; keep its classifier.pt beside it, or give that classifier"
+            )
         done = weights.meta.get("epoch")
-        context.log(f"decoder {file} | classifier {source} | pairing {settings.pairing} | epoch {done}")
+        context.log(
+            f"decoder {file} | classifier {source} | pairing {settings.pairing} | epoch {done}"
+        )
         if runs.Run(folder).config.get("finished") is False:
-            context.log(f"warning: the run in '{folder}' has not finished ({done} of {settings.n_epochs} epochs)")
+            context.log(
+                f"warning: the run in '{folder}' has not finished ({done} of {settings.n_epochs} epochs)"
+            )
         return method
 
 
 # ---- the parts that train and load share -------------------------------------------------------------------------------------
+
 
 def load_classifier(settings: Settings, context: Context, folder: Path | None = None):
     """(network, preprocess, path): the copy in a run folder, else settings.classifier, else the newest run of this architecture.
@@ -278,37 +472,70 @@ def load_classifier(settings: Settings, context: Context, folder: Path | None = 
     """
     networks, path = context.networks, folder / "classifier.pt" if folder else None
     if path is None or not path.is_file():
-        path = Path(settings.classifier) if settings.classifier else _newest_classifier(settings, context)
+        path = (
+            Path(settings.classifier)
+            if settings.classifier
+            else _newest_classifier(settings, context)
+        )
     path = path / "best.pt" if path.is_dir() else path
     weights = networks.checkpoints.read(path)
     facts = _facts(settings)
     stored, said = weights.meta.get("arch"), weights.meta.get("preprocess") or {}
     if stored and stored["arch"] != settings.arch:
-        raise InputError(f"the classifier in '{path}' is a {stored['arch']}, the config's arch is {settings.arch}; they must agree")
+        raise InputError(
+            f"the classifier in '{path}' is a {stored['arch']}, the config's arch is {settings.arch}; they must agree"
+        )
     if stored:
         network = networks.build(**stored)
     else:
-        shape = {name: getattr(settings, name) for name in ("depth", "width") if getattr(settings, name) is not None}
+        shape = {
+            name: getattr(settings, name)
+            for name in ("depth", "width")
+            if getattr(settings, name) is not None
+        }
         classes = settings.num_classes or (facts.num_classes if facts else None)
         if classes is None:
-            raise InputError(f"num_classes is needed in the config for the data set '{settings.id_dataset}'")
-        network = networks.build(settings.arch, classes, in_channels=facts.channels if facts else 3, image_size=settings.size or facts and facts.size,
-                                 **shape, **settings.model_args)
+            raise InputError(
+                f"num_classes is needed in the config for the data set '{settings.id_dataset}'"
+            )
+        network = networks.build(
+            settings.arch,
+            classes,
+            in_channels=facts.channels if facts else 3,
+            image_size=settings.size or facts and facts.size,
+            **shape,
+            **settings.model_args,
+        )
     networks.checkpoints.load_into(network, weights)
     for key, ours in (("num_classes", network.fc.out_features), ("z_dim", network.fc.in_features)):
         if getattr(settings, key) not in (None, ours):
-            raise InputError(f"{key} is {getattr(settings, key)} in the config, but the classifier in '{path}' has {ours}; they must agree")
+            raise InputError(
+                f"{key} is {getattr(settings, key)} in the config, but the classifier in '{path}' has {ours}; they must agree"
+            )
     channels = network.arch["in_channels"]
-    constants = [getattr(settings, name) or said.get(name) or (HALF,) * channels for name in ("mean", "std")]
+    constants = [
+        getattr(settings, name) or said.get(name) or (HALF,) * channels for name in ("mean", "std")
+    ]
     network.requires_grad_(False)
     return network, Preprocess(*constants), path
 
 
 def _newest_classifier(settings: Settings, context: Context) -> Path:
-    shape = {name: getattr(settings, name) for name in ("depth", "width") if getattr(settings, name) is not None}
-    command = f"python3 classifier_pretraining.py -dataset {settings.id_dataset} -arch {settings.arch}"
+    shape = {
+        name: getattr(settings, name)
+        for name in ("depth", "width")
+        if getattr(settings, name) is not None
+    }
+    command = (
+        f"python3 classifier_pretraining.py -dataset {settings.id_dataset} -arch {settings.arch}"
+    )
     command += "".join(f" -{name} {value}" for name, value in shape.items())
-    match = {"kind": "classifier", "id_dataset": settings.id_dataset, "arch": settings.arch, **shape}
+    match = {
+        "kind": "classifier",
+        "id_dataset": settings.id_dataset,
+        "arch": settings.arch,
+        **shape,
+    }
     return runs.find_newest(context.checkpoints_dir, match, command=command).best
 
 
@@ -316,16 +543,28 @@ def id_training_images(settings: Settings, context: Context) -> ImageSet:
     """The whole training set of the classifier, not augmented; with -limit a seeded choice, because files are ordered by class."""
     facts = _facts(settings)
     size = settings.size or (facts.size if facts else None)
-    images = load(settings.id_dataset, "train", context.data_dir, size=size, resize=settings.resize or (facts.resize if facts else None),
-                  download=context.download)
+    images = load(
+        settings.id_dataset,
+        "train",
+        context.data_dir,
+        size=size,
+        resize=settings.resize or (facts.resize if facts else None),
+        download=context.download,
+    )
     if context.limit is None or context.limit >= len(images):
         return images
-    return images.subset(np.sort(np.random.RandomState(settings.seed).permutation(len(images))[:context.limit]))
+    return images.subset(
+        np.sort(np.random.RandomState(settings.seed).permutation(len(images))[: context.limit])
+    )
 
 
 def find(settings: Settings, context: Context, file: str = "best.pt", **more) -> Path:
     """The newest finished run of exactly this configuration; a failure names the nearest run there is."""
-    match = {"kind": "heatmap", **{key: value for key, value in _config(settings).items() if key in IDENTITY}, **(more or {"finished": True})}
+    match = {
+        "kind": "heatmap",
+        **{key: value for key, value in _config(settings).items() if key in IDENTITY},
+        **(more or {"finished": True}),
+    }
     if context.limit is None:
         match["limit"] = None
     try:
@@ -333,11 +572,21 @@ def find(settings: Settings, context: Context, file: str = "best.pt", **more) ->
     except InputError:
         what = f"no {'finished run' if not more else 'run'} of exactly this configuration in '{context.checkpoints_dir}'"
         try:
-            close = runs.find_newest(context.checkpoints_dir, {"kind": "heatmap", "id_dataset": settings.id_dataset, "arch": settings.arch}, file=file)
+            close = runs.find_newest(
+                context.checkpoints_dir,
+                {"kind": "heatmap", "id_dataset": settings.id_dataset, "arch": settings.arch},
+                file=file,
+            )
         except InputError:
             raise InputError(f"{what}; train one: python3 ood_training.py -config CONFIG") from None
-        differs = ", ".join(f"{key} {close.config.get(key)} instead of {value}" for key, value in match.items() if close.config.get(key) != value)
-        raise InputError(f"{what}; '{close.folder.name}' differs in {differs}: name it with -checkpoint_name, or train: python3 ood_training.py -config CONFIG") from None
+        differs = ", ".join(
+            f"{key} {close.config.get(key)} instead of {value}"
+            for key, value in match.items()
+            if close.config.get(key) != value
+        )
+        raise InputError(
+            f"{what}; '{close.folder.name}' differs in {differs}: name it with -checkpoint_name, or train: python3 ood_training.py -config CONFIG"
+        ) from None
 
 
 def _to_resume(settings: Settings, context: Context) -> runs.Run | None:
@@ -351,7 +600,9 @@ def _to_resume(settings: Settings, context: Context) -> runs.Run | None:
         return None
     run = runs.reopen(context.out_dir)
     if run.config.get("kind") != "heatmap":
-        raise InputError(f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a heatmap decoder's")
+        raise InputError(
+            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a heatmap decoder's"
+        )
     return run
 
 
@@ -359,38 +610,61 @@ def _adopt(settings: Settings, folder: Path) -> Settings:
     """The settings of the run that a weight file lies in, checked against those asked for."""
     stored = runs.Run(folder).config or _released_config(folder)
     if stored.get("kind", "heatmap") != "heatmap":
-        raise InputError(f"'{folder}' holds a run of kind '{stored['kind']}', not a heatmap decoder's")
+        raise InputError(
+            f"'{folder}' holds a run of kind '{stored['kind']}', not a heatmap decoder's"
+        )
     for key in ("id_dataset", "arch"):
         if stored.get(key, getattr(settings, key)) != getattr(settings, key):
-            raise InputError(f"'{folder}' was trained with {key} {stored[key]}, the config says {getattr(settings, key)}; they must agree")
+            raise InputError(
+                f"'{folder}' was trained with {key} {stored[key]}, the config says {getattr(settings, key)}; they must agree"
+            )
     if settings.fw_layers not in (1, stored.get("fw_layers", settings.fw_layers)):
-        raise InputError(f"'{folder}' was trained with fw_layers {stored['fw_layers']}, now {settings.fw_layers} is asked for; leave -fw_layers out")
+        raise InputError(
+            f"'{folder}' was trained with fw_layers {stored['fw_layers']}, now {settings.fw_layers} is asked for; leave -fw_layers out"
+        )
     if "kind" in stored:
-        return dataclasses.replace(_settings_of(stored), classifier=settings.classifier or stored.get("classifier"))
+        return dataclasses.replace(
+            _settings_of(stored), classifier=settings.classifier or stored.get("classifier")
+        )
     fw_layers = stored.get("fw_layers", settings.fw_layers)
-    return dataclasses.replace(settings, fw_layers=fw_layers, pairing="released", scaling=settings.scaling if fw_layers == settings.fw_layers else None)
+    return dataclasses.replace(
+        settings,
+        fw_layers=fw_layers,
+        pairing="released",
+        scaling=settings.scaling if fw_layers == settings.fw_layers else None,
+    )
 
 
 def _released_config(folder: Path) -> dict:
     """What an authors' config.txt (a printed dict) says; {} when there is none."""
     try:
         text = (folder / "config.txt").read_text()
-        found = ast.literal_eval(text[text.index("{"):text.rindex("}") + 1])
+        found = ast.literal_eval(text[text.index("{") : text.rindex("}") + 1])
     except (OSError, ValueError, SyntaxError):
         return {}
-    return {key: value for key, value in found.items() if key in ("id_dataset", "arch", "fw_layers")} if isinstance(found, dict) else {}
+    return (
+        {key: value for key, value in found.items() if key in ("id_dataset", "arch", "fw_layers")}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _stored_scale(meta: dict, settings: Settings, file: Path) -> Scale:
     if settings.scaling == "none":
         return Scale()
     if "min" not in meta or "max" not in meta:
-        raise InputError(f"'{file}' does not say by which min and max features are scaled; set \"scaling\": \"none\" in the config")
+        raise InputError(
+            f'\'{file}\' does not say by which min and max features are scaled; set "scaling": "none" in the config'
+        )
     return Scale(settings.scaling, float(meta["min"]), float(meta["max"]), settings.batch_size)
 
 
 def _settings_of(config: dict) -> Settings:
-    return build(Settings, {f.name: config[f.name] for f in dataclasses.fields(Settings) if f.name in config}, "config.json")
+    return build(
+        Settings,
+        {f.name: config[f.name] for f in dataclasses.fields(Settings) if f.name in config},
+        "config.json",
+    )
 
 
 def _config(settings: Settings) -> dict:
@@ -402,11 +676,21 @@ def _facts(settings: Settings):
 
 
 def _stem(settings: Settings) -> str:
-    dataset = Path(settings.id_dataset).resolve().name if is_folder_path(settings.id_dataset) else settings.id_dataset
+    dataset = (
+        Path(settings.id_dataset).resolve().name
+        if is_folder_path(settings.id_dataset)
+        else settings.id_dataset
+    )
     return f"{dataset}_{settings.arch}_ood_fw{settings.fw_layers}"
 
 
 def _check_images(images: ImageSet, classifier) -> None:
-    wanted = (classifier.arch["in_channels"], classifier.arch["image_size"], classifier.arch["image_size"])
+    wanted = (
+        classifier.arch["in_channels"],
+        classifier.arch["image_size"],
+        classifier.arch["image_size"],
+    )
     if images.shape != wanted:
-        raise InputError(f"'{images.name}' has images {images.shape}, the classifier takes {wanted}; give size and resize in the config")
+        raise InputError(
+            f"'{images.name}' has images {images.shape}, the classifier takes {wanted}; give size and resize in the config"
+        )

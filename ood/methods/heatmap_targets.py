@@ -1,4 +1,5 @@
 """What the heatmap decoder is trained on: nearest ID images, scaled features, cached batches. See ood/methods/heatmap.py."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +12,21 @@ from torch import Tensor
 from ood import distributed
 from ood.batches import RESIDENT_BYTES, mix
 
-CHUNK = 1024                    # OOD rows compared at a time
-CANDIDATES = 4                  # per row, compared again without the rounding of the matrix product
-MAP_BYTES = 2 * 2**30           # feature maps are kept (in half precision) up to this size, else computed anew for every batch
+CHUNK = 1024  # OOD rows compared at a time
+CANDIDATES = 4  # per row, compared again without the rounding of the matrix product
+MAP_BYTES = (
+    2 * 2**30
+)  # feature maps are kept (in half precision) up to this size, else computed anew for every batch
 
-Levels = list[Tensor]           # pooled features (B, D), then stage outputs (B, C, H, W), the deepest first
+Levels = list[Tensor]  # pooled features (B, D), then stage outputs (B, C, H, W), the deepest first
 
 
 # ---- the nearest ID image ----------------------------------------------------------------------------------------------------
 
-def nearest_id(id_features: Tensor, id_predicted: Tensor, features: Tensor, predicted: Tensor) -> Tensor:
+
+def nearest_id(
+    id_features: Tensor, id_predicted: Tensor, features: Tensor, predicted: Tensor
+) -> Tensor:
     """For every row of `features`, the number of the nearest ID image that is predicted as the same class.
 
     Euclidean distance of pooled features; one matrix product per class. For a class into which no ID image falls, the nearest of
@@ -42,14 +48,14 @@ def nearest_id(id_features: Tensor, id_predicted: Tensor, features: Tensor, pred
 def _closest(queries: Tensor, keys: Tensor) -> Tensor:
     """(M,) row of `keys` nearest to each query: candidates by |k|^2 - 2 q.k, the winner among them by the exact distance."""
     centre = keys.float().mean(0)
-    keys = keys.float() - centre                                                        # small numbers: less is lost in the product
+    keys = keys.float() - centre  # small numbers: less is lost in the product
     norms = keys.square().sum(1)
     found = []
     for part in queries.split(CHUNK):
         part = part.float() - centre
-        rough = torch.addmm(norms, part, keys.T, alpha=-2)                              # (B, K)
+        rough = torch.addmm(norms, part, keys.T, alpha=-2)  # (B, K)
         best = rough.topk(min(CANDIDATES, len(keys)), largest=False).indices.sort(1).values
-        exact = (part[:, None] - keys[best]).double().square().sum(2)                   # (B, candidates)
+        exact = (part[:, None] - keys[best]).double().square().sum(2)  # (B, candidates)
         found.append(best.gather(1, exact.argmin(1, keepdim=True))[:, 0])
     return torch.cat(found)
 
@@ -64,6 +70,7 @@ def pair_as_released(nearest: Tensor, predicted: Tensor) -> Tensor:
 
 # ---- scaling of features -----------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Scale:
     """(z - low) / (high - low) of every level.
@@ -73,6 +80,7 @@ class Scale:
             released code takes the first image of a batch for a list of levels), with several levels as minmax.
         low, high: over the ID training images, and 0.
     """
+
     kind: str = "none"
     low: float = 0.0
     high: float = 1.0
@@ -89,7 +97,9 @@ class Scale:
         return [torch.where((rows % self.batch_size == 0)[:, None], scaled[0], levels[0])]
 
 
-def fit_scale(kind: str, features: Tensor, maps: Callable[[], Iterator[Levels]] | None, batch_size: int) -> Scale:
+def fit_scale(
+    kind: str, features: Tensor, maps: Callable[[], Iterator[Levels]] | None, batch_size: int
+) -> Scale:
     """The scale of ID training images.
 
     Args:
@@ -107,6 +117,7 @@ def fit_scale(kind: str, features: Tensor, maps: Callable[[], Iterator[Levels]] 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
 
+
 class Pixels:
     """Rows of several image sets of one shape as one set: in memory where they fit (on the GPU if there is one), else read when asked."""
 
@@ -114,8 +125,13 @@ class Pixels:
         self.sets, self.device = list(sets), device
         self.first = np.cumsum([0, *map(len, self.sets)])
         arrays = [getattr(images, "images", None) for images in self.sets]
-        fits = all(a is not None and a.dtype == np.uint8 for a in arrays) and sum(a.nbytes for a in arrays) <= RESIDENT_BYTES
-        self.array = torch.cat([torch.from_numpy(np.array(a)) for a in arrays]).to(device) if fits else None
+        fits = (
+            all(a is not None and a.dtype == np.uint8 for a in arrays)
+            and sum(a.nbytes for a in arrays) <= RESIDENT_BYTES
+        )
+        self.array = (
+            torch.cat([torch.from_numpy(np.array(a)) for a in arrays]).to(device) if fits else None
+        )
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -142,7 +158,15 @@ class StageMaps:
         pixels: `Pixels`; transform: pixels -> network input; count: how many stages.
     """
 
-    def __init__(self, network, pixels: Pixels, transform: Callable[[Tensor], Tensor], count: int, batch_size: int, autocast: Callable):
+    def __init__(
+        self,
+        network,
+        pixels: Pixels,
+        transform: Callable[[Tensor], Tensor],
+        count: int,
+        batch_size: int,
+        autocast: Callable,
+    ):
         self.network, self.pixels, self.transform, self.count = network, pixels, transform, count
         self.batch_size, self.autocast = batch_size, autocast
         self.kept: Levels | None = None
@@ -150,14 +174,17 @@ class StageMaps:
     def compute(self, rows: Tensor) -> Levels:
         with torch.no_grad(), self.autocast():
             stages = self.network.stages(self.transform(self.pixels(rows)))
-        return [stage.float() for stage in stages[::-1][:self.count]]
+        return [stage.float() for stage in stages[::-1][: self.count]]
 
     def keep(self) -> bool:
         """Compute all maps once, if MAP_BYTES hold them."""
         one = sum(level[0].numel() for level in self.compute(torch.arange(1)))
         if 2 * one * len(self.pixels) > MAP_BYTES:
             return False
-        parts = [[level.half() for level in self.compute(rows)] for rows in torch.arange(len(self.pixels)).split(self.batch_size)]
+        parts = [
+            [level.half() for level in self.compute(rows)]
+            for rows in torch.arange(len(self.pixels)).split(self.batch_size)
+        ]
         self.kept = [torch.cat(levels) for levels in zip(*parts)]
         return True
 
@@ -178,20 +205,50 @@ class DecoderBatches:
     Yields: (features, predicted, images, targets, maps): images and targets as stored, features and maps scaled.
     """
 
-    def __init__(self, features: Tensor, predicted: Tensor, target: Tensor, pixels: Pixels, *, batch_size: int, seed: int,
-                 device: torch.device, scale: Scale, maps: StageMaps | None = None):
+    def __init__(
+        self,
+        features: Tensor,
+        predicted: Tensor,
+        target: Tensor,
+        pixels: Pixels,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        scale: Scale,
+        maps: StageMaps | None = None,
+    ):
         home = device if features.nbytes <= RESIDENT_BYTES else torch.device("cpu")
-        self.features, self.predicted, self.target = features.to(home), predicted.to(home), target.to(home)
-        self.pixels, self.batch_size, self.seed, self.device, self.scale, self.maps = pixels, batch_size, seed, device, scale, maps
+        self.features, self.predicted, self.target = (
+            features.to(home),
+            predicted.to(home),
+            target.to(home),
+        )
+        self.pixels, self.batch_size, self.seed, self.device, self.scale, self.maps = (
+            pixels,
+            batch_size,
+            seed,
+            device,
+            scale,
+            maps,
+        )
 
     def __len__(self) -> int:
         return distributed.steps(len(self.features), self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Levels]]:
-        order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(mix(self.seed, number)))
+        order = torch.randperm(
+            len(self.features), generator=torch.Generator().manual_seed(mix(self.seed, number))
+        )
         order = order.to(self.features.device)
         for span in distributed.spans(len(order), self.batch_size):
-            rows = order[span.start:span.stop]
+            rows = order[span.start : span.stop]
             features = self.features[rows].to(self.device)
             levels = self.scale([features, *(self.maps(rows) if self.maps else [])])
-            yield levels[0], self.predicted[rows].to(self.device), self.pixels(rows), self.pixels(self.target[rows]), levels[1:]
+            yield (
+                levels[0],
+                self.predicted[rows].to(self.device),
+                self.pixels(rows),
+                self.pixels(self.target[rows]),
+                levels[1:],
+            )

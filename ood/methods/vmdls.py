@@ -11,6 +11,7 @@ Source: Dinari & Freifeld, "Variational- and metric-based deep latent space for 
 training images (accumulate), float64 (statistics), an auto-encoder that gets the input it was trained on (ae_input), dropout off
 (test_dropout), and m: a bound that no input can exceed, instead of the largest value among the test images of both sets (shift).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,12 +34,13 @@ from ood.methods.vmdls_metrics import Scored, open_set
 from ood.methods.vmdls_train import build_network, known_images, preprocess_of, train_latent
 from ood.outputs import network_digest
 
-LATENT_POINTS = 2000     # per set, in the figure
+LATENT_POINTS = 2000  # per set, in the figure
 
 
 @dataclass(frozen=True)
 class Looked:
     """What a pass over a set gives: ensemble (N, F), log-likelihoods (N, K), reconstruction errors (N,) or None."""
+
     ensemble: Tensor
     likelihoods: Tensor
     errors: Tensor | None
@@ -50,15 +52,29 @@ class VMDLS(Method):
     name = "vmdls"
     Settings = vmdls_settings.Settings
 
-    def __init__(self, network: LatentNetwork, preprocess: Preprocess, settings, context: Context, known, autoencoder: AutoEncoder | None):
+    def __init__(
+        self,
+        network: LatentNetwork,
+        preprocess: Preprocess,
+        settings,
+        context: Context,
+        known,
+        autoencoder: AutoEncoder | None,
+    ):
         """known: ImageSet of ID training images, on which the Gaussians are fitted at first use."""
         self.network = network.to(context.device, memory_format=torch.channels_last).eval()
-        self.preprocess, self.settings, self.context, self.known, self.autoencoder = preprocess, settings, context, known, autoencoder
+        self.preprocess, self.settings, self.context, self.known, self.autoencoder = (
+            preprocess,
+            settings,
+            context,
+            known,
+            autoencoder,
+        )
         self._moments: Moments | None = None
         self._gaussians: Gaussians | None = None
         self._looked: dict[str, Looked] = {}
         self._likelihoods: dict[str, Tensor] = {}
-        random = settings.test_dropout == "released"         # nothing that is random may be kept
+        random = settings.test_dropout == "released"  # nothing that is random may be kept
         self._digest = None if context.cache is None or random else network_digest(self.network)
 
     @classmethod
@@ -71,16 +87,24 @@ class VMDLS(Method):
         known = known_images(settings, "train", context)
         if checkpoint is None:
             command = "python3 ood_training.py -config CONFIG, with the same config"
-            checkpoint = runs.find_newest(context.checkpoints_dir, settings.identity(), command=command).folder
+            checkpoint = runs.find_newest(
+                context.checkpoints_dir, settings.identity(), command=command
+            ).folder
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build_network(settings, context, known.shape, known.num_classes)
         stored = context.networks.checkpoints.load_into(network, path).get("preprocess") or {}
         context.log(f"weights: {path}")
-        preprocess = Preprocess(stored["mean"], stored["std"]) if stored else preprocess_of(settings)
+        preprocess = (
+            Preprocess(stored["mean"], stored["std"]) if stored else preprocess_of(settings)
+        )
         autoencoder = None
         if settings.ae_features:
-            kind = settings.autoencoder_arch or ("mnist_conv" if known.shape == (1, 28, 28) else "resnet18")
-            ae_settings = AutoEncoder.Settings(settings.id_dataset, kind, batch_size=settings.batch_size)
+            kind = settings.autoencoder_arch or (
+                "mnist_conv" if known.shape == (1, 28, 28) else "resnet18"
+            )
+            ae_settings = AutoEncoder.Settings(
+                settings.id_dataset, kind, batch_size=settings.batch_size
+            )
             autoencoder = AutoEncoder.load(ae_settings, context, settings.autoencoder)
         return cls(network, preprocess, settings, context, known, autoencoder)
 
@@ -108,8 +132,14 @@ class VMDLS(Method):
             m = 1 + max(look.likelihoods.max().item() for look in looked)
             if self.autoencoder:
                 scale = max(look.errors.max().item() for look in looked)
-        scored = [Scored((self._combine(look, m) / scale).numpy(), look.likelihoods.argmax(1).numpy(), np.asarray(images.labels))
-                  for look, images in zip(looked, (known, novel))]
+        scored = [
+            Scored(
+                (self._combine(look, m) / scale).numpy(),
+                look.likelihoods.argmax(1).numpy(),
+                np.asarray(images.labels),
+            )
+            for look, images in zip(looked, (known, novel))
+        ]
         return scored[0], dataclasses.replace(scored[1], labels=np.full(len(novel), -1))
 
     def extra_metrics(self, id_images, ood_images) -> dict[str, float]:
@@ -118,7 +148,7 @@ class VMDLS(Method):
 
     def _combine(self, looked: Looked, m: float | None = None) -> Tensor:
         m = 1 + self.gaussians.peak() if m is None else m
-        distance = m - looked.likelihoods.amax(1)            # (N,) >= 1
+        distance = m - looked.likelihoods.amax(1)  # (N,) >= 1
         return (distance if looked.errors is None else distance * looked.errors).double()
 
     # ---- what the scores are made of
@@ -130,16 +160,25 @@ class VMDLS(Method):
             s = self.settings
             features = self._pass(self.known, errors=False)["ensemble"]
             dtype = torch.float32 if s.statistics == "released" else torch.float64
-            self._moments = class_moments(features, self.known.labels, dtype=dtype, accumulate=s.accumulate, batch_classes=s.test_batch_classes,
-                                          sample_count=s.test_sample_count, seed=s.seed)
+            self._moments = class_moments(
+                features,
+                self.known.labels,
+                dtype=dtype,
+                accumulate=s.accumulate,
+                batch_classes=s.test_batch_classes,
+                sample_count=s.test_sample_count,
+                seed=s.seed,
+            )
         return self._moments
 
     @property
     def gaussians(self) -> Gaussians:
         if self._gaussians is None:
             self._gaussians = self.moments.gaussians(self.settings.jitter)
-            self.context.log(f"gaussians: {len(self.moments.means)} classes x {self.moments.means.shape[1]} features, jitter {self._gaussians.jitter:g} "
-                             f"({self.settings.statistics}, accumulate {self.settings.accumulate})")
+            self.context.log(
+                f"gaussians: {len(self.moments.means)} classes x {self.moments.means.shape[1]} features, jitter {self._gaussians.jitter:g} "
+                f"({self.settings.statistics}, accumulate {self.settings.accumulate})"
+            )
         return self._gaussians
 
     def look(self, images) -> Looked:
@@ -148,38 +187,64 @@ class VMDLS(Method):
             arrays = self._pass(images, errors=self.autoencoder is not None)
             if images.digest not in self._likelihoods:
                 self._likelihoods[images.digest] = self.gaussians.log_likelihood(arrays["ensemble"])
-            self._looked[images.digest] = Looked(arrays["ensemble"], self._likelihoods[images.digest], arrays.get("errors"))
+            self._looked[images.digest] = Looked(
+                arrays["ensemble"], self._likelihoods[images.digest], arrays.get("errors")
+            )
         return self._looked[images.digest]
 
     def vary(self, **changes) -> VMDLS:
         """The same network with other settings of the test (jitter, accumulate, statistics, shift, ...), passes shared where possible."""
         settings = dataclasses.replace(self.settings, **changes)
-        other = VMDLS(self.network, self.preprocess, settings, self.context, self.known, self.autoencoder if settings.ae_features else None)
-        same = ("accumulate", "statistics", "test_batch_classes", "test_sample_count", "seed", "test_dropout")
+        other = VMDLS(
+            self.network,
+            self.preprocess,
+            settings,
+            self.context,
+            self.known,
+            self.autoencoder if settings.ae_features else None,
+        )
+        same = (
+            "accumulate",
+            "statistics",
+            "test_batch_classes",
+            "test_sample_count",
+            "seed",
+            "test_dropout",
+        )
         if all(getattr(settings, name) == getattr(self.settings, name) for name in same):
             other._moments = self.moments
             if settings.jitter == self.settings.jitter:
                 other._gaussians, other._likelihoods = self.gaussians, self._likelihoods
         return other
 
-    def jitter_report(self, id_images, ood_images, jitters: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)) -> list[dict]:
+    def jitter_report(
+        self,
+        id_images,
+        ood_images,
+        jitters: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    ) -> list[dict]:
         """Metrics of a pair for several jitters; those that leave a covariance singular are left out."""
         smallest = self.moments.search() * 1e-6
         rows = []
         for jitter in sorted({smallest, *(j for j in jitters if j > smallest)}):
-            rows.append({"jitter": jitter, **self.vary(jitter=jitter).extra_metrics(id_images, ood_images)})
+            rows.append(
+                {"jitter": jitter, **self.vary(jitter=jitter).extra_metrics(id_images, ood_images)}
+            )
         return rows
 
     def figures(self, out_dir: str | Path, sets: list) -> list[Path]:
         """Latent scatter of the ID test images (first of `sets`) with each OOD set, as PNG files."""
         from ood.methods import vmdls_plots
+
         width = self.network.fc_mu.out_features
         means = self.gaussians.means[:, -width:].float().numpy()
         known, paths = self.look(sets[0]).ensemble[:LATENT_POINTS, -width:].numpy(), []
         for images in sets[1:]:
             paths.append(Path(out_dir) / "figures" / f"latent_{images.name}.png")
             novel = self.look(images).ensemble[:LATENT_POINTS, -width:].numpy()
-            vmdls_plots.latent(means, known, np.asarray(sets[0].labels)[:LATENT_POINTS], paths[-1], novel)
+            vmdls_plots.latent(
+                means, known, np.asarray(sets[0].labels)[:LATENT_POINTS], paths[-1], novel
+            )
         return paths
 
     # ---- the pass
@@ -195,8 +260,13 @@ class VMDLS(Method):
         arrays: dict[str, list[Tensor]] = {part: [] for part in wanted}
         batches = images.batches(self.settings.batch_size)
         if self.context.progress:
-            batches = self.context.progress(batches, f"{images.name} {images.split}", total=-(-len(images) // self.settings.batch_size),
-                                            unit="images", scale=self.settings.batch_size)
+            batches = self.context.progress(
+                batches,
+                f"{images.name} {images.split}",
+                total=-(-len(images) // self.settings.batch_size),
+                unit="images",
+                scale=self.settings.batch_size,
+            )
         for pixels in batches:
             for part, values in self._forward(pixels.to(self.context.device), errors).items():
                 arrays[part].append(values.cpu())
@@ -214,13 +284,21 @@ class VMDLS(Method):
             if self.settings.ae_input == "released":
                 again = self.autoencoder.network(images)
             else:
-                again = self.preprocess(self.autoencoder.reconstruct(pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels))
+                again = self.preprocess(
+                    self.autoencoder.reconstruct(
+                        pixels.float().div(255) if pixels.dtype == torch.uint8 else pixels
+                    )
+                )
             tap = self.network.first_tap(again.contiguous(memory_format=torch.channels_last))
-            out["errors"] = (out["ensemble"][:, :tap.shape[1]] - tap).square().mean(1)
+            out["errors"] = (out["ensemble"][:, : tap.shape[1]] - tap).square().mean(1)
         return out
 
     def _key(self, images, part: str) -> str:
         made = [part, self._digest, images.digest, repr(self.preprocess), self.context.device.type]
         if part == "errors":
-            made += [network_digest(self.autoencoder.network), repr(self.autoencoder.preprocess), self.settings.ae_input]
+            made += [
+                network_digest(self.autoencoder.network),
+                repr(self.autoencoder.preprocess),
+                self.settings.ae_input,
+            ]
         return hashlib.sha256("\n".join(made).encode()).hexdigest()[:32]

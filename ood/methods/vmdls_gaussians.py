@@ -6,6 +6,7 @@ factorisation works and ends where round-off lets it; in float64 (our default) t
 
 Source: Dinari & Freifeld, UAI 2022, stage 1 and 2 of the released test.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,15 +19,16 @@ from torch import Tensor
 from ood.config import InputError
 from ood.methods.vmdls_latent import batches_per_epoch, class_rows
 
-STEP = 1e-6              # of the jitter
-EXTRA_STEPS = 2          # that the released code adds to what the search finds
-ROWS = 4096              # images whose likelihoods are computed in one go
+STEP = 1e-6  # of the jitter
+EXTRA_STEPS = 2  # that the released code adds to what the search finds
+ROWS = 4096  # images whose likelihoods are computed in one go
 MOST_STEPS = 2**50
 
 
 @dataclass(frozen=True)
 class Moments:
     """counts (K,), means (K, F), covariances (K, F, F), biased (divided by the count)."""
+
     counts: Tensor
     means: Tensor
     covariances: Tensor
@@ -42,13 +44,16 @@ class Moments:
         for c, covariance in enumerate(self.covariances):
             factors[c], failed = torch.linalg.cholesky_ex(_raised(covariance, used))
             if failed:
-                raise InputError(f"jitter {used:g} leaves the covariance of class {c} without a Cholesky factor; at least {self.search() * STEP:g} is needed here")
+                raise InputError(
+                    f"jitter {used:g} leaves the covariance of class {c} without a Cholesky factor; at least {self.search() * STEP:g} is needed here"
+                )
         return Gaussians(self.means, factors, used)
 
 
 @dataclass(frozen=True)
 class Gaussians:
     """means (K, F), factors (K, F, F) lower triangular, the jitter in them."""
+
     means: Tensor
     factors: Tensor
     jitter: float
@@ -58,10 +63,12 @@ class Gaussians:
         constants = self._peaks()
         result = torch.empty(len(features), len(self.means), dtype=self.means.dtype)
         for start in range(0, len(features), ROWS):
-            rows = features[start:start + ROWS].to(self.means)
+            rows = features[start : start + ROWS].to(self.means)
             for c, (mean, factor) in enumerate(zip(self.means, self.factors)):
-                whitened = torch.linalg.solve_triangular(factor, (rows - mean).T, upper=False)      # (F, rows)
-                result[start:start + len(rows), c] = constants[c] - 0.5 * whitened.square().sum(0)
+                whitened = torch.linalg.solve_triangular(
+                    factor, (rows - mean).T, upper=False
+                )  # (F, rows)
+                result[start : start + len(rows), c] = constants[c] - 0.5 * whitened.square().sum(0)
         return result
 
     def peak(self) -> float:
@@ -69,11 +76,22 @@ class Gaussians:
         return self._peaks().max().item()
 
     def _peaks(self) -> Tensor:
-        return -0.5 * self.means.shape[1] * math.log(2 * math.pi) - self.factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -0.5 * self.means.shape[1] * math.log(2 * math.pi) - self.factors.diagonal(
+            dim1=1, dim2=2
+        ).log().sum(1)
 
 
-def class_moments(features: Tensor, labels: np.ndarray, *, dtype: torch.dtype = torch.float64, accumulate: str = "all",
-                  batch_classes: int = 1, sample_count: int = 4996, seed: int = 0, device: torch.device | str = "cpu") -> Moments:
+def class_moments(
+    features: Tensor,
+    labels: np.ndarray,
+    *,
+    dtype: torch.dtype = torch.float64,
+    accumulate: str = "all",
+    batch_classes: int = 1,
+    sample_count: int = 4996,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Moments:
     """mean_c = sum f / n_c, cov_c = sum f f^T / n_c - mean_c mean_c^T.
 
     Args:
@@ -95,18 +113,22 @@ def class_moments(features: Tensor, labels: np.ndarray, *, dtype: torch.dtype = 
     for c, (of_class, count) in enumerate(zip(rows, counts)):
         first, second = torch.zeros_like(means[c]), torch.zeros_like(covariances[c])
         for start in range(0, len(of_class), ROWS):
-            f = features[torch.as_tensor(of_class[start:start + ROWS])].to(means)
+            f = features[torch.as_tensor(of_class[start : start + ROWS])].to(means)
             first += f.sum(0)
             second.addmm_(f.T, f)
         means[c] = first / count
         covariance = second / count - torch.outer(means[c], means[c])
         covariances[c] = (covariance + covariance.T) / 2
     if not (means.isfinite().all() and covariances.isfinite().all()):
-        raise InputError("the feature ensemble of the training images is not finite; the weights do not fit the network or its input")
+        raise InputError(
+            "the feature ensemble of the training images is not finite; the weights do not fit the network or its input"
+        )
     return Moments(torch.tensor(counts), means, covariances)
 
 
-def released_rows(rows: list[np.ndarray], batch_classes: int, sample_count: int, seed: int = 0) -> tuple[list[np.ndarray], list[int]]:
+def released_rows(
+    rows: list[np.ndarray], batch_classes: int, sample_count: int, seed: int = 0
+) -> tuple[list[np.ndarray], list[int]]:
     """(rows of each class's last batch, images in all its batches) as the released test sampler walks the training set.
 
     Classes in turn, `batch_classes` a batch, the next `sample_count` images of each: in order until fewer than that remain, then
@@ -115,8 +137,10 @@ def released_rows(rows: list[np.ndarray], batch_classes: int, sample_count: int,
     chance = np.random.default_rng(seed)
     smallest = min(map(len, rows))
     if not 1 <= batch_classes <= len(rows) or not 1 <= sample_count <= smallest:
-        raise InputError(f"accumulate 'released' with batches of {batch_classes} x {sample_count}: at most {len(rows)} classes and {smallest} "
-                         f"images of each (the smallest class) are there; set test_batch_classes and test_sample_count")
+        raise InputError(
+            f"accumulate 'released' with batches of {batch_classes} x {sample_count}: at most {len(rows)} classes and {smallest} "
+            f"images of each (the smallest class) are there; set test_batch_classes and test_sample_count"
+        )
     order, used = [r.copy() for r in rows], [0] * len(rows)
     last, counts, turn = [r[:0] for r in rows], [0] * len(rows), 0
     for _ in range(batches_per_epoch(sum(map(len, rows)), batch_classes * sample_count)):
@@ -125,13 +149,15 @@ def released_rows(rows: list[np.ndarray], batch_classes: int, sample_count: int,
             turn += 1
             if used[c] + sample_count > len(order[c]):
                 order[c], used[c] = chance.permutation(order[c]), 0
-            last[c] = order[c][used[c]:used[c] + sample_count]
+            last[c] = order[c][used[c] : used[c] + sample_count]
             used[c] += sample_count
             counts[c] += sample_count
     unseen = [str(c) for c, n in enumerate(counts) if not n]
     if unseen:
-        raise InputError(f"accumulate 'released' with batches of {batch_classes} x {sample_count} never meets class {', '.join(unseen)}; "
-                         f"lower test_sample_count")
+        raise InputError(
+            f"accumulate 'released' with batches of {batch_classes} x {sample_count} never meets class {', '.join(unseen)}; "
+            f"lower test_sample_count"
+        )
     return last, counts
 
 
@@ -150,6 +176,7 @@ def jitter_steps(covariances: Tensor) -> int:
 
 def _smallest(covariance: Tensor, start: int) -> int:
     """The smallest j >= start for which covariance + j * 1e-6 * I has a Cholesky factor."""
+
     def works(steps: int) -> bool:
         return not torch.linalg.cholesky_ex(_raised(covariance, steps * STEP)).info
 
@@ -166,7 +193,9 @@ def _smallest(covariance: Tensor, start: int) -> int:
         low, high = (low, middle) if works(middle) else (middle, high)
     if covariance.dtype == torch.float32:
         eigenvalues = torch.linalg.eigvalsh(covariance.double())
-        slack = len(covariance) * torch.finfo(torch.float32).eps * eigenvalues.abs().max()        # backward error of the factorisation
+        slack = (
+            len(covariance) * torch.finfo(torch.float32).eps * eigenvalues.abs().max()
+        )  # backward error of the factorisation
         first = int(((-eigenvalues[0] - slack) / STEP).clamp(min=0))
         return next(j for j in range(max(start, first), high + 1) if j == high or works(j))
     return high

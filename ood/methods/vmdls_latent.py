@@ -3,6 +3,7 @@
 Source: Dinari & Freifeld, UAI 2022, in the order of epochs that their training library gives: margin, training, validation with the
 Gaussians of the epoch before, then new means and Gaussians.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -17,11 +18,16 @@ from ood.config import InputError
 from ood.data.transforms import PartGenerator
 from ood.train import RESIDENT_BYTES, Schedule, mix
 
-UNFREEZE_AFTER = 21      # 0-based index of the last epoch in which finetuning trains the heads alone
-FIRST_STAGE = {          # class of an encoder -> its first stage; of other encoders all stages are run
-    "MnistConv": lambda e, x: e.encoder[:3](x), "VGG": lambda e, x: e.encoder[:5](x), "DenseNet": lambda e, x: e.trans1(e.block1(e.conv1(x))),
-    "WRN": lambda e, x: e.block1(e.conv1(x)), "SmallCNN": lambda e, x: e.stage1(x),
-    "ResNet": lambda e, x: e.layer1(F.max_pool2d(F.relu(e.bn1(e.conv1(x))), 2 if e.stem_pool else 1)),
+UNFREEZE_AFTER = 21  # 0-based index of the last epoch in which finetuning trains the heads alone
+FIRST_STAGE = {  # class of an encoder -> its first stage; of other encoders all stages are run
+    "MnistConv": lambda e, x: e.encoder[:3](x),
+    "VGG": lambda e, x: e.encoder[:5](x),
+    "DenseNet": lambda e, x: e.trans1(e.block1(e.conv1(x))),
+    "WRN": lambda e, x: e.block1(e.conv1(x)),
+    "SmallCNN": lambda e, x: e.stage1(x),
+    "ResNet": lambda e, x: e.layer1(
+        F.max_pool2d(F.relu(e.bn1(e.conv1(x))), 2 if e.stem_pool else 1)
+    ),
 }
 
 
@@ -35,10 +41,19 @@ class LatentNetwork(nn.Module):
     def __init__(self, encoder: nn.Module, latent_dim: int):
         super().__init__()
         width = encoder.fc.in_features
-        self.arch = {"arch": "vmdls", "encoder": encoder.arch, "num_classes": encoder.arch["num_classes"], "latent_dim": latent_dim}
+        self.arch = {
+            "arch": "vmdls",
+            "encoder": encoder.arch,
+            "num_classes": encoder.arch["num_classes"],
+            "latent_dim": latent_dim,
+        }
         if encoder.arch["arch"] != "densenet":
             encoder.fc = nn.Identity()
-        self.encoder, self.fc_mu, self.fc_var = encoder, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
+        self.encoder, self.fc_mu, self.fc_var = (
+            encoder,
+            nn.Linear(width, latent_dim),
+            nn.Linear(width, latent_dim),
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> mu, std, each (N, D)."""
@@ -55,7 +70,9 @@ class LatentNetwork(nn.Module):
     def first_tap(self, images: Tensor) -> Tensor:
         """(N, C_1): the first of the taps, in which reconstructions are compared; only the layers before it are run."""
         first = FIRST_STAGE.get(type(self.encoder).__name__)
-        return (first(self.encoder, images).mean((2, 3)) if first else self.encoder.taps(images)[0]).float()
+        return (
+            first(self.encoder, images).mean((2, 3)) if first else self.encoder.taps(images)[0]
+        ).float()
 
 
 class ClassStatistics:
@@ -96,20 +113,31 @@ class ClassStatistics:
 
     def log_likelihood(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log N(z; mean_c, covariance_c): (N, K), or (N,) of the labels' classes; a singular covariance counts as N(0, I)."""
-        z, means, covariances = z.double(), self.means.double().clone(), self.covariances.double().clone()
+        z, means, covariances = (
+            z.double(),
+            self.means.double().clone(),
+            self.covariances.double().clone(),
+        )
         factors, failed = torch.linalg.cholesky_ex(covariances)
         singular = failed > 0
         means[singular] = 0
         factors[singular] = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         columns = []
         for c in range(len(means)):
-            whitened = torch.linalg.solve_triangular(factors[c], (z - means[c]).T, upper=False)              # (D, N)
-            columns.append(-0.5 * (whitened.square().sum(0) + z.shape[1] * np.log(2 * np.pi)) - factors[c].diagonal().log().sum())
+            whitened = torch.linalg.solve_triangular(
+                factors[c], (z - means[c]).T, upper=False
+            )  # (D, N)
+            columns.append(
+                -0.5 * (whitened.square().sum(0) + z.shape[1] * np.log(2 * np.pi))
+                - factors[c].diagonal().log().sum()
+            )
         result = torch.stack(columns, 1)
         return result if labels is None else result.gather(1, labels[:, None]).squeeze(1)
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name).cpu() for name in ("means", "covariances", "bounds", "seen")}
+        return {
+            name: getattr(self, name).cpu() for name in ("means", "covariances", "bounds", "seen")
+        }
 
     def load_state_dict(self, state: dict) -> None:
         for name in ("means", "covariances", "bounds", "seen"):
@@ -128,21 +156,38 @@ class BalancedBatches:
         steps: batches per epoch instead of that rule.
     """
 
-    def __init__(self, images, batch_classes: int, sample_count: int, *, transform: Callable, device: torch.device, seed: int = 0,
-                 steps: int | None = None):
+    def __init__(
+        self,
+        images,
+        batch_classes: int,
+        sample_count: int,
+        *,
+        transform: Callable,
+        device: torch.device,
+        seed: int = 0,
+        steps: int | None = None,
+    ):
         self.images, self.batch_classes, self.sample_count = images, batch_classes, sample_count
         self.transform, self.device, self.seed = transform, device, seed
         self.rows = class_rows(images.labels)
         smallest = min(map(len, self.rows))
         if not 2 <= batch_classes <= len(self.rows):
-            raise InputError(f"batch_classes is {batch_classes}; it must be from 2 to {len(self.rows)}, the classes of {images.name}: a triplet needs two")
+            raise InputError(
+                f"batch_classes is {batch_classes}; it must be from 2 to {len(self.rows)}, the classes of {images.name}: a triplet needs two"
+            )
         if not 2 <= sample_count <= smallest:
-            raise InputError(f"sample_count is {sample_count}; it must be from 2 to {smallest}, the images of the smallest class of {images.name}")
+            raise InputError(
+                f"sample_count is {sample_count}; it must be from 2 to {smallest}, the images of the smallest class of {images.name}"
+            )
         self.steps = steps or batches_per_epoch(len(images), batch_classes * sample_count)
         if batch_classes * sample_count % distributed.world():
-            raise InputError(f"{distributed.world()} processes cannot share batches of {batch_classes} x {sample_count} images out evenly; start another number of them")
+            raise InputError(
+                f"{distributed.world()} processes cannot share batches of {batch_classes} x {sample_count} images out evenly; start another number of them"
+            )
         if self.steps < 1:
-            raise InputError(f"{len(images)} images give no batch of {batch_classes} x {sample_count}; lower batch_classes or sample_count")
+            raise InputError(
+                f"{len(images)} images give no batch of {batch_classes} x {sample_count}; lower batch_classes or sample_count"
+            )
         array = getattr(images, "images", None)
         fits = device.type == "cuda" and array is not None and array.nbytes <= RESIDENT_BYTES
         self.resident = torch.from_numpy(np.ascontiguousarray(array)).to(device) if fits else None
@@ -157,10 +202,10 @@ class BalancedBatches:
         used = [0] * len(lists)
         rows, labels = [], []
         for _ in range(self.steps):
-            for c in chance.permutation(len(lists))[:self.batch_classes]:
+            for c in chance.permutation(len(lists))[: self.batch_classes]:
                 if used[c] + self.sample_count > len(lists[c]):
                     lists[c], used[c] = chance.permutation(lists[c]), 0
-                rows.append(lists[c][used[c]:used[c] + self.sample_count])
+                rows.append(lists[c][used[c] : used[c] + self.sample_count])
                 labels.append(np.full(self.sample_count, c))
                 used[c] += self.sample_count
         return np.concatenate(rows), np.concatenate(labels)
@@ -171,10 +216,14 @@ class BalancedBatches:
         size = self.batch_classes * self.sample_count
         part = size // distributed.world()
         first = distributed.rank() * part
-        mine = rows.reshape(-1, size)[:, first:first + part].reshape(-1)
-        chance = PartGenerator(self.device).seed_parts(mix(self.seed, number, 1), distributed.rank(), distributed.world())
+        mine = rows.reshape(-1, size)[:, first : first + part].reshape(-1)
+        chance = PartGenerator(self.device).seed_parts(
+            mix(self.seed, number, 1), distributed.rank(), distributed.world()
+        )
         chance.part = (first, size)
-        for pixels, batch in zip(self._pixels(mine, part), torch.from_numpy(labels).to(self.device).split(size)):
+        for pixels, batch in zip(
+            self._pixels(mine, part), torch.from_numpy(labels).to(self.device).split(size)
+        ):
             yield self.transform(pixels, chance), batch
 
     def _pixels(self, rows: np.ndarray, size: int) -> Iterator[Tensor]:
@@ -207,7 +256,15 @@ class LatentSchedule(Schedule):
     The counter of the second part starts at one, as released: the drops come at epochs 21 + step_size, 21 + 2 step_size, ...
     """
 
-    def __init__(self, optimizer, epochs: int, lr: float, step_size: int, gamma: float, head_lr: float | None = None):
+    def __init__(
+        self,
+        optimizer,
+        epochs: int,
+        lr: float,
+        step_size: int,
+        gamma: float,
+        head_lr: float | None = None,
+    ):
         super().__init__(optimizer, "constant", epochs)
         self.lr, self.step_size, self.gamma, self.head_lr = lr, step_size, gamma, head_lr
 

@@ -3,6 +3,7 @@
 Source: Dinari & Freifeld, UAI 2022. Their code scans 100,000 thresholds for the curves and 1,000 for the F1, of which it logs the best
 one; their README asks for the F1 at the threshold that keeps 95 % of the known images, which no released command prints.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ood import metrics
 @dataclass(frozen=True)
 class Scored:
     """Images of one set: scores (N,), larger = OOD; predictions (N,), the most likely class; labels (N,), -1 for OOD."""
+
     scores: np.ndarray
     predictions: np.ndarray
     labels: np.ndarray
@@ -32,10 +34,24 @@ def open_set(known: Scored, novel: Scored, tpr: float = 0.95) -> dict[str, float
     threshold = metrics.threshold_at_tpr(known.scores, tpr)
     thresholds, f1 = f1_curve(known, novel)
     best = int(np.argmax(f1))
-    return {"auroc": values.auroc, "fpr95": values.fpr95, "tnr95": 1 - values.fpr95,
-            "cauroc": metrics.cauroc(known.scores, novel.scores, right), "accuracy": float(right.mean()),
-            "macro_f1": metrics.open_set_f1(known.predictions, known.labels, known.scores, novel.predictions, novel.scores, threshold),
-            "threshold95": threshold, "best_f1": float(f1[best]), "best_f1_threshold": float(thresholds[best])}
+    return {
+        "auroc": values.auroc,
+        "fpr95": values.fpr95,
+        "tnr95": 1 - values.fpr95,
+        "cauroc": metrics.cauroc(known.scores, novel.scores, right),
+        "accuracy": float(right.mean()),
+        "macro_f1": metrics.open_set_f1(
+            known.predictions,
+            known.labels,
+            known.scores,
+            novel.predictions,
+            novel.scores,
+            threshold,
+        ),
+        "threshold95": threshold,
+        "best_f1": float(f1[best]),
+        "best_f1_threshold": float(thresholds[best]),
+    }
 
 
 def f1_curve(known: Scored, novel: Scored) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +65,15 @@ def f1_curve(known: Scored, novel: Scored) -> tuple[np.ndarray, np.ndarray]:
     predictions = np.concatenate((known.predictions, novel.predictions))
     order = np.argsort(scores, kind="stable")
     scores, labels, predictions = scores[order], labels[order], predictions[order]
-    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)                      # last image of each distinct score
+    ends = np.append(
+        np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1
+    )  # last image of each distinct score
 
     classes = np.unique(np.concatenate((known.labels, predictions)))
-    predicted = predictions[:, None] == classes                                                       # (N, K)
-    hits = np.cumsum(predicted & (labels == predictions)[:, None], 0, dtype=np.int32)[ends]           # (T, K)
+    predicted = predictions[:, None] == classes  # (N, K)
+    hits = np.cumsum(predicted & (labels == predictions)[:, None], 0, dtype=np.int32)[
+        ends
+    ]  # (T, K)
     assigned = np.cumsum(predicted, 0, dtype=np.int32)[ends]
     true = (labels[:, None] == classes).sum(0)
     total = assigned + true
@@ -76,6 +96,13 @@ def threshold_table(known: Scored, novel: Scored, rows: int = 200) -> list[dict[
     table = []
     for t in np.append(picked, thresholds[-1]):
         accepted = [np.searchsorted(s, t, side="right") for s in (id_sorted, ood_sorted, right)]
-        table.append({"threshold": float(t), "tpr": accepted[0] / len(id_sorted), "fpr": accepted[1] / len(ood_sorted),
-                      "macro_f1": float(f1[np.searchsorted(thresholds, t, side="right") - 1]), "accuracy": accepted[2] / len(id_sorted)})
+        table.append(
+            {
+                "threshold": float(t),
+                "tpr": accepted[0] / len(id_sorted),
+                "fpr": accepted[1] / len(ood_sorted),
+                "macro_f1": float(f1[np.searchsorted(thresholds, t, side="right") - 1]),
+                "accuracy": accepted[2] / len(id_sorted),
+            }
+        )
     return table

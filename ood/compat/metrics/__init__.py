@@ -3,6 +3,7 @@
 AUPR is average precision, as everywhere here; pytorch-ood joins the points of the curve by straight lines. The papers' FPR95, the share of OOD
 accepted with 95 % of ID, is `ood.metrics.evaluate(...).fpr95`.
 """
+
 from __future__ import annotations
 
 import warnings
@@ -17,8 +18,24 @@ from ood.compat.metrics.functional import aurra, calc_openness, calibration_erro
 from ood.config import InputError
 from ood.metrics import SortedScores, evaluate
 
-__all__ = ["AUPR", "AUROC", "AUTC", "Accuracy", "FPRAtTPR", "Metric", "MetricCollection", "OODMetrics", "OODPerImageSegmentationMetrics",
-           "OODSegmentationMetrics", "PerImage", "aurra", "calc_openness", "calibration_error", "functional", "oscr_score"]
+__all__ = [
+    "AUPR",
+    "AUROC",
+    "AUTC",
+    "Accuracy",
+    "FPRAtTPR",
+    "Metric",
+    "MetricCollection",
+    "OODMetrics",
+    "OODPerImageSegmentationMetrics",
+    "OODSegmentationMetrics",
+    "PerImage",
+    "aurra",
+    "calc_openness",
+    "calibration_error",
+    "functional",
+    "oscr_score",
+]
 
 
 class _Data(dict):
@@ -31,8 +48,9 @@ class _Data(dict):
 
 class Metric:
     """Keeps its inputs, on `device` (default: the CPU), and computes from all of them. Entries labelled `void_label` do not count."""
+
     inputs: tuple[str, ...] = ("scores", "labels")
-    optional: tuple[str, ...] = ()              # inputs given in all calls of update or in none
+    optional: tuple[str, ...] = ()  # inputs given in all calls of update or in none
     needs_id = needs_ood = True
 
     def __init__(self, *, device=None, void_label: int | None = None):
@@ -61,31 +79,53 @@ class Metric:
 
     def compute(self) -> dict[str, float]:
         if not self.kept.get("labels"):
-            raise InputError(f"{type(self).__name__}: no scores yet, call update(scores, labels) first")
-        return {name: float(value) for name, value in self.of(_Data({name: torch.cat(parts) for name, parts in self.kept.items()})).items()}
+            raise InputError(
+                f"{type(self).__name__}: no scores yet, call update(scores, labels) first"
+            )
+        return {
+            name: float(value)
+            for name, value in self.of(
+                _Data({name: torch.cat(parts) for name, parts in self.kept.items()})
+            ).items()
+        }
 
     def _keep(self, given: dict[str, Tensor]) -> None:
         if self.kept and set(given) != set(self.kept):
-            raise InputError(f"{type(self).__name__}: give {', '.join(sorted(set(given) ^ set(self.kept)))} in all calls of update or in none")
+            raise InputError(
+                f"{type(self).__name__}: give {', '.join(sorted(set(given) ^ set(self.kept)))} in all calls of update or in none"
+            )
         for name, values in given.items():
             self.kept.setdefault(name, []).append(values.to(self.device or "cpu", copy=True))
 
     def _named(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         named = dict(zip(self.inputs, args))
-        if len(args) > len(self.inputs) or set(kwargs) - set(self.inputs) or set(kwargs) & set(named):
+        if (
+            len(args) > len(self.inputs)
+            or set(kwargs) - set(self.inputs)
+            or set(kwargs) & set(named)
+        ):
             raise TypeError(f"{type(self).__name__}.update takes {', '.join(self.inputs)}")
-        given = {name: torch.as_tensor(values).detach() for name, values in {**named, **kwargs}.items() if values is not None}
+        given = {
+            name: torch.as_tensor(values).detach()
+            for name, values in {**named, **kwargs}.items()
+            if values is not None
+        }
         missing = set(self.inputs) - set(self.optional) - set(given)
         if missing:
             raise InputError(f"{type(self).__name__}.update lacks {', '.join(sorted(missing))}")
         if len({values.shape for values in given.values()}) > 1:
-            raise InputError(f"{type(self).__name__}: shapes differ: {', '.join(f'{name} {tuple(values.shape)}' for name, values in given.items())}")
+            raise InputError(
+                f"{type(self).__name__}: shapes differ: {', '.join(f'{name} {tuple(values.shape)}' for name, values in given.items())}"
+            )
         return given
 
     def _flat(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
         given = {name: values.reshape(-1) for name, values in given.items()}
         keep = slice(None) if self.void_label is None else given["labels"] != self.void_label
-        return {name: values[keep.to(values.device) if isinstance(keep, Tensor) else keep] for name, values in given.items()}
+        return {
+            name: values[keep.to(values.device) if isinstance(keep, Tensor) else keep]
+            for name, values in given.items()
+        }
 
 
 class AUROC(Metric):
@@ -130,6 +170,7 @@ class FPRAtTPR(Metric):
 
 class AUTC(Metric):
     """See `functional.autc`; NaN, with a warning, for constant or infinite scores."""
+
     keys = ("AUTC",)
 
     def of(self, data: _Data) -> dict[str, float]:
@@ -143,6 +184,7 @@ class AUTC(Metric):
 
 class Accuracy(Metric):
     """Share of ID images classified as their label."""
+
     inputs, keys, needs_ood = ("predictions", "labels"), ("ACC",), False
 
     def of(self, data: _Data) -> dict[str, float]:
@@ -157,28 +199,50 @@ class MetricCollection(Metric):
         self.metrics = list(metrics)
         names = [key for metric in self.metrics for key in metric.keys]
         if not names or len(set(names)) < len(names):
-            raise InputError(f"MetricCollection: one metric or more, all of different names, got {', '.join(names) or 'none'}")
-        if any(isinstance(m, (MetricCollection, PerImage)) or m.device is not None or m.void_label is not None for m in self.metrics):
-            raise InputError("MetricCollection: no collections and no PerImage inside; device and void_label are those of the collection")
-        self.inputs = tuple(dict.fromkeys(name for metric in self.metrics for name in metric.inputs))
-        self.needs_id, self.needs_ood = any(m.needs_id for m in self.metrics), any(m.needs_ood for m in self.metrics)
+            raise InputError(
+                f"MetricCollection: one metric or more, all of different names, got {', '.join(names) or 'none'}"
+            )
+        if any(
+            isinstance(m, (MetricCollection, PerImage))
+            or m.device is not None
+            or m.void_label is not None
+            for m in self.metrics
+        ):
+            raise InputError(
+                "MetricCollection: no collections and no PerImage inside; device and void_label are those of the collection"
+            )
+        self.inputs = tuple(
+            dict.fromkeys(name for metric in self.metrics for name in metric.inputs)
+        )
+        self.needs_id, self.needs_ood = (
+            any(m.needs_id for m in self.metrics),
+            any(m.needs_ood for m in self.metrics),
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(key for metric in self.metrics for key in metric.keys)
 
     def of(self, data: _Data) -> dict[str, float]:
-        return {name: value for metric in self.metrics if set(metric.inputs) <= set(data) for name, value in metric.of(data).items()}
+        return {
+            name: value
+            for metric in self.metrics
+            if set(metric.inputs) <= set(data)
+            for name, value in metric.of(data).items()
+        }
 
 
 class OODMetrics(MetricCollection):
     """AUROC, AUTC, AUPR-IN, AUPR-OUT, FPR95TPR (or what `fpr_at` says) and, when predictions are given, ACC."""
+
     optional = ("predictions",)
 
     def __init__(self, *, fpr_at: float = 0.95, device=None, void_label: int | None = None):
         super().__init__([*_usual(fpr_at), Accuracy()], device=device, void_label=void_label)
 
-    def update(self, scores: Tensor, labels: Tensor, predictions: Tensor | None = None) -> OODMetrics:
+    def update(
+        self, scores: Tensor, labels: Tensor, predictions: Tensor | None = None
+    ) -> OODMetrics:
         return super().update(scores, labels, predictions)
 
 
@@ -193,8 +257,15 @@ class PerImage(Metric):
     """The mean over images, the first axis, of a metric of each one's pixels; an image without ID or OOD pixels is skipped, with a warning."""
 
     def __init__(self, metric: Metric, *, device=None, void_label: int | None = None):
-        if isinstance(metric, PerImage) or "labels" not in metric.inputs or metric.device is not None or metric.void_label is not None:
-            raise InputError("PerImage: the metric takes labels, is not per image itself, and leaves device and void_label to PerImage")
+        if (
+            isinstance(metric, PerImage)
+            or "labels" not in metric.inputs
+            or metric.device is not None
+            or metric.void_label is not None
+        ):
+            raise InputError(
+                "PerImage: the metric takes labels, is not per image itself, and leaves device and void_label to PerImage"
+            )
         self.metric, self.inputs, self.optional = metric, metric.inputs, metric.optional
         super().__init__(device=device, void_label=void_label)
 
@@ -212,18 +283,34 @@ class PerImage(Metric):
         for i in range(len(given["labels"])):
             image = self._flat({name: values[i] for name, values in given.items()})
             ood = image["labels"] < 0
-            if not len(ood) or self.metric.needs_ood and not ood.any() or self.metric.needs_id and ood.all():
+            if (
+                not len(ood)
+                or self.metric.needs_ood
+                and not ood.any()
+                or self.metric.needs_id
+                and ood.all()
+            ):
                 self.skipped += 1
             else:
-                self.found.append({name: float(value) for name, value in self.metric.of(_Data(image)).items()})
+                self.found.append(
+                    {name: float(value) for name, value in self.metric.of(_Data(image)).items()}
+                )
         return self
 
     def compute(self) -> dict[str, float]:
         if not self.found:
-            raise InputError(f"{type(self).__name__}: no image with both ID and OOD pixels, {self.skipped} were skipped")
+            raise InputError(
+                f"{type(self).__name__}: no image with both ID and OOD pixels, {self.skipped} were skipped"
+            )
         if self.skipped:
-            warnings.warn(f"{self.skipped} of {self.skipped + len(self.found)} images have no ID or no OOD pixels and are skipped", stacklevel=2)
-        return {name: sum(values[name] for values in self.found) / len(self.found) for name in self.found[0]}
+            warnings.warn(
+                f"{self.skipped} of {self.skipped + len(self.found)} images have no ID or no OOD pixels and are skipped",
+                stacklevel=2,
+            )
+        return {
+            name: sum(values[name] for values in self.found) / len(self.found)
+            for name in self.found[0]
+        }
 
 
 class OODPerImageSegmentationMetrics(PerImage):

@@ -1,4 +1,5 @@
 """A metric of outlier scores and labels in one call, over `ood.metrics`: OOD (labels below 0) is positive, as in pytorch-ood."""
+
 from __future__ import annotations
 
 import math
@@ -11,15 +12,32 @@ from ood import metrics
 from ood.config import InputError
 from ood.metrics import SortedScores, cauroc, evaluate, prepare
 
-__all__ = ["accuracy", "aupr", "auroc", "aurra", "autc", "calc_openness", "calibration_error", "fpr_at_tpr", "oscr_score", "pr_curve", "roc_curve"]
+__all__ = [
+    "accuracy",
+    "aupr",
+    "auroc",
+    "aurra",
+    "autc",
+    "calc_openness",
+    "calibration_error",
+    "fpr_at_tpr",
+    "oscr_score",
+    "pr_curve",
+    "roc_curve",
+]
 
 
 def flat(*values) -> list[np.ndarray]:
     """Each as an array (N,). Raises InputError when the shapes differ."""
     tensors = [torch.as_tensor(v).detach() for v in values]
     if len({t.shape for t in tensors}) > 1:
-        raise InputError(f"scores, labels and predictions must have the same shape, got {', '.join(str(tuple(t.shape)) for t in tensors)}")
-    return [(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).reshape(-1).cpu().numpy() for t in tensors]
+        raise InputError(
+            f"scores, labels and predictions must have the same shape, got {', '.join(str(tuple(t.shape)) for t in tensors)}"
+        )
+    return [
+        (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).reshape(-1).cpu().numpy()
+        for t in tensors
+    ]
 
 
 def split(scores, labels) -> tuple[SortedScores, SortedScores]:
@@ -73,18 +91,30 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Tensor:
 def roc_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """fpr, tpr from (0, 0) to (1, 1) and the U thresholds, descending; one point per distinct score after the first."""
     flagged_id, flagged_ood, thresholds = _flagged(*split(scores, labels))
-    return tuple(torch.from_numpy(np.append(0.0, flagged / flagged[-1])) for flagged in (flagged_id, flagged_ood)) + (torch.from_numpy(thresholds),)
+    return tuple(
+        torch.from_numpy(np.append(0.0, flagged / flagged[-1]))
+        for flagged in (flagged_id, flagged_ood)
+    ) + (torch.from_numpy(thresholds),)
 
 
-def pr_curve(scores: Tensor, labels: Tensor, positive: str = "ood") -> tuple[Tensor, Tensor, Tensor]:
+def pr_curve(
+    scores: Tensor, labels: Tensor, positive: str = "ood"
+) -> tuple[Tensor, Tensor, Tensor]:
     """precision, recall with falling recall, ending at (1, 0), and the U thresholds in the same order."""
     if positive not in ("ood", "id"):
         raise InputError(f"positive is 'ood' or 'id', got {positive!r}")
     sign = 1 if positive == "ood" else -1
     known, novel = split(sign * torch.as_tensor(scores), labels)
     false, true, thresholds = _flagged(known, novel) if sign == 1 else _flagged(novel, known)
-    precision, recall = np.append((true / (true + false))[::-1], 1.0), np.append((true / true[-1])[::-1], 0.0)
-    return torch.from_numpy(precision), torch.from_numpy(recall), torch.from_numpy(sign * thresholds[::-1])
+    precision, recall = (
+        np.append((true / (true + false))[::-1], 1.0),
+        np.append((true / true[-1])[::-1], 0.0),
+    )
+    return (
+        torch.from_numpy(precision),
+        torch.from_numpy(recall),
+        torch.from_numpy(sign * thresholds[::-1]),
+    )
 
 
 def oscr_score(outlier_scores: Tensor, predictions: Tensor, labels: Tensor) -> float:
@@ -92,7 +122,11 @@ def oscr_score(outlier_scores: Tensor, predictions: Tensor, labels: Tensor) -> f
     split(outlier_scores, labels)
     scores, predictions, labels = flat(outlier_scores, predictions, labels)
     correct = (predictions == labels)[labels >= 0]
-    return float(correct.mean() * cauroc(scores[labels >= 0], scores[labels < 0], correct)) if correct.any() else 0.0
+    return (
+        float(correct.mean() * cauroc(scores[labels >= 0], scores[labels < 0], correct))
+        if correct.any()
+        else 0.0
+    )
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, p: str = "2", beta: int = 100) -> float:
@@ -101,7 +135,9 @@ def calibration_error(confidence: Tensor, correct: Tensor, p: str = "2", beta: i
         raise InputError(f"p is '1', '2' or 'infty' and beta at least 1, got {p!r} and {beta}")
     confidence, correct = _answers(confidence, correct)
     order = np.argsort(confidence, kind="stable")
-    bins = np.split(confidence[order] - correct[order], beta * np.arange(1, max(1, len(order) // beta)))
+    bins = np.split(
+        confidence[order] - correct[order], beta * np.arange(1, max(1, len(order) // beta))
+    )
     gaps, share = np.abs([b.mean() for b in bins]), np.array([len(b) for b in bins]) / len(order)
     return float(share @ gaps if p == "1" else np.sqrt(share @ gaps**2) if p == "2" else gaps.max())
 
@@ -121,7 +157,9 @@ def calc_openness(n_train: int, n_test: int, n_target: int) -> float:
 def _flagged(known: SortedScores, novel: SortedScores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How many of either have a score of at least each distinct score, which descend."""
     thresholds = np.union1d(known.values, novel.values)[::-1]
-    return *(len(s) - s.below[np.searchsorted(s.values, thresholds)] for s in (known, novel)), thresholds.copy()
+    return *(
+        len(s) - s.below[np.searchsorted(s.values, thresholds)] for s in (known, novel)
+    ), thresholds.copy()
 
 
 def _answers(confidence, correct) -> tuple[np.ndarray, np.ndarray]:
