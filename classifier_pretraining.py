@@ -22,9 +22,10 @@ from __future__ import annotations
 import json
 
 import models
-from ood import classifier, cli, losses, train
+from ood import cli, losses
 from ood.config import InputError, merge
 from ood.data.transforms import KINDS
+from ood.training import loop, pretraining
 
 parser = cli.Parser(
     "Train a classifier.",
@@ -71,7 +72,7 @@ parser.flag(
     "-augment",
     choices=KINDS,
     help=f"of training images: {', '.join(KINDS)} [default: crop_flip; resized_crop_flip for tinyimagenet; "
-    f"{classifier.DIGITS} for digits]",
+    f"{pretraining.DIGITS} for digits]",
 )
 parser.flag(
     "-valid_split",
@@ -113,15 +114,15 @@ parser.flag(
     type=int,
     help="images per step, under torchrun of every process [default: 200; tinyimagenet: 128; mnist5k: 64]",
 )
-parser.flag("-optimizer", choices=train.OPTIMIZERS, help="sgd or adam [default: sgd]")
+parser.flag("-optimizer", choices=loop.OPTIMIZERS, help="sgd or adam [default: sgd]")
 parser.flag("-lr", type=float, help="learning rate; the highest one of onecycle [default: 0.1]")
 parser.flag("-momentum", type=float, help="of sgd [default: 0.9]")
 parser.flag("-nesterov", action="store_true", help="Nesterov's momentum [default: off]")
 parser.flag("-weight_decay", type=float, help="on all parameters [default: 0.0005]")
 parser.flag(
     "-schedule",
-    choices=train.SCHEDULES,
-    help=f"{', '.join(train.SCHEDULES)} [default: plateau on validation accuracy; mnist5k: onecycle]",
+    choices=loop.SCHEDULES,
+    help=f"{', '.join(loop.SCHEDULES)} [default: plateau on validation accuracy; mnist5k: onecycle]",
 )
 parser.flag(
     "-milestones",
@@ -146,7 +147,7 @@ parser.flag(
 )
 parser.flag(
     "-precision",
-    choices=train.PRECISIONS,
+    choices=loop.PRECISIONS,
     help="fp32, or bf16: autocast, weights stay fp32 [default: fp32]",
 )
 parser.flag(
@@ -209,9 +210,9 @@ def main() -> None:
     )
     flags.update({name: options(flags[name], name) for name in ("model_args", "loss_args")})
     flags["ood_dataset"] = flags["ood_dataset"] and "+".join(flags["ood_dataset"])
-    classifier.train_classifier(
+    pretraining.train_classifier(
         models,
-        merge(classifier.read_settings(config), flags),
+        merge(pretraining.read_settings(config), flags),
         root=root,
         out_dir=out_dir,
         resume=resume,

@@ -15,23 +15,14 @@ import sys
 from pathlib import Path
 
 import models
-from ood import (
-    benchmark,
-    classifier,
-    cli,
-    distributed,
-    losses,
-    methods,
-    plots,
-    report,
-    uncertainty,
-    workbench,
-)
-from ood.config import InputError, build, merge, read_json, to_dict
+from ood import cli, distributed, losses, methods, provenance
+from ood.config import Experiment, InputError, build, merge, read_json, split, to_dict
 from ood.data import Preprocess, info, load_benchmark
 from ood.detectors.base import possible
-from ood.experiment import Experiment, make_detectors, split
+from ood.evaluation import plots, report, scoring, uncertainty, workbench
+from ood.evaluation.workbench import make_detectors
 from ood.outputs import Cache
+from ood.training import pretraining
 
 parser = cli.Parser(
     "Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
@@ -199,7 +190,7 @@ def main() -> None:
     test = suite.load_id("test", **common)
     check_classes(test, num_classes)
     ood = [
-        benchmark.TestSet(e.dataset, suite.load_ood(e, len(test), **common), e.group or "", e.label)
+        scoring.TestSet(e.dataset, suite.load_ood(e, len(test), **common), e.group or "", e.label)
         for e in chosen.entries
     ]
     train = (
@@ -209,7 +200,7 @@ def main() -> None:
     )
 
     # One pass per set, then arrays only.
-    result = benchmark.evaluate(
+    result = scoring.evaluate(
         network,
         train,
         test,
@@ -245,7 +236,7 @@ def main() -> None:
     report.write_scores(out_dir, result.scores)
     made = report.Report(
         result.rows,
-        report.provenance(
+        provenance.provenance(
             ["python3", *sys.argv],
             to_dict(experiment),
             experiment.seed,
@@ -284,7 +275,7 @@ def read_config(flags):
         values["method"] = "heatmap"
     method = methods.get(values["method"]) if "method" in values else None
     for_evaluation, for_method = split(
-        values, method.Settings if method else classifier.Settings, flags.config
+        values, method.Settings if method else pretraining.Settings, flags.config
     )
     names = (
         "num_classes",

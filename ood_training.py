@@ -14,10 +14,10 @@ import dataclasses
 from pathlib import Path
 
 import models
-from ood import classifier, cli, methods, runs
-from ood.config import InputError, build, merge, read_json
-from ood.experiment import split
+from ood import cli, methods
+from ood.config import InputError, build, merge, read_json, split
 from ood.outputs import Cache
+from ood.training import pretraining, runs
 
 SETTINGS = (
     "num_ood",
@@ -135,7 +135,7 @@ def main() -> None:
     kind, name = (
         (method.Settings, f"method {method.name}")
         if method
-        else (classifier.Settings, f"loss {values['loss']}")
+        else (pretraining.Settings, f"loss {values['loss']}")
     )
     overrides = {
         name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None
@@ -146,7 +146,7 @@ def main() -> None:
         raise InputError(f"-{key} means nothing to {name} of {flags.config}; leave it out")
     if method is None:
         given = merge(
-            classifier.read_settings(flags.config),
+            pretraining.read_settings(flags.config),
             {
                 **overrides,
                 **{
@@ -162,7 +162,7 @@ def main() -> None:
                 },
             },
         )
-        classifier.train_classifier(
+        pretraining.train_classifier(
             models, given, root=flags.checkpoints_dir, out_dir=flags.out_dir, resume=flags.resume
         )
         return

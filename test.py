@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import models
-from ood import cli, methods, metrics, metrics_legacy, report
-from ood.config import InputError, build, merge, read_json, to_dict
+from ood import cli, files, methods, metrics, metrics_released, provenance
+from ood.config import InputError, build, merge, read_json, split, to_dict
 from ood.data import info, load, load_benchmark
-from ood.data.registry import is_folder_path
-from ood.experiment import split
+from ood.data.registry.table import is_folder_path
+from ood.evaluation import report
 from ood.methods import leaveout
 from ood.outputs import Cache
 
@@ -37,11 +37,11 @@ LINES = {
     "aupr_out": "AUPR Out",
 }
 RELEASED = {
-    "fpr95": metrics_legacy.fpr95_window,
-    "detection_error": metrics_legacy.detection_error_strict,
-    "auroc": metrics_legacy.auroc_rectangle,
-    "aupr_in": metrics_legacy.aupr_in_rates,
-    "aupr_out": metrics_legacy.aupr_out_rates,
+    "fpr95": metrics_released.fpr95_window,
+    "detection_error": metrics_released.detection_error_strict,
+    "auroc": metrics_released.auroc_rectangle,
+    "aupr_in": metrics_released.aupr_in_rates,
+    "aupr_out": metrics_released.aupr_out_rates,
 }
 NETWORKS = {"densenet": "DenseNet-BC-100", "wrn": "WideResNet-28-10"}
 
@@ -119,9 +119,9 @@ parser.flag(
 
 def main() -> None:
     if is_vmdls(sys.argv[1:]):
-        from ood.methods import vmdls_test
+        from ood.methods.vmdls import command
 
-        return vmdls_test.main(sys.argv[1:], models)
+        return command.main(sys.argv[1:], models)
     flags = parser.parse_args()
     config, values, settings = read_config(flags)
     if flags.gpu is not None and flags.device:
@@ -193,7 +193,7 @@ def main() -> None:
     tested = "all" if list(flags.out_dataset) == ["all"] else "+".join(sets)
     out_dir = Path(
         flags.out_dir
-        or Path("results") / report.file_stem(f"leaveout_{test.name}_{settings.arch}_{tested}")
+        or Path("results") / files.file_stem(f"leaveout_{test.name}_{settings.arch}_{tested}")
     )
     digests = {
         "networks": method.digest,
@@ -204,7 +204,7 @@ def main() -> None:
     figures = method.figures(out_dir, [test, *sets.values()])
     made = report.Report(
         rows,
-        report.provenance(
+        provenance.provenance(
             ["python3", *sys.argv],
             to_dict(settings),
             flags.seed,
@@ -233,11 +233,10 @@ def main() -> None:
 
 def is_vmdls(words: list[str]) -> bool:
     """Whether a command has flags that only the VMDLS README knows."""
-    from ood.methods import vmdls_test
+    from ood.methods.vmdls import command
 
     return any(
-        word.startswith("-") and word.lstrip("-").split("=")[0] in vmdls_test.MARKS
-        for word in words
+        word.startswith("-") and word.lstrip("-").split("=")[0] in command.MARKS for word in words
     )
 
 

@@ -27,10 +27,11 @@ from pathlib import Path
 import torch
 
 import models
-from ood import cli, methods, runs
-from ood.config import InputError, build, merge, read_json
-from ood.experiment import split
-from ood.methods import leaveout, leaveout_training
+from ood import cli, methods
+from ood.config import InputError, build, merge, read_json, split
+from ood.methods import leaveout
+from ood.methods.leaveout import training
+from ood.training import runs
 
 ROOT = Path(__file__).resolve().parent
 DATASETS = ("cifar10", "cifar100")
@@ -193,10 +194,8 @@ def list_jobs(flags) -> list[Job]:
 def state_of(job: Job) -> str:
     """'finished', 'begun' or 'new'. Raises InputError for a folder of other settings."""
     if runs.holds_run(job.folder):
-        leaveout_training.continued(runs.reopen(job.folder), job.settings)
-        return (
-            "finished" if leaveout_training.finished(job.folder, job.settings.epochs) else "begun"
-        )
+        training.continued(runs.reopen(job.folder), job.settings)
+        return "finished" if training.finished(job.folder, job.settings.epochs) else "begun"
     return "finished" if (job.folder / leaveout.WEIGHT_FILES[1]).is_file() else "new"
 
 

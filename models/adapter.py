@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier import (
+    COMMON,
+    TORCHVISION,
     Activations,
     Classifier,
     ModelError,
@@ -22,7 +24,6 @@ from models.classifier import (
     one_of,
     require,
 )
-from models.registry import COMMON, TORCHVISION
 
 PROBES = (
     (3, 32),

@@ -167,3 +167,9 @@ def parameters(network: nn.Module) -> int:
 
 def device_of(network: nn.Module) -> torch.device:
     return next((p.device for p in network.parameters()), torch.device("cpu"))
+
+
+COMMON = ("num_classes", "in_channels", "image_size")
+
+
+TORCHVISION = "torchvision_"

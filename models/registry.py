@@ -5,10 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Callable, NamedTuple
 
-from models.classifier import Classifier, ModelError, one_of, require
-
-COMMON = ("num_classes", "in_channels", "image_size")
-TORCHVISION = "torchvision_"
+from models.classifier import COMMON, TORCHVISION, Classifier, ModelError, one_of, require
 
 
 class Entry(NamedTuple):

@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader, Subset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from ood import cli, record  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.data import load  # noqa: E402
-from ood.data.loading import listed  # noqa: E402
+from ood import cli
+from ood.config import InputError
+from ood.data import load
+from ood.data.readers import listed
+from ood.evaluation import measurements
 
 COMMAND = "python3 scripts/bench_data.py -data_dir ./datasets"
 
@@ -151,7 +152,7 @@ def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list
         "columns": ["reader", "seconds", "images/s", "times as fast as the faster ImageFolder"],
         "rows": rows,
     }
-    path = record.write(
+    path = measurements.write(
         "data_reading",
         page="benchmarks",
         order=600,

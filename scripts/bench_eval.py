@@ -29,10 +29,14 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import benchmark, cli, detectors, record  # noqa: E402
-from ood.data import Preprocess, info, load  # noqa: E402
-from ood.outputs import CPU_PIXELS  # noqa: E402
+import models
+from ood import cli, detectors
+from ood.data import Preprocess, info, load
+from ood.evaluation import (
+    measurements,
+    scoring,
+)
+from ood.outputs import CPU_PIXELS
 
 OURS = (
     "msp",
@@ -133,11 +137,11 @@ def main() -> None:
 
     def ours():
         made = {n: detectors.create(detectors.parse(n)[0], **detectors.parse(n)[1]) for n in names}
-        return benchmark.evaluate(
+        return scoring.evaluate(
             network,
             train,
             test,
-            [benchmark.TestSet("ood", ood)],
+            [scoring.TestSet("ood", ood)],
             made,
             preprocess,
             device=device,
@@ -194,7 +198,7 @@ def main() -> None:
     if flags.record:
         options = f" -dataset {flags.dataset} -ood {flags.ood} -arch {flags.arch} -images {flags.images}{f' -train_images {flags.train_images}' if flags.train_images else ''}"
         options += f" -rounds {flags.rounds}{' -uncached' if flags.uncached else ''}"
-        record.write(
+        measurements.write(
             f"bench_eval_{flags.dataset}",
             page="benchmarks",
             order=500 if flags.dataset == "mnist5k" else 501,

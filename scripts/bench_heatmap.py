@@ -24,13 +24,20 @@ from torch.utils.data import DataLoader, Dataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, record  # noqa: E402
-from ood.data import Preprocess, info, load  # noqa: E402
-from ood.methods import Context, auxiliary  # noqa: E402
-from ood.methods.heatmap import Heatmap, Settings  # noqa: E402
-from ood.outputs import extract  # noqa: E402
-from ood.train import autocast, mix  # noqa: E402
+import models
+from ood import cli
+from ood.data import (
+    Preprocess,
+    auxiliary,
+    info,
+    load,
+)
+from ood.evaluation import measurements
+from ood.methods import Context
+from ood.methods.heatmap.method import Heatmap
+from ood.methods.heatmap.settings import Settings
+from ood.outputs import extract
+from ood.training.loop import autocast, mix
 
 BATCH = 200
 EPOCHS = 150  # of the paper, for the extrapolation
@@ -328,7 +335,7 @@ def report(
         f"The steps of the three alternated in one process while other jobs used the machine, so read the ratios, not the seconds. Medians over the steps, against plain: {steps}. "
         "In fp32 the decoder itself is the limit: of a plain step the classifier takes a little over half, and that is what is saved.",
     ]
-    record.write(
+    measurements.write(
         "bench_heatmap",
         page="benchmarks",
         order=200,

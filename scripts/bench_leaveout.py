@@ -22,9 +22,10 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, record  # noqa: E402
-from ood.methods.leaveout import margin_loss, pass_over, stacked  # noqa: E402
+import models
+from ood import cli
+from ood.evaluation import measurements
+from ood.methods.leaveout.formulas import margin_loss, pass_over, stacked
 
 FOLDS, OUTPUTS = 5, 8
 ARCHS = {
@@ -103,7 +104,7 @@ def main() -> None:
         for what, g in gains.items()
     }
     load = os.getloadavg()[0]
-    record.write(
+    measurements.write(
         "bench_leaveout",
         page="benchmarks",
         order=300,

@@ -25,11 +25,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from ood import cli, detectors, record  # noqa: E402
-from ood.detectors import ImageDetector  # noqa: E402
-from ood.detectors.base import chunked_score  # noqa: E402
-from ood.detectors.distances import LARGEST  # noqa: E402
-from ood.outputs import Head, Outputs  # noqa: E402
+from ood import cli, detectors
+from ood.detectors import ImageDetector
+from ood.detectors.base import chunked_score
+from ood.detectors.distances import LARGEST
+from ood.evaluation import measurements
+from ood.outputs import Head, Outputs
 
 LIMIT_MIB = 4096
 BANKS = ("knn", "nnguide", "relation", "combood")
@@ -104,7 +105,7 @@ def main() -> None:
         f"largest peak {worst:.0f} MiB ({'within' if worst < LIMIT_MIB else 'ABOVE'} {LIMIT_MIB} MiB)"
     )
     if flags.record:
-        record.write(
+        measurements.write(
             "bench_memory",
             page="benchmarks",
             order=510,

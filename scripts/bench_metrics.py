@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from ood import cli, metrics  # noqa: E402
+from ood import cli, metrics
 
 
 def main() -> None:

@@ -8,7 +8,7 @@
                 Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
     reference   as torchvision's reference script: ImageFolder, a DataLoader with two workers that decode the JPEG files, crop, flip,
                 PILToTensor, float, Normalize
-    ours        ood.train on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last, the masks of dropout from
+    ours        ood.training.loop on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last, the masks of dropout from
                 models.dropout (the other loops: PyTorch's); compiled: with torch.compile
 
 Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
@@ -49,9 +49,10 @@ WORKERS = 2
 def main() -> None:
     import numpy as np
 
-    from ood import cli, record
+    from ood import cli
     from ood.config import InputError
     from ood.data import load
+    from ood.evaluation import measurements
 
     parser = cli.Parser("Time our training loop against two plain ones.")
     parser.flag(
@@ -158,7 +159,7 @@ def main() -> None:
             if device.type == "cpu"
             else f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
         )
-        record.write(
+        measurements.write(
             "bench_train" + ("" if device.type == "cpu" else "_gpu"),
             page="benchmarks",
             order=710 + (device.type != "cpu"),
@@ -226,9 +227,9 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, devi
     network = models.build(arch, 10, in_channels=3, image_size=32).to(device).train()
     flop = 1e-9 * flop_per_image(network, batch_size, device)
     if compiled:
-        from ood import train
+        from ood.training import loop
 
-        train.compiled(network, torch.device(device))
+        loop.compiled(network, torch.device(device))
     optimizer = torch.optim.SGD(network.parameters(), **SGD)
     run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](
         network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device)
@@ -385,19 +386,19 @@ class Reference(Loop):
 
 
 class Ours:
-    """The training loop itself (ood.train._train_epoch), on epochs of a few steps."""
+    """The training loop itself (ood.training.loop._train_epoch), on epochs of a few steps."""
 
     def __init__(self, network, optimizer, batch_size, steps, data_dir, precision, device):
         import torch
         import torch.nn.functional as F
 
-        from ood import train
         from ood.data import Augment, Preprocess, load
+        from ood.training import loop
 
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as train_classifier does
         preprocess, augment = Preprocess((0.5,) * 3, (0.5,) * 3), Augment("crop_flip")
         network.to(memory_format=torch.channels_last)
-        batches = train.ImageBatches(
+        batches = loop.ImageBatches(
             load("cifar10", "train", data_dir),
             batch_size,
             device=device,
@@ -408,7 +409,7 @@ class Ours:
         )
         waiting, schedule, ours = (
             Waiting(self.endless(batches)),
-            train.Schedule(optimizer, "constant", 1),
+            loop.Schedule(optimizer, "constant", 1),
             self,
         )
 
@@ -426,7 +427,7 @@ class Ours:
             }
 
         self.waiting, self.number = waiting, 0
-        self.epoch = lambda: train._train_epoch(
+        self.epoch = lambda: loop._train_epoch(
             objective,
             network,
             Few(),

@@ -24,12 +24,13 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, record  # noqa: E402
-from ood.methods.vmdls_gaussians import EXTRA_STEPS, STEP, jitter_steps  # noqa: E402
-from ood.methods.vmdls_latent import LatentNetwork  # noqa: E402
-from ood.methods.vmdls_loss import TRIPLET_MARGIN, metric_loss  # noqa: E402
-from ood.methods.vmdls_settings import Settings  # noqa: E402
+import models
+from ood import cli
+from ood.evaluation import measurements
+from ood.methods.vmdls.gaussians import EXTRA_STEPS, STEP, jitter_steps
+from ood.methods.vmdls.loss import TRIPLET_MARGIN, metric_loss
+from ood.methods.vmdls.network import LatentNetwork
+from ood.methods.vmdls.settings import Settings
 
 BATCHES = ((20, 20), (10, 40))  # classes x samples: CIFAR-100; the paper-table size of CIFAR-10
 MARGINS = (0.15, 32.15)  # before and at the end of the ramp
@@ -261,7 +262,7 @@ def write(flags, device, losses, stages, jitter) -> None:
         "programs the ratio in CPU time is the steadier one. The auto-encoder is the same work on both sides and bounds the gain of stage 2."
     ]
     command = "python3 scripts/bench_vmdls.py"
-    path = record.write(
+    path = measurements.write(
         "bench_vmdls",
         page="benchmarks",
         order=400,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from ood import record  # noqa: E402
+from ood.evaluation import measurements
 
-for page in record.build():
+for page in measurements.build():
     print(page)

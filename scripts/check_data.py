@@ -18,10 +18,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from ood import cli  # noqa: E402
-from ood.config import InputError, nearest  # noqa: E402
-from ood.data import benchmark_names, check, inventory, load_benchmark, names  # noqa: E402
-from ood.data.registry import info, is_folder_path  # noqa: E402
+from ood import cli
+from ood.config import InputError, nearest
+from ood.data import benchmark_names, load_benchmark, names
+from ood.data.fetch import (
+    check,
+    inventory,
+)
+from ood.data.registry.table import info, is_folder_path
 
 SHOWN = 5
 

@@ -16,14 +16,19 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import models  # noqa: E402
-from ood import benchmark, cli, detectors, report, storage, workbench  # noqa: E402
-from ood.calibration import calibrate  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.detectors import ImageDetector  # noqa: E402
-from ood.detectors.base import chunked_score  # noqa: E402
-from ood.diagnosis import advice, diagnose  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, detectors, files, provenance
+from ood.config import InputError
+from ood.deployment import detector_file
+from ood.deployment.calibration import calibrate
+from ood.detectors import ImageDetector
+from ood.detectors.base import chunked_score
+from ood.evaluation import (
+    scoring,
+    workbench,
+)
+from ood.evaluation.diagnosis import advice, diagnose
+from ood.outputs import Cache
 
 parser = cli.Parser(
     "Fit, calibrate and save a detector.", "Exit code: 0 done, 2 bad input, 1 a run failed."
@@ -145,7 +150,7 @@ def main() -> None:
         for line in advice(diagnose(outputs), {flags.detector: detector}):
             cli.log(f"advice: {line}")
     else:
-        detector.fit(benchmark.no_images(bench.network))  # some look at the head, or read a file
+        detector.fit(scoring.no_images(bench.network))  # some look at the head, or read a file
     outputs = bench.outputs(test, beside, **needs)
     scores = chunked_score(detector, outputs).numpy()
     calibration = calibrate(scores[held], flags.accept, flags.confidence)
@@ -156,11 +161,11 @@ def main() -> None:
         "config": flags.config,
         "id_dataset": experiment.id_dataset,
         "precision": experiment.precision,
-        "accuracy": benchmark.accuracy(outputs),
+        "accuracy": scoring.accuracy(outputs),
         "n_train": len(train) if to_fit else 0,
         "n_calibration": len(held),
         "digests": {"test": test.digest, **({"train": train.digest} if to_fit else {})},
-        "versions": report.provenance("", {}, None, device, {}, {})["versions"],
+        "versions": provenance.provenance("", {}, None, device, {}, {})["versions"],
     }
     if len(rest):
         check = calibration.check(scores[rest])
@@ -170,9 +175,9 @@ def main() -> None:
         )
     out = Path(
         flags.out
-        or Path("results") / Path(flags.config).stem / f"{report.file_stem(flags.detector)}.npz"
+        or Path("results") / Path(flags.config).stem / f"{files.file_stem(flags.detector)}.npz"
     )
-    storage.save(
+    detector_file.save(
         out,
         detector,
         network=bench.digest,
@@ -181,7 +186,7 @@ def main() -> None:
         calibration=calibration,
         arch=bench.arch,
         checkpoint=bench.weights,
-        about=report.plain(about),
+        about=files.plain(about),
     )
     cli.log(f"saved: {out} ({out.stat().st_size / 2**20:.2f} MiB)")
 

@@ -13,8 +13,12 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from ood import cli, record, report  # noqa: E402
-from ood.config import InputError  # noqa: E402
+from ood import cli
+from ood.config import InputError
+from ood.evaluation import (
+    measurements,
+    report,
+)
 
 parser = cli.Parser("Record an evaluation for docs/results.md.")
 parser.add_argument("metrics", help="metrics.json that eval_ood.py wrote")
@@ -50,7 +54,7 @@ def main() -> None:
         "columns": ["detector", *sets, "average"],
         "rows": [[d, *(pair(by[d, s]) for s in sets), pair(means[d])] for d in detectors],
     }
-    path = record.write(
+    path = measurements.write(
         flags.name,
         page="results",
         order=flags.order,

@@ -19,13 +19,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, metrics, record  # noqa: E402
-from ood.config import build, merge, read_json  # noqa: E402
-from ood.data import info, load_benchmark  # noqa: E402
-from ood.methods import Context  # noqa: E402
-from ood.methods.heatmap import Heatmap, Settings  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, metrics
+from ood.config import build, merge, read_json
+from ood.data import info, load_benchmark
+from ood.evaluation import measurements
+from ood.methods import Context
+from ood.methods.heatmap.method import Heatmap
+from ood.methods.heatmap.settings import Settings
+from ood.outputs import Cache
 
 CONFIG = ROOT / "configs" / "mnist5k_small_ood.json"
 COLUMNS = {"msp": "MSP", "correct": "heatmap", "released": "heatmap, released pairing"}
@@ -154,7 +156,7 @@ def report(
         "Released pairing: the authors' code gives an auxiliary image the nearest ID image of another auxiliary image; correct pairing, the default, is what the paper describes. "
         "This is our embedded benchmark, not one of the paper's; its CIFAR and Tiny ImageNet settings need a GPU and were not run here.",
     ]
-    record.write(
+    measurements.write(
         "heatmap_mnist5k",
         page="results",
         order=200,

@@ -20,13 +20,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, detectors, methods, metrics, record  # noqa: E402
-from ood.config import build, merge, read_json  # noqa: E402
-from ood.data import Preprocess, load_benchmark  # noqa: E402
-from ood.experiment import split  # noqa: E402
-from ood.methods import leaveout, leaveout_training  # noqa: E402
-from ood.outputs import Cache, extract  # noqa: E402
+import models
+from ood import cli, detectors, methods, metrics
+from ood.config import build, merge, read_json, split
+from ood.data import Preprocess, load_benchmark
+from ood.evaluation import measurements
+from ood.methods import leaveout
+from ood.methods.leaveout import training
+from ood.outputs import Cache, extract
 
 CONFIG = ROOT / "configs" / "mnist5k_small_leaveout.json"
 VARIANTS = {
@@ -117,7 +118,7 @@ def ensembles(settings, seed: int, context):
     """(name, scores of images, accuracy on images) of the ensemble, its variants and its folds."""
     for fold in range(1, settings.folds + 1):
         one = dataclasses.replace(settings, seed=seed, fold=fold)
-        if not leaveout_training.finished(
+        if not training.finished(
             Path(context.checkpoints_dir) / leaveout.folder_name(one, fold), one.epochs
         ):
             leaveout.LeaveOut.train(one, context)
@@ -137,7 +138,7 @@ def plain(settings, seed: int, context):
     """The same network trained on all classes with cross-entropy: as long as one fold, and as long as five."""
     for epochs in (settings.epochs, settings.folds * settings.epochs):
         folder = Path(context.checkpoints_dir) / f"plain_{epochs}_epochs"
-        if not leaveout_training.finished(folder, epochs):
+        if not training.finished(folder, epochs):
             words = {
                 "dataset": settings.id_dataset,
                 "arch": settings.arch,
@@ -272,7 +273,7 @@ def write(flags, settings, tables: list, grouped: dict, device) -> None:
         "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five folds each) were not run here: there was no GPU. "
         "`scripts/reproduce_leaveout.sh` is the command.",
     ]
-    record.write(
+    measurements.write(
         "leaveout_embedded",
         page="results",
         order=300,

@@ -21,10 +21,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import benchmark, cli, detectors, losses, record  # noqa: E402
-from ood.data import Preprocess, load_benchmark  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, detectors, losses
+from ood.data import Preprocess, load_benchmark
+from ood.evaluation import (
+    measurements,
+    scoring,
+)
+from ood.outputs import Cache
 
 DETECTORS = ("msp", "energy")
 # What a loss needs besides -loss. The margins of the energies lie beyond the medians that the plain network gives to its training digits (-12)
@@ -65,7 +69,7 @@ def main() -> None:
     suite = load_benchmark("demo")
     test = suite.load_id("test")
     ood = [
-        benchmark.TestSet(entry.dataset, suite.load_ood(entry, len(test)), entry.group, entry.label)
+        scoring.TestSet(entry.dataset, suite.load_ood(entry, len(test)), entry.group, entry.label)
         for entry in suite.entries
     ]
     found: dict[tuple, list[float]] = {}  # (loss, detector, set, metric) -> a value per seed
@@ -97,7 +101,7 @@ def main() -> None:
             stored = models.checkpoints.read(folder / "best.pt").meta
             network = models.build(**stored["arch"])
             models.checkpoints.load_into(network, folder / "best.pt")
-            result = benchmark.evaluate(
+            result = scoring.evaluate(
                 network,
                 None,
                 test,
@@ -186,7 +190,7 @@ def report(
         )
         + ". This is our embedded benchmark, not one of the papers'; their CIFAR settings need a GPU and 300,000 random images, and were not run here.",
     ]
-    record.write(
+    measurements.write(
         "objectives_mnist5k",
         page="results",
         order=700,

@@ -12,12 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import cli, methods, record  # noqa: E402
-from ood.config import InputError, build, read_json  # noqa: E402
-from ood.data import load  # noqa: E402
-from ood.experiment import split  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, methods
+from ood.config import InputError, build, read_json, split
+from ood.data import load
+from ood.evaluation import measurements
+from ood.outputs import Cache
 
 SETS = ("omniglot", "mnist_noise", "noise")
 COLUMNS = (
@@ -263,7 +263,7 @@ def write(
             "rows": jitter_rows,
         },
     ]
-    path = record.write(
+    path = measurements.write(
         "vmdls_mnist",
         page="results",
         order=400,

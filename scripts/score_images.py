@@ -16,10 +16,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import models  # noqa: E402
-from ood import cli, pictures, storage  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.report import replacing  # noqa: E402
+import models
+from ood import cli
+from ood.config import InputError
+from ood.deployment import (
+    detector_file,
+    pictures,
+)
+from ood.files import replacing
 
 EVERY = 20  # seconds between two progress lines where there is no terminal for a bar
 
@@ -59,7 +63,7 @@ def main() -> None:
             f"-batch_size must be at least 1 and -sheet at least 0, got {flags.batch_size} and {flags.sheet}"
         )
     device = cli.choose_device(flags.device)
-    stored = storage.load(flags.detector)
+    stored = detector_file.load(flags.detector)
     network = load_network(stored, flags)
     stored.check(network, f"'{flags.detector}'")
     folder, files = found(Path(flags.input))
@@ -152,7 +156,7 @@ def found(path: Path) -> tuple[Path, list[str] | None]:
     return path, None
 
 
-def load_network(stored: storage.Stored, flags):
+def load_network(stored: detector_file.Stored, flags):
     """The network that the detector belongs to: built as its file says, with the weights of -checkpoint or of the fit."""
     if not stored.arch:
         raise InputError(

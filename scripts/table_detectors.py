@@ -19,11 +19,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-import models  # noqa: E402
-from ood import benchmark, cli, detectors, record, report, uncertainty, workbench  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.detectors.base import possible  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, detectors, files
+from ood.config import InputError
+from ood.detectors.base import possible
+from ood.evaluation import (
+    measurements,
+    report,
+    scoring,
+    uncertainty,
+    workbench,
+)
+from ood.outputs import Cache
 
 parser = cli.Parser("A table of all detectors.", "Exit code: 0 done, 2 bad input, 1 a run failed.")
 parser.flag(
@@ -144,7 +151,7 @@ def main() -> None:
         test, ood = bench.images("test"), bench.ood(flags.datasets)
         train = bench.images("train") if any(d.requires_fit for d in made.values()) else None
         results.append(
-            benchmark.evaluate(
+            scoring.evaluate(
                 bench.network,
                 train,
                 test,
@@ -178,7 +185,7 @@ def main() -> None:
     text += [f"ID training features of network 1: {results[0].diagnosis.text()}."] + [
         f"Advice: {line}." for line in results[0].advice
     ]
-    report.write_text(
+    files.write_text(
         out_dir / "table.md",
         "\n\n".join(
             [*text, table["caption"], report.markdown_table(table["columns"], table["rows"])]
@@ -188,7 +195,7 @@ def main() -> None:
     cli.log(f"table: {out_dir / 'table.md'}")
     if flags.record != "":
         name = flags.record or f"detectors_{Path(flags.config).stem}"
-        path = record.write(
+        path = measurements.write(
             name,
             page="results",
             order=flags.order,
@@ -210,7 +217,7 @@ EXPLAINED = (
 )
 
 
-def as_table(results: list[benchmark.Result], test, ood: list[benchmark.TestSet]) -> dict:
+def as_table(results: list[scoring.Result], test, ood: list[scoring.TestSet]) -> dict:
     """One row per detector, means over networks, the best average AUROC first."""
     sets, several = [entry.name for entry in ood], len(results) > 1
     by = [{(row["detector"], row["dataset"]): row for row in r.rows} for r in results]

@@ -19,12 +19,19 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import models  # noqa: E402
-from ood import cli, detectors, pseudo, record, report, tuning, workbench  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.data import load  # noqa: E402
-from ood.detectors import ImageDetector  # noqa: E402
-from ood.outputs import Cache  # noqa: E402
+import models
+from ood import cli, detectors, files, provenance
+from ood.config import InputError
+from ood.data import load
+from ood.detectors import ImageDetector
+from ood.evaluation import (
+    measurements,
+    pseudo,
+    report,
+    tuning,
+    workbench,
+)
+from ood.outputs import Cache
 
 parser = cli.Parser(
     "Choose hyper-parameters of detectors.", "Exit code: 0 done, 2 bad input, 1 a run failed."
@@ -222,7 +229,7 @@ def main() -> None:
         + table["caption"]
         + "\n"
     )
-    made = report.provenance(
+    made = provenance.provenance(
         ["python3", *sys.argv],
         vars(flags),
         experiment.seed,
@@ -230,11 +237,11 @@ def main() -> None:
         {"network": bench.digest, "test": test.digest},
         {},
     )
-    report.write_text(
+    files.write_text(
         out_dir / "tuning.json",
-        json.dumps(report.plain({"detectors": results, "provenance": made}), indent=1) + "\n",
+        json.dumps(files.plain({"detectors": results, "provenance": made}), indent=1) + "\n",
     )
-    report.write_text(out_dir / "tuning.md", text)
+    files.write_text(out_dir / "tuning.md", text)
     cli.log(f"written: {out_dir / 'tuning.md'}")
     if flags.record:
         words = [
@@ -247,7 +254,7 @@ def main() -> None:
             for name in ("validation", "checkpoint_name")
             if getattr(flags, name)
         ]
-        path = record.write(
+        path = measurements.write(
             flags.record,
             page="results",
             order=520,

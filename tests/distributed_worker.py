@@ -8,22 +8,27 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
-import models  # noqa: E402
-from ood import distributed, losses, runs, train  # noqa: E402
-from ood.cli import RunError  # noqa: E402
-from ood.config import InputError  # noqa: E402
-from ood.data import ArrayImages, Augment, Preprocess  # noqa: E402
-from ood.losses.objective import build  # noqa: E402
-from ood.methods import Context, leaveout, leaveout_training  # noqa: E402
-from ood.methods.heatmap import Heatmap  # noqa: E402
-from ood.methods.heatmap import Settings as HeatmapSettings  # noqa: E402
-from ood.methods.vmdls import VMDLS  # noqa: E402
-from ood.outputs import Cache, extract  # noqa: E402
+import models
+from ood import distributed, losses
+from ood.cli import RunError
+from ood.config import InputError
+from ood.data import ArrayImages, Augment, Preprocess
+from ood.losses.objective import build
+from ood.methods import Context, leaveout
+from ood.methods.heatmap.method import Heatmap
+from ood.methods.heatmap.settings import Settings as HeatmapSettings
+from ood.methods.leaveout import training
+from ood.methods.vmdls.method import VMDLS
+from ood.outputs import Cache, extract
+from ood.training import (
+    loop,
+    runs,
+)
 
 CPU = torch.device("cpu")
 STEP = 16  # images of a step: 16 in one process, 2 x 8 in two
@@ -68,17 +73,17 @@ def training(
         distributed.synchronise_batchnorm(network, CPU)
     augment, preprocess = Augment("crop_flip", padding=2), Preprocess((0.5,) * 3, (0.5,) * 3)
     size = STEP // distributed.world()
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         toy_images(count),
         size,
         transform=lambda p, g: preprocess(augment(p, g)),
         device=CPU,
         seed=5,
     )
-    held_out = train.ImageBatches(
+    held_out = loop.ImageBatches(
         toy_images(7, seed=1), size, transform=lambda p, g: preprocess(p), device=CPU, shuffle=False
     )
-    optimizer = train.make_optimizer(
+    optimizer = loop.make_optimizer(
         "sgd", network.parameters(), 0.2, momentum=0.9, weight_decay=1e-3
     )
     run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
@@ -95,13 +100,13 @@ def training(
             raise KeyboardInterrupt
 
     try:
-        train.fit(
+        loop.fit(
             objective,
             network,
             batches,
             epochs=epochs,
             optimizer=optimizer,
-            schedule=train.Schedule(optimizer, "cosine", 3),
+            schedule=loop.Schedule(optimizer, "cosine", 3),
             run=run,
             resume=resume,
             clip_norm=clip,
@@ -116,7 +121,7 @@ def training(
                 "metrics": metrics,
             },
             validate=lambda epoch: {
-                f"valid_{k}": v for k, v in train.measure(network, held_out).items()
+                f"valid_{k}": v for k, v in loop.measure(network, held_out).items()
             },
         )
     except KeyboardInterrupt:
@@ -135,25 +140,25 @@ def with_loss(folder: Path, name: str, count: int):
     distributed.synchronise_batchnorm(network, CPU)
     augment, preprocess = Augment("crop_flip"), Preprocess((0.5,) * 3, (0.5,) * 3)
     common = dict(transform=lambda p, g: preprocess(augment(p, g)).double(), device=CPU)
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         toy_images(count, 32), STEP // distributed.world(), seed=5, **common
     )
     if losses.get(name).outliers == "needed":
         outliers = ArrayImages(toy_images(20, 32, seed=2).images, name="outliers")
         batches = losses.MixedBatches(
-            batches, train.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common)
+            batches, loop.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common)
         )
-    optimizer = train.make_optimizer(
+    optimizer = loop.make_optimizer(
         "sgd", [p for p in objective.parameters() if p.requires_grad], 0.1, momentum=0.9
     )
     run = runs.create("toy", {"kind": "toy"}, out_dir=folder)
-    train.fit(
+    loop.fit(
         lambda batch: objective(*batch),
         network,
         batches,
         epochs=3,
         optimizer=optimizer,
-        schedule=train.Schedule(optimizer, "cosine", 3),
+        schedule=loop.Schedule(optimizer, "cosine", 3),
         run=run,
         ema=0.9,
         say=lambda line: None,
@@ -223,7 +228,7 @@ def resumed(folder: Path):
 def seen(folder: Path, count: int, size: int, **options):
     """The numbers of the images that this process gets in an epoch, step by step."""
     pixels = np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1)
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         ArrayImages(pixels, np.arange(count)),
         size,
         transform=lambda p, g: p,
@@ -319,9 +324,7 @@ def leave_out(folder: Path):
         validation_images=30,
         milestones=(1,),
     )
-    run = leaveout_training.train_fold(
-        settings, Context(models, CPU, out_dir=folder / "fold", limit=100)
-    )
+    run = training.train_fold(settings, Context(models, CPU, out_dir=folder / "fold", limit=100))
     return {
         "records": [r for r in run.records() if "valid_auroc" in r and "loss" in r],
         "weights": run.load("last.pt")["state_dict"],

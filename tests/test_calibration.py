@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import beta, betabinom
 
-from ood.calibration import Calibration, calibrate, needed
 from ood.config import InputError
+from ood.deployment.calibration import Calibration, calibrate, needed
 
 
 def test_rank_and_threshold_by_hand():

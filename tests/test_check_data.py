@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ood.data import check, info
+from ood.data import info
+from ood.data.fetch import check
 
 
 def picture(path, seed, size=(32, 32), **options):

@@ -9,8 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ood.config import InputError, build, merge, nearest, read_json
-from ood.experiment import make_detectors
-from ood.workbench import read_experiment
+from ood.evaluation.workbench import make_detectors, read_experiment
 
 
 @dataclass(frozen=True)

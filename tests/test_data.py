@@ -16,8 +16,9 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 from ood.config import InputError
-from ood.data import ArrayImages, StreamedImages, decoding, info, load, names, registry, sources
+from ood.data import ArrayImages, StreamedImages, decoding, info, load, names, request
 from ood.data.decoding import Recipe
+from ood.data.registry import table
 
 
 def write_image(path, size=(32, 32), mode="RGB", seed=0, **options):
@@ -270,11 +271,11 @@ def test_idx_files(tmp_path, digits, name, folder, packed):
 
 
 def test_debians_fashion_mnist(tmp_path, digits, monkeypatch):
-    row = registry.TABLE["fashionmnist"]
+    row = table.TABLE["fashionmnist"]
     assert "/usr/share/datasets/fashion-mnist" in row.folders
     debian = tmp_path / "usr"
     monkeypatch.setitem(
-        registry.TABLE,
+        table.TABLE,
         "fashionmnist",
         dataclasses.replace(row, folders=("FashionMNIST/raw", str(debian))),
     )
@@ -412,7 +413,7 @@ def test_tiny_imagenet(tmp_path, layout, monkeypatch):
             "".join(f"{file}\t{wnid}\t0\t0\t63\t63\n" for file, wnid in files)
         )
     monkeypatch.setitem(
-        registry.TABLE, "tinyimagenet", dataclasses.replace(info("tinyimagenet"), num_classes=3)
+        table.TABLE, "tinyimagenet", dataclasses.replace(info("tinyimagenet"), num_classes=3)
     )
     train, test = load("tinyimagenet", "train", tmp_path), load("tinyimagenet", "test", tmp_path)
     assert train.class_names == test.class_names == (
@@ -528,7 +529,7 @@ def test_array_images():
 
 def test_streamed_and_decoded_agree(photos, monkeypatch):
     kept = load(str(photos), "test", photos.parent, size=24)
-    monkeypatch.setattr(sources, "STREAM_SIDE", 8)
+    monkeypatch.setattr(request, "STREAM_SIDE", 8)
     streamed = load(str(photos), "test", photos.parent, size=24)
     assert isinstance(kept, ArrayImages) and isinstance(streamed, StreamedImages)
     assert (
@@ -540,7 +541,7 @@ def test_streamed_and_decoded_agree(photos, monkeypatch):
     iterator = streamed.batches(1)
     next(iterator)
     iterator.close()  # leaves no thread behind
-    monkeypatch.setattr(sources, "STREAM_BYTES", 0)
+    monkeypatch.setattr(request, "STREAM_BYTES", 0)
     assert isinstance(load(str(photos), "test", photos.parent, size=24), StreamedImages)
 
 
@@ -795,7 +796,7 @@ def test_damaged_image_is_named(photos, content, position):
 
 
 def test_damaged_image_of_a_streamed_set_is_named(photos, monkeypatch):
-    monkeypatch.setattr(sources, "STREAM_SIDE", 8)
+    monkeypatch.setattr(request, "STREAM_SIDE", 8)
     (photos / "a-b" / "2.png").write_bytes((photos / "a-b" / "2.png").read_bytes()[:200])
     with pytest.raises(InputError, match="a-b/2.png"):
         everything(load(str(photos), "test", photos.parent, size=24), 1)
@@ -812,7 +813,7 @@ def test_different_shapes_without_a_size(photos, monkeypatch):
     words = r"a-b/99.png' is 32x40.*first image of the set is 32x32|a-b/99.png' is 32x40 but 'a/1.png' is 32x32"
     with pytest.raises(InputError, match=words):
         load(str(photos), "test", photos.parent)
-    monkeypatch.setattr(sources, "STREAM_SIDE", 8)
+    monkeypatch.setattr(request, "STREAM_SIDE", 8)
     with pytest.raises(InputError, match=words):
         load(str(photos), "test", photos.parent)
     assert len(load(str(photos), "test", photos.parent, size=24)) == 7
@@ -928,7 +929,7 @@ def serve(monkeypatch, name, address, md5=None):
         )
         for archive in row.archives
     )
-    monkeypatch.setitem(registry.TABLE, name, dataclasses.replace(row, archives=archives))
+    monkeypatch.setitem(table.TABLE, name, dataclasses.replace(row, archives=archives))
 
 
 def test_download_verifies_the_checksum(tmp_path, server, digits, monkeypatch):
@@ -945,7 +946,7 @@ def test_download_verifies_the_checksum(tmp_path, server, digits, monkeypatch):
         load("mnist", "test", tmp_path / "data", download=True)
     assert not (tmp_path / "data" / "MNIST").exists()
     serve(monkeypatch, "mnist", address, sums)
-    monkeypatch.setitem(registry.TABLE, "mnist", dataclasses.replace(info("mnist"), count={}))
+    monkeypatch.setitem(table.TABLE, "mnist", dataclasses.replace(info("mnist"), count={}))
     assert len(load("mnist", "test", tmp_path / "data", download=True)) == 20
 
 
@@ -994,7 +995,7 @@ def test_download_that_is_wrong_leaves_no_folder(tmp_path, server, monkeypatch):
 
 
 def test_registry_rows_are_complete():
-    from ood.data.loading import READERS
+    from ood.data.readers import READERS
 
     for name in names():
         row = info(name)

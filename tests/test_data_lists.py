@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ood.config import InputError
-from ood.data import info, load, load_benchmark, registry
+from ood.data import info, load, load_benchmark
+from ood.data.registry import table
 
 
 def picture(path, value, size=(32, 32), mode="RGB"):
@@ -368,7 +369,7 @@ def test_cifar10c(tmp_path, monkeypatch):
     folder, rng = tmp_path / "CIFAR-10-C", np.random.default_rng(0)
     folder.mkdir()
     arrays = {}
-    for name in registry.info("cifar10c").options["parts"]:
+    for name in table.info("cifar10c").options["parts"]:
         arrays[name] = rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
         np.save(folder / f"{name}.npy", arrays[name])
     np.save(folder / "labels.npy", np.arange(10) % 10)
@@ -399,7 +400,7 @@ def test_cifar10c(tmp_path, monkeypatch):
 
 
 def test_mnistc(tmp_path):
-    for part in registry.info("mnistc").options["parts"]:
+    for part in table.info("mnistc").options["parts"]:
         for split, count in (("train", 4), ("test", 2)):
             (tmp_path / "mnist_c" / part).mkdir(parents=True, exist_ok=True)
             np.save(
@@ -420,7 +421,7 @@ def test_imagenet_c(tmp_path, monkeypatch):
     import dataclasses
 
     monkeypatch.setitem(
-        registry.TABLE,
+        table.TABLE,
         "imagenet_c_noise",
         dataclasses.replace(info("imagenet_c_noise"), num_classes=2),
     )

@@ -8,14 +8,15 @@ import pytest
 import torch
 from detector_toys import Gratings, gratings, network, outputs, passed, train  # noqa: F401  (fixtures)
 
-from ood import benchmark, detectors, statistics
+from ood import detectors, statistics
 from ood.config import InputError
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.detectors import ImageDetector
 from ood.detectors.base import NotFitted, aliases, chunked_score, possible
 from ood.detectors.shaping import Shaping, contribution_mask
-from ood.diagnosis import advice, diagnose
+from ood.evaluation import scoring
+from ood.evaluation.diagnosis import advice, diagnose
 from ood.outputs import Head, Outputs, Pass, extract
 
 IMAGE_DETECTORS = [
@@ -359,11 +360,11 @@ def test_what_cannot_work_with_a_network_is_said_before_the_pass():
         ("dropout", "no dropout"),
     ):
         with pytest.raises(InputError, match=words):
-            benchmark.evaluate(
+            scoring.evaluate(
                 network,
                 images,
                 images,
-                [benchmark.TestSet("x", images)],
+                [scoring.TestSet("x", images)],
                 {name: made(name)},
                 Preprocess((0.5,), (0.25,)),
             )

@@ -6,7 +6,7 @@ import torch
 from detector_toys import outputs
 
 from ood import detectors
-from ood.diagnosis import advice, as_dict, diagnose
+from ood.evaluation.diagnosis import advice, as_dict, diagnose
 from ood.outputs import Head, Outputs
 
 

@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 from torch.distributed.run import get_args_parser
 
-from ood import distributed, runs
+from ood import distributed
 from ood.config import InputError
+from ood.training import runs
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}

@@ -21,10 +21,12 @@ import pytest
 from download_toys import Server, make_tar, make_zip, pictures
 from PIL import Image
 
-from ood.data import info, load, obtain, registry
-from ood.data import unpack as unpacking
-from ood.data.download import DownloadError, Patience, fetch
-from ood.data.rows import Archive, DatasetInfo
+from ood.data import info, load
+from ood.data.fetch import obtain
+from ood.data.fetch import unpack as unpacking
+from ood.data.fetch.download import DownloadError, Patience, fetch
+from ood.data.registry import table
+from ood.data.registry.entry import Archive, DatasetInfo
 
 HASTY = Patience(tries=3, timeout=10.0, pause=0.01, longest=0.05, rate=20_000, window=10.0)
 BODY = np.random.default_rng(0).integers(0, 256, 700_000, dtype=np.uint8).tobytes()
@@ -223,7 +225,7 @@ def test_redirects(server, tmp_path):
 def test_no_downgrade_to_http_without_a_checksum():
     import urllib.request
 
-    from ood.data.download import _Redirects, _Refused
+    from ood.data.fetch.download import _Redirects, _Refused
 
     request = urllib.request.Request("https://example.org/a")
     with pytest.raises(_Refused, match="from https to http"):
@@ -290,7 +292,7 @@ def shop(server, tmp_path, monkeypatch):
                 key
             ] = value
         monkeypatch.setitem(
-            registry.TABLE,
+            table.TABLE,
             "toy",
             DatasetInfo("toy", "ood", "folder", archives=(Archive(**archive),), **row),
         )
@@ -509,7 +511,7 @@ def test_tiny_imagenet_as_its_archive_has_it(server, tmp_path, monkeypatch):
             for a in row.archives
         )
         monkeypatch.setitem(
-            registry.TABLE,
+            table.TABLE,
             name,
             dataclasses.replace(
                 row, archives=archives, num_classes=2, count={"train": 4, "test": 4}
@@ -565,7 +567,7 @@ def test_imagenet_from_its_archives(tmp_path, monkeypatch):
     assert "get it again" in take(row, root).text  # these are not ImageNet's archives
     archives = tuple(dataclasses.replace(a, md5=None, bytes=None) for a in row.archives)
     monkeypatch.setitem(
-        registry.TABLE,
+        table.TABLE,
         "imagenet",
         dataclasses.replace(row, archives=archives, num_classes=3, count={"train": 6, "test": 4}),
     )
@@ -592,7 +594,8 @@ def test_svhn_subset(server, tmp_path, monkeypatch):
         },
     )
     server.files["/test_32x32.mat"] = (tmp_path / "test.mat").read_bytes()
-    from ood.data import layouts, prepare
+    from ood.data import layouts
+    from ood.data.fetch import prepare
 
     monkeypatch.setattr(prepare, "SVHN_PER_LABEL", 2)
     monkeypatch.setattr(layouts, "SVHN_PER_LABEL", 2)
@@ -603,7 +606,7 @@ def test_svhn_subset(server, tmp_path, monkeypatch):
     )
     kept = sorted(np.concatenate([np.flatnonzero(labels == label)[:2] for label in range(1, 11)]))
     monkeypatch.setitem(
-        registry.TABLE,
+        table.TABLE,
         "svhn_selected",
         dataclasses.replace(row, archives=archives, count={"test": len(kept)}),
     )
@@ -669,7 +672,7 @@ def test_script_in_this_process(call_script, tmp_path, monkeypatch, server, shop
 
 
 def test_every_set_and_benchmark_is_described(tmp_path):
-    for name in registry.names():
+    for name in table.names():
         lines = obtain.describe(info(name), tmp_path)
         assert name in lines[0] and not re.search(
             r"\{(data_dir|split|part)?\}", "\n".join(lines)
@@ -677,7 +680,7 @@ def test_every_set_and_benchmark_is_described(tmp_path):
 
 
 def test_readme_holds_the_table():
-    from ood.data import catalogue
+    from ood.data.fetch import catalogue
 
     assert catalogue.markdown() in catalogue.README.read_text(), (
         "run `python3 scripts/download_data.py -table`"

@@ -9,10 +9,12 @@ import torch
 import models
 from ood import metrics
 from ood.config import InputError, build, read_json
-from ood.data import ArrayImages, Preprocess, load
-from ood.methods import Context, auxiliary, get
-from ood.methods.heatmap import Heatmap, Settings, score_of, weighted_errors
-from ood.methods.heatmap_targets import (
+from ood.data import ArrayImages, Preprocess, auxiliary, load
+from ood.methods import Context, get
+from ood.methods.heatmap.formulas import score_of, weighted_errors
+from ood.methods.heatmap.method import Heatmap
+from ood.methods.heatmap.settings import Settings
+from ood.methods.heatmap.targets import (
     DecoderBatches,
     Pixels,
     Scale,
@@ -226,7 +228,7 @@ def test_nearest_survives_features_far_from_the_origin():
 def test_nearest_does_not_depend_on_the_chunk(monkeypatch):
     arrays = case()
     whole = nearest_id(*arrays)
-    monkeypatch.setattr("ood.methods.heatmap_targets.CHUNK", 3)
+    monkeypatch.setattr("ood.methods.heatmap.targets.CHUNK", 3)
     assert torch.equal(nearest_id(*arrays), whole)
 
 
@@ -321,7 +323,7 @@ def test_an_epoch_shows_every_image_once_with_its_own_target():
 def test_pixels_read_on_demand_equal_pixels_in_memory(monkeypatch):
     sets, rows = [array_images(9), array_images(5, seed=1)], torch.tensor([13, 0, 8, 9, 0])
     resident = Pixels(sets, torch.device("cpu"))
-    monkeypatch.setattr("ood.methods.heatmap_targets.RESIDENT_BYTES", 10)
+    monkeypatch.setattr("ood.methods.heatmap.targets.RESIDENT_BYTES", 10)
     streamed = Pixels(sets, torch.device("cpu"))
     assert resident.array is not None and streamed.array is None
     assert torch.equal(resident(rows), streamed(rows))
@@ -335,7 +337,7 @@ def test_kept_stage_maps_equal_computed_ones_up_to_half_precision(monkeypatch):
     assert [m.shape[1] for m in computed] == [32, 16] and maps.keep()
     for fresh, kept in zip(computed, maps(torch.tensor([5, 1]))):
         torch.testing.assert_close(kept, fresh, rtol=2e-3, atol=1e-3)
-    monkeypatch.setattr("ood.methods.heatmap_targets.MAP_BYTES", 10)
+    monkeypatch.setattr("ood.methods.heatmap.targets.MAP_BYTES", 10)
     assert not StageMaps(
         network, pixels, Preprocess((0.5,) * 3, (0.5,) * 3), 2, 4, torch.enable_grad
     ).keep()

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import models
-from ood import metrics, runs
+from ood import metrics
 from ood.config import InputError, build
 from ood.data import Preprocess, load
 from ood.methods import Context
-from ood.methods.heatmap import Heatmap, Settings, find
-from ood.methods.heatmap_targets import nearest_id
+from ood.methods.heatmap.method import Heatmap, find
+from ood.methods.heatmap.settings import Settings
+from ood.methods.heatmap.targets import nearest_id
 from ood.outputs import Cache
+from ood.training import runs
 
 BASE = dict(
     id_dataset="mnist5k",

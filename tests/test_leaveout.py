@@ -15,7 +15,7 @@ from ood import detectors, methods
 from ood.config import InputError, build
 from ood.data import ArrayImages, Preprocess
 from ood.methods import leaveout
-from ood.methods.leaveout import Settings
+from ood.methods.leaveout.settings import Settings
 from ood.outputs import Cache, extract
 
 STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)

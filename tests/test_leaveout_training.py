@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import models
-from ood import methods, runs, train
-from ood.config import InputError, build, read_json
+from ood import methods
+from ood.config import Experiment, InputError, build, read_json, split
 from ood.data import ArrayImages, load
-from ood.experiment import Experiment, split
-from ood.methods import leaveout, leaveout_training
-from ood.methods.leaveout import Settings
+from ood.methods import leaveout
+from ood.methods.leaveout import settings, training
+from ood.methods.leaveout.settings import Settings
+from ood.training import batches, loop, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = dict(
@@ -70,10 +71,10 @@ def paired(inside, outside, size, seed=0):
     common = dict(
         batch_size=size, transform=lambda pixels, generator: pixels, device=torch.device("cpu")
     )
-    return leaveout_training.PairedBatches(
-        train.ImageBatches(images, indices=np.arange(inside), seed=train.mix(seed, 0), **common),
-        train.ImageBatches(
-            images, indices=np.arange(inside, inside + outside), seed=train.mix(seed, 1), **common
+    return batches.PairedBatches(
+        loop.ImageBatches(images, indices=np.arange(inside), seed=loop.mix(seed, 0), **common),
+        loop.ImageBatches(
+            images, indices=np.arange(inside, inside + outside), seed=loop.mix(seed, 1), **common
         ),
     )
 
@@ -109,7 +110,7 @@ def test_streams_go_through_the_network_apart(monkeypatch, tmp_path):
         )
         return network
 
-    monkeypatch.setattr(leaveout_training, "build_network", watched)
+    monkeypatch.setattr(training, "build_network", watched)
     leaveout.LeaveOut.train(
         settings(epochs=1, validation_dataset=None), context(tmp_path, limit=200)
     )
@@ -130,9 +131,7 @@ def test_streams_go_through_the_network_apart(monkeypatch, tmp_path):
 
 
 def test_a_fold_trains_on_all_images_and_labels_them_by_position():
-    data = leaveout_training.fold_data(
-        settings(fold=3, validation_dataset=None), context("", limit=None)
-    )
+    data = training.fold_data(settings(fold=3, validation_dataset=None), context("", limit=None))
     kept = leaveout.kept_classes(10, 3).tolist()
     labels = data.train.labels
     assert len(data.inside) + len(data.outside) == len(data.train) == 4000
@@ -144,7 +143,7 @@ def test_a_fold_trains_on_all_images_and_labels_them_by_position():
 
 
 def test_validation_images_from_the_training_set_are_not_trained_on():
-    data = leaveout_training.fold_data(settings(), context("", limit=None))
+    data = training.fold_data(settings(), context("", limit=None))
     images = load("mnist5k", "train")
     taken = set(leaveout.held_out(4000, 60).tolist())
     assert (
@@ -159,7 +158,7 @@ def test_validation_images_from_the_training_set_are_not_trained_on():
 
 
 def test_validation_images_from_the_test_set_are_the_held_out_positions():
-    data = leaveout_training.fold_data(
+    data = training.fold_data(
         settings(validation_id="test", validation_images=1000), context("", limit=None)
     )
     assert len(data.train) == 4000 and len(data.valid_id) == 100  # a tenth of 1,000
@@ -213,16 +212,14 @@ def released_auroc(known, novel):
 def test_selection_rules():
     generator = np.random.RandomState(0)
     known, novel = 1 - generator.beta(1, 20, 60) ** 2, 1 - generator.beta(1, 9, 50) ** 2
-    assert leaveout_training.selection_auroc(known, novel, "released") == pytest.approx(
+    assert training.selection_auroc(known, novel, "released") == pytest.approx(
         released_auroc(known, novel), abs=1e-12
     )
     pairs = np.mean([(k > n) + 0.5 * (k == n) for k in known for n in novel])
-    assert leaveout_training.selection_auroc(known, novel, "exact") == pytest.approx(
-        pairs, abs=1e-12
+    assert training.selection_auroc(known, novel, "exact") == pytest.approx(pairs, abs=1e-12)
+    assert training.selection_auroc(known, novel, "exact") != training.selection_auroc(
+        known, novel, "released"
     )
-    assert leaveout_training.selection_auroc(
-        known, novel, "exact"
-    ) != leaveout_training.selection_auroc(known, novel, "released")
 
 
 def test_best_epoch_is_the_first_with_the_highest_validation_auroc(trained):
@@ -232,8 +229,8 @@ def test_best_epoch_is_the_first_with_the_highest_validation_auroc(trained):
     assert [record["lr"] for record in epochs] == pytest.approx(
         [0.05, 0.005]
     )  # milestone at the start of epoch 2
-    assert trained.records()[-1]["event"] == "end" and leaveout_training.finished(trained.folder, 2)
-    assert not leaveout_training.finished(trained.folder, 3)
+    assert trained.records()[-1]["event"] == "end" and training.finished(trained.folder, 2)
+    assert not training.finished(trained.folder, 3)
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------------------
@@ -259,7 +256,7 @@ def test_a_resumed_fold_equals_an_undisturbed_one(trained, tmp_path, monkeypatch
         leaveout.LeaveOut.train(settings(fold=2), context(tmp_path))  # killed after the first epoch
     monkeypatch.undo()
     folder = tmp_path / trained.folder.name
-    assert not leaveout_training.finished(folder, 2)
+    assert not training.finished(folder, 2)
     with pytest.raises(InputError, match="-resume"):
         leaveout.LeaveOut.train(settings(fold=2), context(tmp_path))
     run = leaveout.LeaveOut.train(settings(fold=2), context(tmp_path, resume=True))
@@ -287,9 +284,7 @@ def test_a_run_is_not_continued_with_other_settings(trained):
                 settings(**{"fold": 2, **change}),
                 context(trained.folder.parent, resume=True, out_dir=trained.folder),
             )
-    assert (
-        leaveout_training.continued(trained, settings(fold=2, temperature=5.0)).temperature == 5.0
-    )
+    assert training.continued(trained, settings(fold=2, temperature=5.0)).temperature == 5.0
 
 
 # ---- what the ensemble reads -------------------------------------------------------------------------------------------------

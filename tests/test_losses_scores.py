@@ -8,10 +8,11 @@ import torch
 from conftest import ROOT
 
 import models
-from ood import losses, runs
+from ood import losses
 from ood.config import InputError
 from ood.losses.scores import RULES
 from ood.outputs import Head, Outputs
+from ood.training import runs
 
 TINY = ("-device", "cpu", "-limit", 96, "-epochs", 2, "-batch_size", 32, "-width", 4)
 

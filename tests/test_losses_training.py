@@ -9,10 +9,11 @@ from conftest import ROOT
 from loss_toys import NAMES
 
 import models
-from ood import classifier, losses, runs, train
-from ood.batches import ImageBatches
+from ood import losses
 from ood.config import InputError
 from ood.data import ArrayImages, Preprocess, load
+from ood.training import loop, pretraining, runs
+from ood.training.batches import ImageBatches
 
 CPU = torch.device("cpu")
 SMALL = {"vos": {"sample_number": 5, "sample_from": 50}, "energy_margin": {"full_train_loss": 0.3}}
@@ -183,14 +184,14 @@ def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
             return {"state_dict": objective.network.state_dict(), "objective": objective.describe()}
 
         run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
-        train.fit(
+        loop.fit(
             lambda batch: objective(*batch),
             objective.network,
             batches(digits, indices=range(96)),
             epochs=epochs,
             optimizer=optimizer,
             run=run,
-            schedule=train.Schedule(optimizer, "constant", 2),
+            schedule=loop.Schedule(optimizer, "constant", 2),
             pack=pack,
             ema=0.6,
             resume=resume,
@@ -227,7 +228,7 @@ def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
 def test_moving_average_counts_a_shared_head_once_and_leaves_fixed_centres(name, digits):
     """ISH and VOS have the network's head as a module of their own; the centre of deep_svdd is set before the first epoch, not trained."""
     objective = objective_of(name)
-    average = train.Average(
+    average = loop.Average(
         objective.network, 0.5, [p for p in objective.parameters() if p.requires_grad]
     )
     assert len({t.data_ptr() for t in average.held}) == len(average.held)
@@ -243,7 +244,9 @@ def grey(value, count, dtype=np.uint8):
 
 
 def test_joined_sets():
-    joined = losses.JoinedImages([grey(10, 3), grey(20, 2), grey(30, 4)], "greys")
+    joined = losses.JoinedImages(
+        [grey(10, 3), grey(20, 2), grey(30, 4)], name="greys", split="train"
+    )
     assert len(joined) == 9 and (joined.labels == -1).all() and joined.shape == (1, 4, 4)
     rows = [8, 0, 4, 3, 0]
     assert [int(image[0, 0, 0]) for image in joined.read(rows)] == [
@@ -256,11 +259,15 @@ def test_joined_sets():
     assert torch.equal(
         joined.subset([7, 2]).read([0, 1])[:, 0, 0, 0], torch.tensor([30, 10], dtype=torch.uint8)
     )
-    mixed = losses.JoinedImages([grey(255, 1), grey(0.5, 1, np.float32)], "floats").read([0, 1])
+    mixed = losses.JoinedImages(
+        [grey(255, 1), grey(0.5, 1, np.float32)], name="floats", split="train"
+    ).read([0, 1])
     assert mixed[:, 0, 0, 0].tolist() == [1.0, 0.5]
     assert (
         joined.digest
-        != losses.JoinedImages([grey(10, 3), grey(20, 2), grey(31, 4)], "greys").digest
+        != losses.JoinedImages(
+            [grey(10, 3), grey(20, 2), grey(31, 4)], name="greys", split="train"
+        ).digest
     )
 
 
@@ -303,13 +310,13 @@ def test_means_of_an_epoch_are_those_of_the_id_images(digits, outliers, tmp_path
         return network(images).sum() * 0 + len(seen), {"accuracy": right.sum() / known.sum()}
 
     optimizer = torch.optim.SGD(network.parameters(), 0.01)
-    history = train.fit(
+    history = loop.fit(
         objective,
         network,
         stream,
         epochs=2,
         optimizer=optimizer,
-        schedule=train.Schedule(optimizer, "constant", 2),
+        schedule=loop.Schedule(optimizer, "constant", 2),
         say=lambda line: None,
         run=runs.create("toy", {}, out_dir=tmp_path),
         pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
@@ -619,14 +626,14 @@ def test_config_gives_the_same_keys(tmp_path, call_script):
 )
 def test_published_configs_are_complete(name):
     """They resolve (one that continues a trained network: with -init), and the loss is made with what they say; the data is not at hand here."""
-    given = classifier.with_known_names(
-        models, classifier.read_settings(ROOT / "configs" / f"{name}.json")
+    given = pretraining.with_known_names(
+        models, pretraining.read_settings(ROOT / "configs" / f"{name}.json")
     )
     if given.get("needs_init"):
         with pytest.raises(InputError, match="-init FILE"):
-            classifier.resolve(given)
+            pretraining.resolve(given)
         given["init"] = "best.pt"
-    settings = classifier.resolve(given)
+    settings = pretraining.resolve(given)
     assert losses.get(settings.loss).outliers == "needed" and settings.ood_dataset
     if settings.id_dataset == "cifar10":
         network = models.build(
@@ -647,7 +654,7 @@ def test_cider_sees_two_views_of_each_image(tmp_path, monkeypatch):
         return forward(self, images, labels)
 
     monkeypatch.setattr(losses.Objective, "forward", spy)
-    classifier.train_classifier(
+    pretraining.train_classifier(
         models,
         {"loss": "cider", "width": 4, "limit": 40, "epochs": 1, "batch_size": 12, "device": "cpu"},
         out_dir=tmp_path / "run",

@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as sk
 
 from ood import metrics
-from ood import metrics_legacy as legacy
+from ood import metrics_released as legacy
 from ood.config import InputError
 from ood.metrics import evaluate, prepare
 

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import models
-from ood import benchmark, detectors
+from ood import detectors
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
+from ood.evaluation import scoring
 from ood.outputs import Cache, extract, network_digest
 
 NAMES = ("msp", "maxlogit", "energy", "odin", "react", "dice")
@@ -48,11 +49,11 @@ class Counter:
 
 def run(network, preprocess, names=NAMES, cache=None, **options):
     made = {n: detectors.create(n) for n in names}
-    return benchmark.evaluate(
+    return scoring.evaluate(
         network,
         images(60, 1, "id"),
         images(40, 2, "id"),
-        [benchmark.TestSet("a", images(30, 3, "a")), benchmark.TestSet("b", images(20, 4, "b"))],
+        [scoring.TestSet("a", images(30, 3, "a")), scoring.TestSet("b", images(20, 4, "b"))],
         made,
         preprocess,
         batch_size=16,
@@ -161,13 +162,13 @@ def test_bf16_is_close(network, preprocess):
 
 
 def test_batch_size_does_not_matter(network, preprocess):
-    small, large = (run(network, preprocess), benchmark.evaluate)
+    small, large = (run(network, preprocess), scoring.evaluate)
     made = {n: detectors.create(n) for n in NAMES}
     other = large(
         network,
         images(60, 1, "id"),
         images(40, 2, "id"),
-        [benchmark.TestSet("a", images(30, 3, "a"))],
+        [scoring.TestSet("a", images(30, 3, "a"))],
         made,
         preprocess,
         batch_size=64,

@@ -16,9 +16,9 @@ from conftest import ROOT
 from PIL import Image
 
 import models
-from ood import runs
-from ood.classifier import resolve
 from ood.data import Preprocess, load
+from ood.training import runs
+from ood.training.pretraining import resolve
 
 SCRIPT = ROOT / "classifier_pretraining.py"
 TINY = ("-device", "cpu", "-limit", "120", "-epochs", "2", "-batch_size", "32", "-width", "4")

@@ -13,10 +13,12 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from ood import plots, report
+from ood import files, provenance
 from ood.cli import RunError
+from ood.evaluation import plots, report
+from ood.evaluation.report import COLUMNS, Report, averages, result_row
 from ood.metrics import Metrics, evaluate
-from ood.report import COLUMNS, Report, averages, provenance, result_row
+from ood.provenance import provenance
 
 HEADER = "detector,dataset,group,n_id,n_ood,fpr95,auroc,aupr_in,aupr_out,detection_error,fpr95_ood_positive"
 SETS = {"svhn": "near", "lsun": "near", "isun": "far", "dtd": "far"}
@@ -334,11 +336,11 @@ def test_provenance_names_the_gpu_of_a_described_device(monkeypatch):
 
 
 def test_no_git_no_revision(tmp_path, monkeypatch):
-    assert report._git_revision(tmp_path) is None
+    assert provenance._git_revision(tmp_path) is None
     (tmp_path / ".git").mkdir()
-    assert report._git_revision(tmp_path) is None, "not a repository"
+    assert provenance._git_revision(tmp_path) is None, "not a repository"
     monkeypatch.setenv("PATH", "")
-    assert report._git_revision(tmp_path) is None, "no git program"
+    assert provenance._git_revision(tmp_path) is None, "no git program"
 
 
 def test_plain_values():
@@ -347,7 +349,7 @@ def test_plain_values():
         path: Path = Path("a/b")
         rates: tuple = (0.1, np.float64(0.2))
 
-    assert report.plain(
+    assert files.plain(
         {
             1: Settings(),
             "t": torch.ones(2),
@@ -368,14 +370,14 @@ def test_plain_values():
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "metrics.csv"
-    report.write_text(path, "old")
+    files.write_text(path, "old")
     with pytest.raises(KeyboardInterrupt):
-        with report.replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text("half")
             raise KeyboardInterrupt
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["metrics.csv"]
     with pytest.raises(RunError, match="cannot write"):
-        report.write_text(path / "below a file" / "x.csv", "text")
+        files.write_text(path / "below a file" / "x.csv", "text")
 
 
 def test_scores_are_written_per_data_set(tmp_path):

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import models
-from ood import pictures, storage
 from ood.config import InputError
 from ood.data import load
+from ood.deployment import detector_file, pictures
 from ood.detectors.base import chunked_score
 from ood.outputs import extract
 
@@ -105,7 +105,7 @@ def test_a_folder_of_pictures_is_scored(root, call_script, monkeypatch):
     )
     assert done.returncode == 0, done.stderr
     assert "at least 90 %" in done.stdout and "check:" in done.stdout
-    stored = storage.load(root / "knn.npz")
+    stored = detector_file.load(root / "knn.npz")
     assert stored.detector.k == 3, "the config's detector_args count"
     assert (
         stored.recipe == {"size": 32, "resize": None, "channels": 3}
@@ -164,7 +164,7 @@ def test_scores_are_those_of_an_evaluation(root, call_script):
         ).returncode
         == 0
     )
-    stored = storage.load(root / "mds.npz")
+    stored = detector_file.load(root / "mds.npz")
     network = models.build(**stored.arch)
     models.checkpoints.load_into(network, root / "weights.pt")
     images = load(str(root / "photos"), "test", root, size=32, channels=3)
@@ -198,7 +198,7 @@ def test_a_detector_whose_statistics_are_in_a_file(root, call_script):
         "dice.npz",
     )
     assert done.returncode == 0, done.stderr
-    assert storage.load(root / "dice.npz").detector.mask.float().mean() == 0.5
+    assert detector_file.load(root / "dice.npz").detector.mask.float().mean() == 0.5
     (root / "mean.npy").unlink()
     done = score(
         call_script, root, "-detector", "dice.npz", "-input", "mine/two", "-out_dir", "dice"
@@ -277,7 +277,7 @@ def test_folder_without_test_images_keeps_calibration_apart(root, call_script):
     )
     assert done.returncode == 0, done.stderr
     assert "fitted on 15 of its images, calibrated on the other 15" in done.stdout
-    assert len(storage.load(root / "flat.npz").detector.bank) == 15
+    assert len(detector_file.load(root / "flat.npz").detector.bank) == 15
 
 
 def test_strict_stops_at_a_damaged_picture_and_keeps_what_was_there(root, call_script):
@@ -383,7 +383,7 @@ def test_files_are_asked_for_as_they_are_needed(root, monkeypatch):
     from ood import detectors
     from ood.data import Preprocess
 
-    stored = storage.Stored(
+    stored = detector_file.Stored(
         detectors.create("energy"),
         "",
         Preprocess([0.5] * 3, [0.5] * 3),

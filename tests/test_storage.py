@@ -12,11 +12,12 @@ import torch
 from conftest import ROOT
 from detector_toys import Gratings, gratings, network  # noqa: F401  (a fixture)
 
-from ood import detectors, storage
-from ood.calibration import calibrate
+from ood import detectors
 from ood.config import InputError
 from ood.data import Preprocess
-from ood.detectors import ImageDetector
+from ood.deployment import detector_file
+from ood.deployment.calibration import calibrate
+from ood.detectors import ImageDetector, base
 from ood.detectors.base import chunked_score
 from ood.outputs import extract, network_digest
 
@@ -44,7 +45,7 @@ def train(network):
 @pytest.fixture
 def saved(network, train, tmp_path):
     detector = detectors.create("mds").fit(train)
-    return detector, storage.save(
+    return detector, detector_file.save(
         tmp_path / "mds.npz", detector, network=network, preprocess=PREPROCESS, recipe=RECIPE
     )
 
@@ -55,10 +56,10 @@ def test_every_detector_scores_the_same_after_save_and_load(name, network, train
         detectors.create(name, **QUICK.get(name, {})).fit(train),
         network_digest(network),
     )
-    path = storage.save(
+    path = detector_file.save(
         tmp_path / "d.npz", detector, network=digest, preprocess=PREPROCESS, recipe=RECIPE
     )
-    stored = storage.load(path, digest)
+    stored = detector_file.load(path, digest)
     assert stored.detector.hyperparameters() == detector.hyperparameters()
     images = gratings(20, 7)
 
@@ -80,7 +81,7 @@ def test_every_detector_scores_the_same_after_save_and_load(name, network, train
 def test_everything_else_comes_back(network, train, tmp_path):
     detector = detectors.create("energy")
     calibration = calibrate(chunked_score(detector, train).numpy())
-    path = storage.save(
+    path = detector_file.save(
         tmp_path / "folder" / "e.npz",
         detector,
         network=network,
@@ -91,7 +92,7 @@ def test_everything_else_comes_back(network, train, tmp_path):
         checkpoint="run/best.pt",
         about={"id_dataset": "gratings"},
     )
-    stored = storage.load(path, network)
+    stored = detector_file.load(path, network)
     assert stored.recipe == {"size": 12, "resize": (14, 16), "channels": 1} and stored.arch == {
         "arch": "small_cnn"
     }
@@ -104,7 +105,7 @@ def test_everything_else_comes_back(network, train, tmp_path):
         stored.calibration.threshold == calibration.threshold
         and (stored.calibration.scores == calibration.scores).all()
     )
-    assert storage.load(path).calibration.accept == 0.95
+    assert detector_file.load(path).calibration.accept == 0.95
 
 
 def test_file_holds_arrays_and_json_only(saved):
@@ -129,20 +130,20 @@ def test_loads_in_another_process(saved):
 def test_refused_on_another_network(saved, network):
     other = Gratings()
     other.load_state_dict(network.state_dict())
-    storage.load(saved[1], other)  # equal weights, another object
+    detector_file.load(saved[1], other)  # equal weights, another object
     with torch.no_grad():
         other.fc.bias[0] += 1e-6
     with pytest.raises(InputError, match="another network"):
-        storage.load(saved[1], other)
-    storage.load(saved[1]).check(network)
+        detector_file.load(saved[1], other)
+    detector_file.load(saved[1]).check(network)
 
 
 def test_extreme_numbers_survive(network, tmp_path):
     detector = detectors.create("dice")
     detector.limit, detector.contribution_threshold = float("inf"), 0.1 + 0.2
     detector.mask = torch.ones(2, 3)
-    back = storage.load(
-        storage.save(
+    back = detector_file.load(
+        detector_file.save(
             tmp_path / "d.npz", detector, network="0", preprocess=PREPROCESS, recipe=RECIPE
         )
     ).detector
@@ -154,7 +155,7 @@ def test_what_cannot_be_stored_is_a_bug_that_shows_and_leaves_the_old_file(saved
     before = path.read_bytes()
     detector.oddity = {"a": 1}
     with pytest.raises(TypeError, match="oddity"):
-        storage.save(path, detector, network="0", preprocess=PREPROCESS, recipe=RECIPE)
+        detector_file.save(path, detector, network="0", preprocess=PREPROCESS, recipe=RECIPE)
     assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
 
 
@@ -201,10 +202,10 @@ def test_bad_files_are_one_clear_error_and_run_nothing(saved, spoil, words):
     path = saved[1]
     spoil(path)
     with pytest.raises(InputError, match=words):
-        storage.load(path)
+        detector_file.load(path)
     assert not (path.parent / "executed").exists()
 
 
 def test_size_counts_the_learned_bytes(train):
-    assert storage.size(detectors.create("mds").fit(train)) == 8 * (16 + 16 * 16 + 6 * 16)
-    assert storage.size(detectors.create("energy")) == 0
+    assert base.size(detectors.create("mds").fit(train)) == 8 * (16 + 16 * 16 + 6 * 16)
+    assert base.size(detectors.create("energy")) == 0

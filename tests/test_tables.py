@@ -10,9 +10,10 @@ from conftest import ROOT
 from detector_toys import Gratings, gratings
 
 import models
-from ood import benchmark, detectors, metrics, report, uncertainty
+from ood import detectors, metrics
 from ood.data import Preprocess
 from ood.detectors import distances
+from ood.evaluation import report, scoring, uncertainty
 from ood.outputs import Cache
 
 
@@ -23,11 +24,11 @@ def result():
         for name in ("energy", "knn", "odin", "ash")
     }
     novel = gratings(50, 3, novel=True)
-    return benchmark.evaluate(
+    return scoring.evaluate(
         Gratings().eval(),
         gratings(60, 0),
         gratings(40, 1),
-        [benchmark.TestSet("novel", novel), benchmark.TestSet("again", gratings(30, 5, True))],
+        [scoring.TestSet("novel", novel), scoring.TestSet("again", gratings(30, 5, True))],
         made,
         Preprocess((0.5,), (0.25,)),
     )
@@ -59,11 +60,11 @@ def test_cost_inside_the_pass_is_measured_and_missing_where_the_cache_had_it(tmp
     slow(type(detectors.create("gram")))
 
     def run(*names):
-        return benchmark.evaluate(
+        return scoring.evaluate(
             Gratings().eval(),
             gratings(60, 0),
             gratings(40, 1),
-            [benchmark.TestSet("novel", gratings(30, 3, novel=True))],
+            [scoring.TestSet("novel", gratings(30, 3, novel=True))],
             {name: detectors.create(name) for name in names},
             Preprocess((0.5,), (0.25,)),
             batch_size=10,

@@ -19,7 +19,8 @@ import models
 from ood import metrics
 from ood.config import InputError
 from ood.methods import leaveout
-from ood.methods.leaveout import Settings
+from ood.methods.leaveout.settings import Settings
+from ood.methods.vmdls import command
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -100,7 +101,7 @@ def call(script, world, monkeypatch, capsys, tmp_path):
             else build(settings, context)
         )
 
-    monkeypatch.setattr(leaveout, "build_network", smaller)
+    monkeypatch.setattr(leaveout.method, "build_network", smaller)
     monkeypatch.chdir(world)
 
     def run(*words):
@@ -297,10 +298,9 @@ def test_missing_fold_is_named_with_what_trains_it(call, world):
 
 
 def test_vmdls_flags_select_vmdls(script, monkeypatch):
-    from ood.methods import vmdls_test
 
     calls = []
-    monkeypatch.setattr(vmdls_test, "main", lambda *a: calls.append(a))
+    monkeypatch.setattr(command, "main", lambda *a: calls.append(a))
     words = shlex.split(
         "--enc_type densenet --latent_dim 32 --known_dataset cifar_known --unknown_dataset imagenet-resize"
     )

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from ood import runs, train
 from ood.cli import RunError
 from ood.config import InputError
+from ood.training import loop, runs
 
 
 class Toy(nn.Module):
@@ -69,9 +69,9 @@ def experiment(
     """Train the toy as a script would; crash_at = (epoch, batch) raises in the middle of that epoch, poison_at makes weights infinite."""
     torch.manual_seed(0)
     network = Toy()
-    batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"), seed=3)
-    opt = train.make_optimizer(optimizer, network.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    plan = train.Schedule(opt, schedule, 6, milestones=(2, 4), gamma=0.3, patience=0)
+    batches = loop.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"), seed=3)
+    opt = loop.make_optimizer(optimizer, network.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+    plan = loop.Schedule(opt, schedule, 6, milestones=(2, 4), gamma=0.3, patience=0)
     calls = []
 
     def objective(batch):
@@ -89,7 +89,7 @@ def experiment(
             network.body[0].weight.data.fill_(math.inf)
 
     run = runs.reopen(folder) if resume else runs.create("toy", {"kind": "toy"}, out_dir=folder)
-    clean = train.ImageBatches(
+    clean = loop.ImageBatches(
         Images(),
         25,
         transform=lambda p, g: p.float() / 255,
@@ -98,7 +98,7 @@ def experiment(
     )
     defaults = dict(
         before_epoch=poison,
-        validate=lambda epoch: {f"valid_{k}": v for k, v in train.measure(network, clean).items()},
+        validate=lambda epoch: {f"valid_{k}": v for k, v in loop.measure(network, clean).items()},
         select="valid_accuracy",
         pack=lambda epoch, metrics: {
             "state_dict": network.state_dict(),
@@ -106,7 +106,7 @@ def experiment(
             "metrics": metrics,
         },
     )
-    history = train.fit(
+    history = loop.fit(
         objective,
         network,
         batches,
@@ -130,8 +130,8 @@ def same(a, b):
 # ---- resume ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", train.SCHEDULES)
-@pytest.mark.parametrize("optimizer", train.OPTIMIZERS)
+@pytest.mark.parametrize("schedule", loop.SCHEDULES)
+@pytest.mark.parametrize("optimizer", loop.OPTIMIZERS)
 def test_resumed_run_equals_undisturbed_run_to_the_bit(tmp_path, schedule, optimizer):
     straight, history, run = experiment(
         tmp_path / "a", 5, schedule=schedule, optimizer=optimizer, lr=0.05
@@ -172,7 +172,7 @@ def test_resume_differs_when_the_generator_is_not_restored(tmp_path, monkeypatch
     """The test above can fail: without the global generator the dropout masks differ."""
     straight, *_ = experiment(tmp_path / "a", 4)
     experiment(tmp_path / "b", 2)
-    monkeypatch.setattr(train, "set_random_state", lambda *a: None)
+    monkeypatch.setattr(loop, "set_random_state", lambda *a: None)
     resumed, *_ = experiment(tmp_path / "b", 4, resume=True)
     assert not same(straight, resumed)
 
@@ -180,9 +180,9 @@ def test_resume_differs_when_the_generator_is_not_restored(tmp_path, monkeypatch
 def test_resume_restores_python_and_numpy_generators():
     import random
 
-    state = train.random_state(torch.device("cpu"))
+    state = loop.random_state(torch.device("cpu"))
     first = (torch.rand(3), np.random.rand(3), random.random())
-    train.set_random_state(state, torch.device("cpu"))
+    loop.set_random_state(state, torch.device("cpu"))
     second = (torch.rand(3), np.random.rand(3), random.random())
     assert (
         torch.equal(first[0], second[0])
@@ -277,7 +277,7 @@ def test_without_selection_the_newest_epoch_is_the_best(tmp_path):
 
 
 def test_epoch_means_weight_the_partial_batch(tmp_path):
-    means = train.Means(1)
+    means = loop.Means(1)
     means.add(torch.tensor(1.0), {"part": 2.0}, 30)
     means.add(torch.tensor(4.0), {"part": torch.tensor(5.0)}, 10)
     assert means.result() == {"loss": 1.75, "part": 2.75} and means.items == 40
@@ -285,7 +285,7 @@ def test_epoch_means_weight_the_partial_batch(tmp_path):
 
 @pytest.mark.parametrize("check_every", (1, 3, 50))
 def test_non_finite_loss_names_epoch_and_batch(check_every):
-    means = train.Means(7, check_every)
+    means = loop.Means(7, check_every)
     with pytest.raises(RunError, match="nan in epoch 7, batch 3"):
         for value in (1.0, 2.0, math.nan, 1.0):
             means.add(torch.tensor(value), {}, 2)
@@ -308,11 +308,11 @@ def test_weights_that_burst_in_the_last_batch_are_not_saved(tmp_path):
 def test_what_is_learned_beside_the_network_must_be_finite_too(tmp_path):
     """A loss's centre that bursts in the last step of an epoch, where no later loss shows it."""
     network, centre = Toy(), nn.Parameter(torch.ones(3))
-    batches = train.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"))
+    batches = loop.ImageBatches(Images(), 60, transform=noisy, device=torch.device("cpu"))
     optimizer = torch.optim.SGD([*network.parameters(), centre], 1.0)
     centre.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(RunError, match="weights are not finite after epoch 1"):
-        train.fit(
+        loop.fit(
             lambda batch: (
                 F.cross_entropy(network(batch[0]), batch[1]) + centre.square().sum(),
                 {},
@@ -321,7 +321,7 @@ def test_what_is_learned_beside_the_network_must_be_finite_too(tmp_path):
             batches,
             epochs=1,
             optimizer=optimizer,
-            schedule=train.Schedule(optimizer, "constant", 1),
+            schedule=loop.Schedule(optimizer, "constant", 1),
             run=runs.create("toy", {}, out_dir=tmp_path),
             say=lambda line: None,
             pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
@@ -358,16 +358,16 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
             return out
 
     network = Spy()
-    batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
-    optimizer = train.make_optimizer("sgd", network.parameters(), 0.05)
+    batches = loop.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
+    optimizer = loop.make_optimizer("sgd", network.parameters(), 0.05)
     run = runs.create("toy", {}, out_dir=tmp_path)
-    train.fit(
+    loop.fit(
         lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
         network,
         batches,
         epochs=2,
         optimizer=optimizer,
-        schedule=train.Schedule(optimizer, "constant", 2),
+        schedule=loop.Schedule(optimizer, "constant", 2),
         run=run,
         precision="bf16",
         say=lambda line: None,
@@ -402,9 +402,9 @@ def test_ema_equals_an_explicit_average(tmp_path):
     network = Toy()
     seen.append([t.clone() for t in network.state_dict().values()])
     optimizer = Watching(network.parameters(), 0.1)
-    batches = train.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
+    batches = loop.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"))
     run = runs.create("toy", {}, out_dir=tmp_path)
-    train.fit(
+    loop.fit(
         lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
         network,
         batches,
@@ -412,7 +412,7 @@ def test_ema_equals_an_explicit_average(tmp_path):
         optimizer=optimizer,
         ema=0.6,
         run=run,
-        schedule=train.Schedule(optimizer, "constant", 3),
+        schedule=loop.Schedule(optimizer, "constant", 3),
         say=lambda line: None,
         pack=lambda epoch, metrics: {
             "state_dict": network.state_dict(),
@@ -445,7 +445,7 @@ def test_resume_with_ema_equals_the_undisturbed_run(tmp_path):
     with pytest.raises(InputError, match="does not fit this training"):
         experiment(tmp_path / "c", 6, ema=0.9, resume=True)
     with pytest.raises(InputError, match="ema is 1"):
-        train.Average(straight, 1.0)
+        loop.Average(straight, 1.0)
 
 
 def test_tell_gets_every_record(tmp_path):
@@ -508,13 +508,13 @@ def test_compiled_network_keeps_its_names(identity_compiler):
     network = models.build("small_cnn", 3, in_channels=1, image_size=28, width=4)
     keys, images = list(network.state_dict()), torch.rand(2, 1, 28, 28)
     expected = network.eval().features(images)
-    assert train.compiled(network, torch.device("cpu")) is network and identity_compiler == [
+    assert loop.compiled(network, torch.device("cpu")) is network and identity_compiler == [
         "SmallCNN",
         "features",
     ]
     assert list(network.state_dict()) == keys and torch.equal(network.features(images), expected)
     plain = Toy()
-    assert train.compiled(plain, torch.device("cpu")) is plain and identity_compiler[2:] == ["Toy"]
+    assert loop.compiled(plain, torch.device("cpu")) is plain and identity_compiler[2:] == ["Toy"]
 
 
 def test_compile_and_deterministic_as_users_call_them(
@@ -568,7 +568,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(InputError, match="C\\+\\+ compiler"):
-        train.compiled(Toy(), torch.device("cpu"))
+        loop.compiled(Toy(), torch.device("cpu"))
 
 
 # ---- batches -----------------------------------------------------------------------------------------------------------------
@@ -576,7 +576,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
 
 def test_every_image_once_per_epoch_in_a_new_order():
     images = Images(50)
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         images,
         16,
         transform=lambda p, g: p,
@@ -592,7 +592,7 @@ def test_every_image_once_per_epoch_in_a_new_order():
     assert rows == sorted(map(tuple, images.pixels[5:].reshape(45, -1).tolist()))
     for x, labels in epochs[0]:
         assert torch.equal(x.flatten(1)[:, :3].argmax(1), labels)
-    other = train.ImageBatches(
+    other = loop.ImageBatches(
         images,
         16,
         transform=lambda p, g: p,
@@ -604,7 +604,7 @@ def test_every_image_once_per_epoch_in_a_new_order():
 
 
 def test_augmentation_depends_on_seed_and_epoch_only():
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         Images(), 60, transform=noisy, device=torch.device("cpu"), shuffle=False
     )
     torch.manual_seed(1)
@@ -616,7 +616,7 @@ def test_augmentation_depends_on_seed_and_epoch_only():
 
 
 def test_targets_replace_labels():
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         Images(),
         60,
         transform=noisy,
@@ -629,16 +629,16 @@ def test_targets_replace_labels():
 
 def test_balanced_order_takes_classes_in_turn():
     labels = torch.tensor([0] * 50 + [1] * 7 + [2] * 3)
-    order = train.balanced_order(labels, torch.Generator().manual_seed(0))
+    order = loop.balanced_order(labels, torch.Generator().manual_seed(0))
     assert len(order) == 60 and torch.bincount(labels[order]).tolist() == [20, 20, 20]
     assert all(sorted(labels[part].tolist()) == [0, 1, 2] for part in order.split(3))
     assert len(set(order[labels[order] == 0].tolist())) == 20  # no image twice before all came
     rare = order[labels[order] == 2].tolist()
     assert all(len(set(rare[n : n + 3])) == 3 for n in range(0, 18, 3))
-    assert order.tolist() != train.balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
+    assert order.tolist() != loop.balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
     images = Images()
     images.labels = labels.numpy()
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         images, 6, transform=noisy, device=torch.device("cpu"), seed=2, balanced=True
     )
     assert (
@@ -653,29 +653,29 @@ def test_balanced_order_takes_classes_in_turn():
 def test_measure_equals_a_loop():
     torch.manual_seed(0)
     network, images = Toy().eval(), Images()
-    batches = train.ImageBatches(
+    batches = loop.ImageBatches(
         images, 7, transform=lambda p, g: p.float() / 255, device=torch.device("cpu"), shuffle=False
     )
     logits = network(torch.from_numpy(images.pixels).float() / 255)
     labels = torch.from_numpy(images.labels)
-    measured = train.measure(network.train(), batches)
+    measured = loop.measure(network.train(), batches)
     assert measured["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
     assert measured["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
 def test_split_is_seeded_disjoint_and_complete():
-    kept, valid = train.split(1000, 0.01, seed=0)
+    kept, valid = loop.split(1000, 0.01, seed=0)
     assert (
         len(valid) == 10
         and sorted([*kept, *valid]) == list(range(1000))
         and list(valid) == sorted(valid)
     )
     assert (
-        train.split(1000, 0.01, 0)[1].tolist()
+        loop.split(1000, 0.01, 0)[1].tolist()
         == valid.tolist()
-        != train.split(1000, 0.01, 1)[1].tolist()
+        != loop.split(1000, 0.01, 1)[1].tolist()
     )
-    assert len(train.split(10, 0.01, 0)[1]) == 1 and len(train.split(10, 0.0, 0)[1]) == 0
+    assert len(loop.split(10, 0.01, 0)[1]) == 1 and len(loop.split(10, 0.0, 0)[1]) == 0
 
 
 # ---- schedules ---------------------------------------------------------------------------------------------------------------
@@ -683,7 +683,7 @@ def test_split_is_seeded_disjoint_and_complete():
 
 def rates(name, epochs, steps=4, **options):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = train.Schedule(optimizer, name, epochs, **options)
+    schedule = loop.Schedule(optimizer, name, epochs, **options)
     result = []
     for epoch in range(epochs):
         for step in range(steps):
@@ -722,7 +722,7 @@ def test_onecycle_follows_torch():
 
 def test_plateau_drops_after_ten_epochs_without_progress():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = train.Schedule(optimizer, "plateau", 30)
+    schedule = loop.Schedule(optimizer, "plateau", 30)
     seen = []
     for epoch in range(26):
         schedule.start(epoch)
@@ -742,7 +742,7 @@ def test_two_groups_keep_their_ratio():
             {"params": [nn.Parameter(torch.zeros(1))], "lr": 1.0},
         ]
     )
-    schedule = train.Schedule(optimizer, "steps", 4, milestones=(1,), gamma=0.5)
+    schedule = loop.Schedule(optimizer, "steps", 4, milestones=(1,), gamma=0.5)
     schedule.start(1)
     assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.5]
 
@@ -750,8 +750,8 @@ def test_two_groups_keep_their_ratio():
 @pytest.mark.parametrize(
     "make",
     (
-        lambda: train.Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), "cosin", 3),
-        lambda: train.make_optimizer("sdg", [nn.Parameter(torch.zeros(1))], 0.1),
+        lambda: loop.Schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))]), "cosin", 3),
+        lambda: loop.make_optimizer("sdg", [nn.Parameter(torch.zeros(1))], 0.1),
     ),
 )
 def test_unknown_names_suggest(make):

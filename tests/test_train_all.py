@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ood import runs
 from ood.config import InputError
+from ood.training import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {

@@ -8,11 +8,12 @@ import torch
 from detector_toys import Gratings, gratings, outputs
 
 import models
-from ood import detectors, pseudo, tuning
+from ood import detectors
 from ood.config import InputError
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.detectors.base import chunked_score
+from ood.evaluation import pseudo, tuning
 from ood.metrics import evaluate
 from ood.outputs import extract
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ood import uncertainty as u
 from ood.config import InputError
+from ood.evaluation import uncertainty as u
 from ood.metrics import evaluate
 
 

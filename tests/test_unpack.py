@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from download_toys import make_tar, make_zip
 
-from ood.data import unpack as unpacking
-from ood.data.unpack import UnpackError, unpack
+from ood.data.fetch import unpack as unpacking
+from ood.data.fetch.unpack import UnpackError, unpack
 
 BODY = np.random.default_rng(0).integers(0, 256, 700_000, dtype=np.uint8).tobytes()
 

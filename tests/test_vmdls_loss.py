@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ood.methods.vmdls_loss import kl_loss, margin_at, metric_loss
+from ood.methods.vmdls.loss import kl_loss, margin_at, metric_loss
 
 MARGINS = (0.15, 1.15, 4.15, 32.15)
 

@@ -11,12 +11,13 @@ import models
 from ood import methods, metrics
 from ood.config import InputError
 from ood.data import load
-from ood.methods import vmdls_test
-from ood.methods.vmdls_autoencoder import AutoEncoder
-from ood.methods.vmdls_gaussians import STEP, class_moments, jitter_steps, released_rows
-from ood.methods.vmdls_latent import LatentNetwork, class_rows
-from ood.methods.vmdls_metrics import Scored, f1_curve, open_set, threshold_table
-from ood.methods.vmdls_train import preprocess_of
+from ood.methods.vmdls import command
+from ood.methods.vmdls.autoencoder import AutoEncoder
+from ood.methods.vmdls.gaussians import STEP, class_moments, jitter_steps, released_rows
+from ood.methods.vmdls.network import LatentNetwork
+from ood.methods.vmdls.open_set import Scored, f1_curve, open_set, threshold_table
+from ood.methods.vmdls.training import preprocess_of
+from ood.training.batches import class_rows
 
 VMDLS = methods.get("vmdls")
 
@@ -55,7 +56,7 @@ def test_likelihoods_do_not_depend_on_chunks_or_order(monkeypatch):
         gaussians.log_likelihood(f),
         torch.randperm(len(f), generator=torch.Generator().manual_seed(0)),
     )
-    monkeypatch.setattr("ood.methods.vmdls_gaussians.ROWS", 7)
+    monkeypatch.setattr("ood.methods.vmdls.gaussians.ROWS", 7)
     assert torch.allclose(gaussians.log_likelihood(f), whole)
     assert torch.allclose(gaussians.log_likelihood(f[order]), whole[order])
     assert torch.allclose(
@@ -545,7 +546,7 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
         "--out_dir",
         str(tmp_path),
     ]
-    vmdls_test.main(command(trained, *words), narrow)
+    command.main(command(trained, *words), narrow)
     said = capsys.readouterr().out
     inert = next(line for line in said.splitlines() if line.startswith("no effect"))
     for name in ("margin_jumps", "lower_bound", "sample_count", "gpus", "offline"):
@@ -588,13 +589,13 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(trained, narrow, words, word):
     with pytest.raises(InputError, match=word):
-        vmdls_test.main(command(trained, *words), narrow)
+        command.main(command(trained, *words), narrow)
 
 
 def test_prefixes_are_not_guessed(trained, narrow, capsys):
     for words in (("--enc_typ", "vgg"), ("--margins_ep", "1")):
         with pytest.raises(SystemExit) as stopped:
-            vmdls_test.main(command(trained, *words), narrow)
+            command.main(command(trained, *words), narrow)
         assert stopped.value.code == 2
     assert "enc_typ" in capsys.readouterr().err
 
@@ -604,7 +605,7 @@ def test_class_splits(trained, narrow):
     settings, context, *_ = trained
     import dataclasses
 
-    from ood.methods.vmdls_train import known_images
+    from ood.methods.vmdls.training import known_images
 
     part = known_images(dataclasses.replace(settings, num_classes=6), "test", context)
     assert part.num_classes == 6 and set(np.unique(part.labels)) == set(range(6))

@@ -8,18 +8,12 @@ import torch
 
 import models
 from ood import methods
-from ood.config import InputError, build, read_json
+from ood.config import InputError, build, read_json, split
 from ood.data import ArrayImages
-from ood.experiment import split
-from ood.methods.vmdls_latent import (
-    BalancedBatches,
-    ClassStatistics,
-    LatentNetwork,
-    LatentSchedule,
-    batches_per_epoch,
-)
-from ood.methods.vmdls_train import Objective, load_encoder
-from ood.train import make_optimizer
+from ood.methods.vmdls.network import ClassStatistics, LatentNetwork, LatentSchedule
+from ood.methods.vmdls.training import Objective, load_encoder
+from ood.training.batches import BalancedBatches, batches_per_epoch
+from ood.training.loop import make_optimizer
 from tests.conftest import ROOT
 
 VMDLS = methods.get("vmdls")
@@ -325,8 +319,8 @@ def test_finetuning_freezes_the_encoder_then_trains_everything(tmp_path, monkeyp
         {"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}},
         tmp_path / "w.pth",
     )
-    monkeypatch.setattr("ood.methods.vmdls_train.UNFREEZE_AFTER", 1)
-    monkeypatch.setattr("ood.methods.vmdls_latent.UNFREEZE_AFTER", 1)
+    monkeypatch.setattr("ood.methods.vmdls.training.UNFREEZE_AFTER", 1)
+    monkeypatch.setattr("ood.methods.vmdls.network.UNFREEZE_AFTER", 1)
     s = dict(
         finetune=True, weights=str(tmp_path / "w.pth"), optimizer="sgd", finetune_lr=0.01, lr=0.001
     )

@@ -1,4 +1,4 @@
-"""pytorch-ood's grid search over a detector's hyper-parameters; `ood.tuning` does it on cached outputs, also without OOD data."""
+"""pytorch-ood's grid search over a detector's hyper-parameters; `ood.evaluation.tuning` does it on cached outputs, also without OOD data."""
 
 from __future__ import annotations
 

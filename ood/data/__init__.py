@@ -3,7 +3,7 @@
 from ood.data.benchmark import Benchmark, Entry, benchmark_names, load_benchmark
 from ood.data.images import ArrayImages, ImageSet, StreamedImages
 from ood.data.loading import load
-from ood.data.registry import DatasetInfo, info, names
+from ood.data.registry.table import DatasetInfo, info, names
 from ood.data.transforms import Augment, Preprocess
 
 __all__ = [

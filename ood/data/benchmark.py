@@ -11,7 +11,7 @@ from typing import Literal
 from ood.config import InputError, build, nearest
 from ood.data.images import ImageSet, JoinedImages
 from ood.data.loading import load
-from ood.data.registry import TABLE, info, is_folder_path
+from ood.data.registry.table import TABLE, info, is_folder_path
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
 PROTOCOLS = ("paper", "full")

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ood.config import InputError
 from ood.data.images import ImageSet
-from ood.data.sources import Request, arrays_as_set, prepared
+from ood.data.request import Request, arrays_as_set, prepared
 
 SIDE = 28  # of every image here
 SPLIT_SEED = 5  # of mnist5k's split: part of the set, so that no run's seed can mix train and test

@@ -268,7 +268,10 @@ class StreamedImages(ImageSet):
 
 
 class JoinedImages(ImageSet):
-    """Several sets, one after the other, as one (ID images and their shifted versions); all of one shape."""
+    """Several sets of one shape, one after the other, as one. Nothing is copied.
+
+    Pixels are uint8, or float32 in pixel units of [0, 1] as soon as one of the parts has floats.
+    """
 
     def __init__(self, parts: Sequence[ImageSet], **details):
         for part in parts[1:]:
@@ -284,10 +287,14 @@ class JoinedImages(ImageSet):
         )
         self._members = list(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        floats = {part.read([0]).is_floating_point() for part in parts if len(part)}
+        self._dtype = torch.float32 if True in floats else torch.uint8
+        self._mixed = len(floats) > 1
 
     def batches(self, batch_size, indices=None):
         if (
             indices is not None
+            or self._mixed
             or not isinstance(self._rows, slice)
             or self._rows != slice(0, int(self._starts[-1]))
         ):
@@ -303,9 +310,11 @@ class JoinedImages(ImageSet):
             number: self._members[number].read(rows[owner == number] - self._starts[number])
             for number in np.unique(owner)
         }
-        images = torch.empty((len(rows), *self.shape), dtype=next(iter(read.values())).dtype)
+        images = torch.empty((len(rows), *self.shape), dtype=self._dtype)
         for number, part in read.items():
-            images[torch.from_numpy(owner == number)] = part
+            images[torch.from_numpy(owner == number)] = (
+                part if part.dtype == self._dtype else part.float() / 255
+            )
         return images
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ood.config import InputError
-from ood.data import lists, special
+from ood.data import lists, rare_layouts
 from ood.data.decoding import digest_files, digest_of
 from ood.data.folders import Listing, joined, list_images, split_folder
 from ood.data.images import ImageSet
-from ood.data.sources import Listed, Request, arrays_as_set, from_arrays, from_files
+from ood.data.registry.entry import SVHN_PER_LABEL
+from ood.data.request import Listed, Request, arrays_as_set, from_arrays, from_files
 
-SVHN_PER_LABEL = (
-    1000  # select_svhn_data.py of the DICE authors keeps the first 1000 images of each label
-)
 IDX_UINT8 = 0x08
 
 
@@ -28,7 +26,7 @@ def read_path(request: Request) -> ImageSet:
     """Your own data by its path: a folder of images with train/test sub-folders or not, an .npy or .npz file, a .txt list of images."""
     folder = Path(request.row.name).expanduser()
     if folder.suffix.lower() in (".npy", ".npz"):
-        return special.read_own_array(request, folder)
+        return rare_layouts.read_own_array(request, folder)
     if folder.suffix.lower() == ".txt":
         return lists.read_own_list(request, folder)
     if not folder.is_dir():
@@ -60,8 +58,6 @@ def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split:
 
 def read_folder(request: Request) -> ImageSet:
     """Image files under a known folder; OOD sets nested or not."""
-    if not any(place.is_dir() for place in request.places):
-        fetch(request)
     found = [place for place in request.places if place.is_dir()]
     if not found:
         raise request.missing()
@@ -130,9 +126,7 @@ def read_cifar(request: Request) -> ImageSet:
     folder = next((place for place in images if place.is_dir()), None)
     if root is None and folder is not None:
         return from_files(list_images(folder), request)
-    if root is None:
-        fetch(request)
-        root = pickled[0]
+    root = root or pickled[0]
     if not root.is_dir():
         raise request.missing(*pickled, *images)
     from torchvision import (
@@ -166,9 +160,6 @@ def read_idx(request: Request) -> ImageSet:
     prefix = request.row.splits[request.split][0]
     places = list(dict.fromkeys(request.data_dir / folder for folder in request.row.folders))
     pair = _idx_pair(places, prefix)
-    if pair is None:
-        fetch(request)
-        pair = _idx_pair(places, prefix)
     if pair is None:
         raise request.missing(*places)
     images, labels = _read_idx_file(pair[0], 3), _read_idx_file(pair[1], 1)
@@ -245,9 +236,6 @@ def read_svhn_selected(request: Request) -> ImageSet:
 def _read_mat(request: Request, places: list[Path], file: str, find) -> ImageSet:
     path = find()
     if path is None:
-        fetch(request)
-        path = find()
-    if path is None:
         raise request.missing(*(place / file for place in places))
     select = request.row.reader == "svhn_selected" and not path.name.startswith("selected")
 
@@ -287,21 +275,6 @@ def _read_mat_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _first(places: list[Path], file: str) -> Path | None:
     return next((place / file for place in places if (place / file).is_file()), None)
-
-
-def fetch(request: Request) -> None:
-    """Download a set, sizes and checksums enforced; nothing when it was not asked for."""
-    if not request.download:
-        return
-    from ood.data import obtain
-
-    for row in obtain.with_needs([request.row.name]):
-        split = request.split if row.name == request.row.name else None
-        outcome = obtain.obtain(row, request.data_dir, split=split)
-        if outcome.state == "steps":
-            raise request.missing()
-        if outcome.state == "failed":
-            raise InputError(f"could not download '{row.name}': {outcome.text}")
 
 
 def _line(error: BaseException) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from ood.config import InputError
 from ood.data.folders import EXTENSIONS, Listing
 from ood.data.images import ImageSet
-from ood.data.registry_openood import SAME
-from ood.data.sources import Request, from_files
+from ood.data.registry.openood import SAME
+from ood.data.request import Request, from_files
 
 LISTS = "benchmark_imglist"
 

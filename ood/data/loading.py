@@ -1,4 +1,4 @@
-"""From a name to an ImageSet."""
+"""From a name to an ImageSet: check what is asked for, read it, fetch it first where it is missing."""
 
 from __future__ import annotations
 
@@ -6,35 +6,12 @@ from pathlib import Path
 
 from ood import distributed
 from ood.config import InputError, nearest
-from ood.data import embedded, layouts, lists, noise, special
 from ood.data.decoding import Recipe
+from ood.data.fetch import obtain
 from ood.data.images import ImageSet
+from ood.data.readers import READERS, SPLITS
 from ood.data.registry import info
-from ood.data.sources import Listed, Request
-
-SPLITS = ("train", "test", "val")  # val: only where a benchmark has one (OpenOOD)
-READERS = {
-    "path": layouts.read_path,
-    "folder": layouts.read_folder,
-    "tiny_imagenet": layouts.read_tiny_imagenet,
-    "cifar": layouts.read_cifar,
-    "idx": layouts.read_idx,
-    "svhn": layouts.read_svhn,
-    "svhn_selected": layouts.read_svhn_selected,
-    "mnist5k": embedded.read_mnist5k,
-    "letters": embedded.read_letters,
-    "patches": embedded.read_patches,
-    "noise": noise.read_noise,
-    "image_noise": noise.read_image_noise,
-    "imglist": lists.read_lists,
-    "arrays": special.read_arrays,
-    "corrupted": special.read_corrupted,
-    "direct": special.read_direct,
-    "mvtec": special.read_mvtec,
-    "sumnist": special.read_sumnist,
-    "fishyscapes": special.read_fishyscapes,
-    "fine_grained": special.read_fine_grained,
-}
+from ood.data.request import MissingData, Request
 
 
 def load(
@@ -93,26 +70,55 @@ def load(
         )
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
+    if "base" in row.options:  # made from another set, which is loaded like any other
+        base = load(
+            base or row.options["base"],
+            split,
+            data_dir,
+            size=size,
+            resize=resize,
+            channels=channels,
+            download=download,
+            first=first,
+            limit=limit,
+        )
     request = Request(
-        row,
-        split,
-        Path(data_dir).expanduser(),
-        recipe,
-        first,
-        limit,
-        seed,
-        base,
-        download,
-        tuple(lists) if lists else None,
+        row=row,
+        split=split,
+        data_dir=Path(data_dir).expanduser(),
+        recipe=recipe,
+        first=first,
+        limit=limit,
+        seed=seed,
+        base=base,
+        download=download,
+        lists=tuple(lists) if lists else None,
     )
-    return distributed.in_turn(lambda: READERS[row.reader](request))
+    return distributed.in_turn(lambda: _read(request))
 
 
-def listed(
-    name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None
-) -> Listed:
-    """What is there of a set, nothing decoded. Raises MissingData where nothing is, InputError where something is wrong with it."""
-    row = info(str(name))
-    return READERS[row.reader](
-        Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True)
-    )
+def _read(request: Request) -> ImageSet:
+    """Read the set. If it is missing and a download was asked for, fetch it and read again."""
+    read = READERS[request.row.reader]
+    try:
+        return read(request)
+    except MissingData:
+        if not request.download or not _fetched(request):
+            raise
+        return read(request)
+
+
+def _fetched(request: Request) -> bool:
+    """Fetch a set and the sets that it needs, sizes and checksums enforced.
+
+    Returns: False when a person has to fetch it (a form, a login).
+    Raises: InputError when a download failed.
+    """
+    for row in obtain.with_needs([request.row.name]):
+        split = request.split if row.name == request.row.name else None
+        outcome = obtain.obtain(row, request.data_dir, split=split)
+        if outcome.state == "steps":
+            return False
+        if outcome.state == "failed":
+            raise InputError(f"could not download '{row.name}': {outcome.text}")
+    return True

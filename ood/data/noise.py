@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ood.data.images import ImageSet
-from ood.data.sources import Request
+from ood.data.request import Request
 
 
 class GeneratedImages(ImageSet):
@@ -69,19 +69,7 @@ def read_noise(request: Request) -> ImageSet:
 
 def read_image_noise(request: Request) -> ImageSet:
     """An image of the base set + 0.5 * U[0,1) per pixel, not clipped: VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5."""
-    from ood.data.loading import load  # the base is a data set like any other
-
-    base = load(
-        request.base or request.row.options["base"],
-        request.split,
-        request.data_dir,
-        size=request.recipe.size,
-        resize=request.recipe.resize,
-        channels=request.recipe.channels,
-        download=request.download,
-        first=request.first,
-        limit=request.limit,
-    )
+    base = request.base
 
     def make(row: int) -> np.ndarray:
         image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)

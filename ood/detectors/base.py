@@ -273,3 +273,11 @@ def _flatten(name: str, held) -> Iterator[tuple[str, Tensor | float | int | str 
         yield from ((f"{name}.{i}", value) for i, value in enumerate(held))
     else:
         yield name, held
+
+
+def size(detector: Detector) -> int:
+    """Bytes of what `fit` learned."""
+    return sum(
+        value.numel() * value.element_size() if isinstance(value, Tensor) else 8
+        for value in detector.state().values()
+    )

@@ -64,7 +64,7 @@ class NNGuide(Detector):
         seed: of the draw.
 
     Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code. The product takes S > 0 for granted: where all
-    logits are low S is negative and the order reverses. `fit` counts such training images (`not_positive`), ood.diagnosis warns.
+    logits are low S is negative and the order reverses. `fit` counts such training images (`not_positive`), ood.evaluation.diagnosis warns.
     """
 
     k: int = 10

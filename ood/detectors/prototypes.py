@@ -168,7 +168,7 @@ class CADRef(CARef):
 
     Source: Ling et al., CVPR 2025, arXiv 2503.00325, and the authors' code, whose formula this is (the printed equation differs).
     It divides by S and so takes S > 0 for granted, which 'msp' and 'gen' always are; 'energy' and 'maxlogit' are not where all
-    logits are low, and there the score reverses. `fit` counts such training images (`not_positive`), ood.diagnosis warns.
+    logits are low, and there the score reverses. `fit` counts such training images (`not_positive`), ood.evaluation.diagnosis warns.
     """
 
     detector: Literal["energy", "maxlogit", "msp", "gen"] = "energy"

@@ -94,7 +94,7 @@ class NECO(Detector):
     Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. For DeiT and Swin their code divides
     the projection of standardised features by the norm of raw ones; `standardise` here holds for both. With `max_logit` the
     largest logit has to be positive, else the order reverses: `fit` counts the training images where it is not (`not_positive`),
-    ood.diagnosis warns.
+    ood.evaluation.diagnosis warns.
     """
 
     dim: int | None = None

@@ -19,8 +19,9 @@ Batches without ID rows, without outliers or with one class give finite losses h
 `Objective("outlier_exposure", network)` applies a loss to a network: classifier_pretraining.py -loss outlier_exposure.
 """
 
+from ood.data.auxiliary import load_outliers
+from ood.data.images import JoinedImages
 from ood.losses.base import Loss, create, cross_entropy, get, names, register
-from ood.losses.batches import JoinedImages, MixedBatches, load_outliers
 from ood.losses.centers import (
     CACLoss,
     CenterLoss,
@@ -30,6 +31,7 @@ from ood.losses.centers import (
     MCHADLoss,
     RunningCenters,
 )
+from ood.losses.cider import CIDERLoss
 from ood.losses.classification import (
     ConfidenceLoss,
     CrossEntropyLoss,
@@ -49,9 +51,9 @@ from ood.losses.outliers import (
     ObjectosphereLoss,
     OutlierExposureLoss,
 )
-from ood.losses.prototypes import CIDERLoss
 from ood.losses.scores import OwnScore, own_score
 from ood.losses.virtual import VirtualOutlierSynthesizingRegLoss, VOSRegLoss
+from ood.training.batches import MixedBatches
 
 __all__ = [
     "BackgroundClassLoss",

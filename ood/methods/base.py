@@ -14,16 +14,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ood import report
+from ood import provenance
 from ood.config import InputError, nearest, to_dict
 from ood.outputs import Cache
-from ood.runs import Run
+from ood.training.runs import Run
 
 MODULES = {
     "heatmap": "ood.methods.heatmap",
     "leaveout": "ood.methods.leaveout",
     "vmdls": "ood.methods.vmdls",
-    "autoencoder": "ood.methods.vmdls_autoencoder",
+    "autoencoder": "ood.methods.vmdls",
 }
 
 
@@ -53,7 +53,7 @@ class Context:
             {
                 "event": "resume" if resumed else "start",
                 **sizes,
-                **report.provenance(
+                **provenance.provenance(
                     sys.argv, to_dict(settings), settings.seed, self.device, digests, {}
                 ),
             }

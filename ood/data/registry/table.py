@@ -1,0 +1,100 @@
+"""The table of data sets: what each is, where its files lie, where it comes from. The rows lie in one file
+per family beside this one.
+
+To add a set: one `DatasetInfo` row there (and one function in `layouts.py` or `rare_layouts.py` only if no reader understands its layout).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ood.config import InputError, nearest
+from ood.data.registry import anomaly, classic, id, large, openood, shift
+from ood.data.registry.entry import Archive, DatasetInfo
+
+__all__ = ["Archive", "DatasetInfo", "TABLE", "info", "is_folder_path", "names"]
+
+FILES = (".npy", ".npz", ".txt")  # own data in one file: an array, several arrays, a list of images
+FAMILIES = (id, classic, large, openood, shift, anomaly)
+TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
+
+
+def names(role: str | None = None) -> list[str]:
+    """All registered names, or those of one role ("id", "ood")."""
+    return [name for name, row in TABLE.items() if role in (None, row.role)]
+
+
+def info(name: str) -> DatasetInfo:
+    """The row of a name or alias; case matters only where two names differ by nothing else. 'cifar10c:fog:5' is one corruption at one
+    severity. A folder of images gets a row of its own, with what its files do not tell left at the defaults. Raises InputError with the
+    nearest name."""
+    if is_folder_path(name):
+        return DatasetInfo(name, "id", "path")
+    whole, _, part = name.partition(":")
+    if part:
+        return _part_of(info(whole), part)
+    matches = _matches(name)
+    if len(matches) == 1:
+        return TABLE[matches.pop()]
+    if matches:
+        raise InputError(
+            f"data set '{name}' is ambiguous: write one of {', '.join(sorted(matches))}"
+        )
+    raise InputError(
+        f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, or the path of a folder of images, "
+        "an .npy or .npz file, or a .txt list of images"
+    )
+
+
+def is_folder_path(name: str) -> bool:
+    """Whether `name` means a path rather than a registered set: './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt'."""
+    return (
+        name.lower().endswith(FILES)
+        or "/" in name
+        or "\\" in name
+        or name in (".", "..")
+        or name.startswith("~")
+        or ":" not in name
+        and not _matches(name)
+        and Path(name).is_dir()
+    )
+
+
+def _part_of(row: DatasetInfo, part: str) -> DatasetInfo:
+    """'fog' or 'fog:5' of a set that has parts."""
+    parts, severities = row.options.get("parts"), row.options.get("severities", 0)
+    if not parts:
+        raise InputError(f"data set '{row.name}' has no parts; write it without ':{part}'")
+    kind, _, severity = part.partition(":")
+    if kind not in parts:
+        raise InputError(
+            f"data set '{row.name}' has no part '{kind}'{nearest(kind, parts)}; it has: {', '.join(parts)}"
+        )
+    if severity and severity not in map(str, range(1, severities + 1)):
+        raise InputError(
+            f"'{row.name}:{kind}' has "
+            + (
+                f"the severities 1 to {severities}, not '{severity}'"
+                if severities
+                else f"no severities ('{severity}')"
+            )
+        )
+    share = len(parts) * (severities if severity else 1)
+    return replace(
+        row,
+        name=f"{row.name}:{part}",
+        count={split: count // share for split, count in row.count.items()},
+        options={**row.options, "part": kind, "severity": int(severity) if severity else None},
+    )
+
+
+def _matches(name: str) -> set[str]:
+    if name in TABLE:
+        return {name}
+    return {
+        row.name
+        for row in TABLE.values()
+        for known in (row.name, *row.aliases)
+        if known.lower() == name.lower()
+    }

@@ -1,0 +1,1 @@
+"""A fitted detector as a file, its threshold with a guarantee, and the scoring of pictures."""

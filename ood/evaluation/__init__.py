@@ -1,0 +1,1 @@
+"""From a config to a report: a ready network, one pass per set, scores, intervals, tables and figures."""

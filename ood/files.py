@@ -1,0 +1,57 @@
+"""Files written whole or not at all, values as JSON holds them, names as file names."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ood.cli import RunError
+
+
+def file_stem(name: str) -> str:
+    """A name (of a data set, a detector with its options, an image folder) as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_.=," else "_" for c in name).strip("._") or "unnamed"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | Path):
+    """A temporary path in the same folder (made if needed) that takes the place of `path` when the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write '{path}': {error}; what was there before is untouched"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def plain(value):
+    """As JSON can hold it: dataclasses and mappings as objects, sequences and arrays as lists, nan and inf as null, the rest as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

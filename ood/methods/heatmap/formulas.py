@@ -1,0 +1,15 @@
+"""Formulas of the heatmap decoder: score and loss of a map."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def score_of(maps: Tensor) -> Tensor:
+    """maps (B, C, H, W) in (-1, 1) -> scores (B,) in [0, 1): mean over pixels of max_c |h|. Larger = OOD."""
+    return maps.abs().amax(1).mean((1, 2))
+
+
+def weighted_errors(maps: Tensor, images: Tensor, targets: Tensor) -> Tensor:
+    """(B,) sum over (C, H, W) of (1 + 5 |t|) (h + x - t)^2; images x and targets t in [-1, 1]."""
+    return ((1 + 5 * targets.abs()) * (maps + images - targets).square()).flatten(1).sum(1)

@@ -1,0 +1,38 @@
+"""The ensemble of leave-out classifiers (ECCV 2018)."""
+
+from ood.methods.leaveout.formulas import (
+    class_folds,
+    confidence,
+    entropy,
+    evaluated,
+    held_out,
+    kept_classes,
+    margin_loss,
+    pass_over,
+    positions,
+    stacked,
+)
+from ood.methods.leaveout.method import WEIGHT_FILES, FoldOutputs, LeaveOut, weight_file
+from ood.methods.leaveout.settings import Settings, build_network, check, facts, folder_name
+
+__all__ = [
+    "WEIGHT_FILES",
+    "FoldOutputs",
+    "LeaveOut",
+    "Settings",
+    "build_network",
+    "check",
+    "class_folds",
+    "confidence",
+    "entropy",
+    "evaluated",
+    "facts",
+    "folder_name",
+    "held_out",
+    "kept_classes",
+    "margin_loss",
+    "pass_over",
+    "positions",
+    "stacked",
+    "weight_file",
+]
