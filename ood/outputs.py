@@ -137,8 +137,11 @@ class Cache:
 
 
 def network_digest(network: nn.Module) -> str:
-    """sha256 over the architecture (its printed structure and the source of its classes) and every tensor of the state dict."""
-    digest = hashlib.sha256(repr(network).encode())
+    """sha256 over the weights, the printed structure and the source of the network's classes.
+
+    It is part of the cache's key: a change in the code of a network leads to a new pass.
+    """
+    digest = hashlib.sha256(weights_digest(network).encode())
     for cls in sorted(
         {type(m) for m in network.modules()}, key=lambda c: (c.__module__, c.__qualname__)
     ):
@@ -148,6 +151,15 @@ def network_digest(network: nn.Module) -> str:
                 digest.update(inspect.getsource(cls).encode())
             except (OSError, TypeError):  # a class typed in at a prompt has no source
                 pass
+    return digest.hexdigest()
+
+
+def weights_digest(network: nn.Module) -> str:
+    """sha256 over the printed structure and every tensor of the state dict.
+
+    Unlike `network_digest` it stays the same when only the source code changes.
+    """
+    digest = hashlib.sha256(repr(network).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())

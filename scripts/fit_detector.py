@@ -180,7 +180,7 @@ def main() -> None:
     detector_file.save(
         out,
         detector,
-        network=bench.digest,
+        network=bench.network,
         preprocess=bench.preprocess,
         recipe=bench.recipe,
         calibration=calibration,

@@ -183,7 +183,7 @@ def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_class
     """config.json is there, classifier.pt not yet: it is copied now, or refused when it is not the one that the run began with."""
     folder = tmp_path / "run"
     run = Heatmap.train(settings(n_epochs=1), context(root, out_dir=folder))
-    start, digest = run.records()[0], run.config["classifier_digest"]
+    start, digest = run.records()[0], run.config["classifier_weights"]
     assert (
         start["event"] == "start"
         and start["digests"]["classifier"] == digest

@@ -19,7 +19,7 @@ from ood.deployment import detector_file
 from ood.deployment.calibration import calibrate
 from ood.detectors import ImageDetector, base
 from ood.detectors.base import chunked_score
-from ood.outputs import extract, network_digest
+from ood.outputs import extract, weights_digest
 
 PREPROCESS, RECIPE = Preprocess((0.5,), (0.25,)), {"size": 12, "resize": None, "channels": 1}
 QUICK = {
@@ -54,7 +54,7 @@ def saved(network, train, tmp_path):
 def test_every_detector_scores_the_same_after_save_and_load(name, network, train, tmp_path):
     detector, digest = (
         detectors.create(name, **QUICK.get(name, {})).fit(train),
-        network_digest(network),
+        weights_digest(network),
     )
     path = detector_file.save(
         tmp_path / "d.npz", detector, network=digest, preprocess=PREPROCESS, recipe=RECIPE
@@ -120,7 +120,7 @@ def test_file_holds_arrays_and_json_only(saved):
 
 def test_loads_in_another_process(saved):
     detector, path = saved
-    code = f"from ood import storage; print(repr(storage.load({str(path)!r}).detector.means.double().sum().item()))"
+    code = f"from ood.deployment import detector_file; print(repr(detector_file.load({str(path)!r}).detector.means.double().sum().item()))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

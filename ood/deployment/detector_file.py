@@ -6,13 +6,14 @@
 
 The archive holds `meta` (UTF-8 JSON as uint8), `state/<key>` for every tensor that `Detector.state` gives, and `calibration/scores`. Arrays
 come from the CPU and go to whatever device is asked for. It holds no weights of the network: `network` in `meta` is the digest of the one it
-belongs to (ood.outputs.network_digest: structure, source of its classes, every weight).
+belongs to (ood.outputs.weights_digest: its structure and every weight).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass, field
@@ -28,9 +29,10 @@ from ood.data import Preprocess
 from ood.deployment.calibration import Calibration
 from ood.detectors import Detector
 from ood.files import replacing
-from ood.outputs import network_digest
+from ood.outputs import weights_digest
 
-FORMAT = "ood-detector-1"
+FORMAT = "ood-detector-2"
+FIRST_FORMAT = "ood-detector-1"  # its digest also covered source code, so it cannot be checked
 RECIPE = (
     "size",
     "resize",
@@ -43,7 +45,7 @@ class Stored:
     """What a file holds. `about`: free plain values (the config, versions, accuracy ...)."""
 
     detector: Detector
-    network: str  # digest
+    network: str | None  # weights_digest; None in files of the first format
     preprocess: Preprocess
     recipe: dict
     calibration: Calibration | None = None
@@ -52,12 +54,27 @@ class Stored:
     about: dict = field(default_factory=dict)
 
     def check(self, network: nn.Module | str, where: str = "the detector") -> None:
-        """Raises InputError when `network` (or its digest) is not the one that the detector was fitted on."""
-        digest = network if isinstance(network, str) else network_digest(network)
+        """Raise InputError when `network` is not the one that the detector was fitted on.
+
+        Files of the first format hold no digest that can be compared: they only give a warning.
+
+        Args:
+            network: the network, or its `weights_digest`.
+            where: how messages name the detector.
+        """
+        if self.network is None:
+            warnings.warn(
+                f"{where} was written by an older version, so its network cannot be checked; "
+                "fit it again with scripts/fit_detector.py to have it checked",
+                stacklevel=2,
+            )
+            return
+        digest = network if isinstance(network, str) else weights_digest(network)
         if digest != self.network:
             raise InputError(
-                f"{where} ('{self.detector.name}') was fitted on another network: its digest is {self.network[:12]}, this network's {digest[:12]}; "
-                "a digest covers the weights and the source of the architecture. Give the weights it was fitted on, or fit it again"
+                f"{where} ('{self.detector.name}') was fitted on another network: its digest is "
+                f"{self.network[:12]}, the digest of this network is {digest[:12]}; give the "
+                "weights it was fitted on, or fit it again"
             )
 
 
@@ -91,7 +108,7 @@ def save(
         "detector": detector.name,
         "hyperparameters": detector.hyperparameters(),
         "values": values,
-        "network": network if isinstance(network, str) else network_digest(network),
+        "network": network if isinstance(network, str) else weights_digest(network),
         "arch": arch or dict(getattr(network, "arch", {})),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "preprocess": {"mean": preprocess.mean, "std": preprocess.std},
@@ -133,7 +150,7 @@ def load(
         )
         stored = Stored(
             detector,
-            meta["network"],
+            meta["network"] if meta["format"] == FORMAT else None,
             Preprocess(**meta["preprocess"]),
             _recipe(meta["recipe"]),
             calibration or None,
@@ -159,7 +176,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
         meta = json.loads(arrays.pop("meta").tobytes())
-        if meta.get("format") != FORMAT:
+        if meta.get("format") not in (FORMAT, FIRST_FORMAT):
             raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
     except (
         OSError,

@@ -38,7 +38,7 @@ from ood.methods.heatmap.targets import (
     pair_as_released,
 )
 from ood.metrics_released import fpr95_released
-from ood.outputs import Outputs, extract, network_digest
+from ood.outputs import Outputs, extract, network_digest, weights_digest
 from ood.training import loop, runs
 
 RELEASED_FILE = "model.pt"  # in a run folder of the authors
@@ -73,6 +73,7 @@ class Heatmap(Method):
         channels = len(preprocess.mean)
         self.to_map = Preprocess((HALF,) * channels, (HALF,) * channels)  # pixels -> [-1, 1]
         self.digest = network_digest(self.classifier)
+        self.classifier_weights = weights_digest(self.classifier)
         self._outputs: dict[str, Outputs] = {}
         self._scores: dict[str, Tensor] = {}
 
@@ -211,13 +212,16 @@ class Heatmap(Method):
                     **_config(settings),
                     "limit": context.limit,
                     "classifier": str(source),
-                    "classifier_digest": method.digest,
+                    "classifier_weights": method.classifier_weights,
                     "finished": False,
                 },
                 root=context.checkpoints_dir,
                 out_dir=context.out_dir,
             )
-        if run.config["classifier_digest"] != method.digest:
+        if (
+            run.config.get("classifier_weights", method.classifier_weights)
+            != method.classifier_weights
+        ):
             raise InputError(
                 f"the run in '{run.folder}' began with another classifier than '{source}'; keep its classifier.pt, or start a new run"
             )
@@ -253,7 +257,7 @@ class Heatmap(Method):
             "min": method.scale.low,
             "max": method.scale.high,
             "fw_layers": settings.fw_layers,
-            "classifier_digest": method.digest,
+            "classifier_weights": method.classifier_weights,
         }
 
         def pack(epoch, metrics):
@@ -359,7 +363,10 @@ class Heatmap(Method):
         context.networks.checkpoints.load_into(decoder, weights)
         scale = _stored_scale(weights.meta, settings, file)
         method = cls(classifier, decoder, preprocess, settings, context, scale)
-        if weights.meta.get("classifier_digest", method.digest) != method.digest:
+        if (
+            weights.meta.get("classifier_weights", method.classifier_weights)
+            != method.classifier_weights
+        ):
             raise InputError(
                 f"'{file}' was trained on another classifier than '{source}'; keep its classifier.pt beside it, or give that classifier"
             )
