@@ -183,10 +183,10 @@ def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_class
     """config.json is there, classifier.pt not yet: it is copied now, or refused when it is not the one that the run began with."""
     folder = tmp_path / "run"
     run = Heatmap.train(settings(n_epochs=1), context(root, out_dir=folder))
-    start, digest = run.records()[0], run.config["classifier_weights"]
+    start = run.records()[0]
     assert (
         start["event"] == "start"
-        and start["digests"]["classifier"] == digest
+        and len(start["digests"]["classifier"]) == 64
         and start["ood_images"] > 0
         and start["versions"]["torch"]
     )
@@ -197,7 +197,7 @@ def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_class
     assert (folder / "classifier.pt").is_file() and [
         r["event"] for r in again.records() if "event" in r
     ] == ["start", "resume"]
-    again.update(classifier_digest="another")
+    again.update(classifier_weights="another")
     with pytest.raises(InputError, match="another classifier"):
         Heatmap.train(settings(n_epochs=3), context(root, out_dir=folder, resume=True))
 
