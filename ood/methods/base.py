@@ -1,23 +1,19 @@
-"""What a trainable method is, and what a script hands to it."""
+"""What a trainable method is, and how one is found by its name."""
 
 from __future__ import annotations
 
 import importlib
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from ood import provenance
-from ood.config import InputError, nearest, to_dict
-from ood.outputs import Cache
+from ood.config import InputError, nearest
+from ood.training.context import Context
 from ood.training.runs import Run
+
+__all__ = ["Context", "Method", "get", "names"]
 
 MODULES = {
     "heatmap": "ood.methods.heatmap",
@@ -25,39 +21,6 @@ MODULES = {
     "vmdls": "ood.methods.vmdls",
     "autoencoder": "ood.methods.vmdls",
 }
-
-
-@dataclass(frozen=True)
-class Context:
-    """Everything that is not a setting of the method: where things are, on what to compute, how to speak."""
-
-    networks: ModuleType  # the package `models`; a script introduces it, `ood` never imports it
-    device: torch.device = torch.device("cpu")
-    data_dir: str | Path = "./datasets"
-    checkpoints_dir: str | Path = "./checkpoints"
-    out_dir: str | Path | None = None  # of a training run; None: checkpoints_dir/<stem>_<timestamp>
-    resume: bool = False
-    download: bool = False
-    limit: int | None = None  # at most so many images per set
-    cache: Cache | None = None  # of forward passes
-    progress: Callable[..., Iterable] | None = None
-    log: Callable[[str], None] = lambda line: None
-    deterministic: bool = False  # deterministic kernels on a GPU too, slower
-    tensorboard: bool = False  # also write events for TensorBoard into the run folder
-
-    def begin(
-        self, run: Run, settings, digests: dict[str, str], resumed: bool = False, **sizes: int
-    ) -> None:
-        """Write into the run's log what is needed to repeat it: command, settings, versions, machine, digests and numbers of images."""
-        run.log(
-            {
-                "event": "resume" if resumed else "start",
-                **sizes,
-                **provenance.provenance(
-                    sys.argv, to_dict(settings), settings.seed, self.device, digests, {}
-                ),
-            }
-        )
 
 
 class Method(ABC):
