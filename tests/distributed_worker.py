@@ -25,10 +25,8 @@ from ood.methods.heatmap.settings import Settings as HeatmapSettings
 from ood.methods.leaveout import training
 from ood.methods.vmdls.method import VMDLS
 from ood.outputs import Cache, extract
-from ood.training import (
-    loop,
-    runs,
-)
+from ood.training import loop, runs
+from ood.training.batches import MixedBatches
 
 CPU = torch.device("cpu")
 STEP = 16  # images of a step: 16 in one process, 2 x 8 in two
@@ -145,7 +143,7 @@ def with_loss(folder: Path, name: str, count: int):
     )
     if losses.get(name).outliers == "needed":
         outliers = ArrayImages(toy_images(20, 32, seed=2).images, name="outliers")
-        batches = losses.MixedBatches(
+        batches = MixedBatches(
             batches, loop.ImageBatches(outliers, 8 // distributed.world(), seed=6, **common)
         )
     optimizer = loop.make_optimizer(

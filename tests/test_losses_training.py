@@ -12,8 +12,10 @@ import models
 from ood import losses
 from ood.config import InputError
 from ood.data import ArrayImages, Preprocess, load
+from ood.data.auxiliary import load_outliers
+from ood.data.images import JoinedImages
 from ood.training import loop, pretraining, runs
-from ood.training.batches import ImageBatches
+from ood.training.batches import ImageBatches, MixedBatches
 
 CPU = torch.device("cpu")
 SMALL = {"vos": {"sample_number": 5, "sample_from": 50}, "energy_margin": {"full_train_loss": 0.3}}
@@ -27,7 +29,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def outliers():
-    return losses.load_outliers("letters+patches", "datasets", size=28, channels=1)
+    return load_outliers("letters+patches", "datasets", size=28, channels=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +64,7 @@ def test_twenty_steps_lower_the_loss(name, digits, outliers):
     """small_cnn on digits (and letters, patches): the mean over the last four steps is below that of the first four."""
     objective = objective_of(name)
     stream = (
-        losses.MixedBatches(batches(digits), batches(outliers, 16, seed=1))
+        MixedBatches(batches(digits), batches(outliers, 16, seed=1))
         if losses.get(name).outliers != "ignored"
         else batches(digits)
     )
@@ -244,9 +246,7 @@ def grey(value, count, dtype=np.uint8):
 
 
 def test_joined_sets():
-    joined = losses.JoinedImages(
-        [grey(10, 3), grey(20, 2), grey(30, 4)], name="greys", split="train"
-    )
+    joined = JoinedImages([grey(10, 3), grey(20, 2), grey(30, 4)], name="greys", split="train")
     assert len(joined) == 9 and (joined.labels == -1).all() and joined.shape == (1, 4, 4)
     rows = [8, 0, 4, 3, 0]
     assert [int(image[0, 0, 0]) for image in joined.read(rows)] == [
@@ -259,15 +259,13 @@ def test_joined_sets():
     assert torch.equal(
         joined.subset([7, 2]).read([0, 1])[:, 0, 0, 0], torch.tensor([30, 10], dtype=torch.uint8)
     )
-    mixed = losses.JoinedImages(
+    mixed = JoinedImages(
         [grey(255, 1), grey(0.5, 1, np.float32)], name="floats", split="train"
     ).read([0, 1])
     assert mixed[:, 0, 0, 0].tolist() == [1.0, 0.5]
     assert (
         joined.digest
-        != losses.JoinedImages(
-            [grey(10, 3), grey(20, 2), grey(31, 4)], name="greys", split="train"
-        ).digest
+        != JoinedImages([grey(10, 3), grey(20, 2), grey(31, 4)], name="greys", split="train").digest
     )
 
 
@@ -279,9 +277,7 @@ def test_outliers_follow_the_images_of_an_epoch(digits):
     )
 
     def stream():
-        return losses.MixedBatches(
-            batches(digits, 4, indices=range(20)), batches(marked, 3, seed=5)
-        )
+        return MixedBatches(batches(digits, 4, indices=range(20)), batches(marked, 3, seed=5))
 
     steps = list(stream().epoch(1))
     assert len(steps) == len(stream()) == 5
@@ -300,7 +296,7 @@ def test_means_of_an_epoch_are_those_of_the_id_images(digits, outliers, tmp_path
     """20 ID images in batches of 8 with outliers in batches of 3, the fourth of which has one: accuracy and images_per_s count ID images."""
     network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=4)
     few, rows, seen = outliers.subset(range(10)), range(20), []
-    stream = losses.MixedBatches(batches(digits, 8, indices=rows), batches(few, 3, seed=5))
+    stream = MixedBatches(batches(digits, 8, indices=rows), batches(few, 3, seed=5))
 
     def objective(batch):
         images, labels = batch
@@ -360,9 +356,7 @@ def test_two_views_of_each_image():
 
 def test_limit_is_a_seeded_choice(outliers):
     few = [
-        losses.load_outliers(
-            "letters+patches", "datasets", size=28, channels=1, limit=50, seed=seed
-        )
+        load_outliers("letters+patches", "datasets", size=28, channels=1, limit=50, seed=seed)
         for seed in (1, 1, 2)
     ]
     assert (
@@ -371,7 +365,7 @@ def test_limit_is_a_seeded_choice(outliers):
         and few[0].digest == few[1].digest != few[2].digest
     )
     with pytest.raises(InputError, match="did you mean 'letters'"):
-        losses.load_outliers("leters", "datasets", size=28, channels=1)
+        load_outliers("leters", "datasets", size=28, channels=1)
 
 
 # ---- classifier_pretraining.py -------------------------------------------------------------------------------------------------

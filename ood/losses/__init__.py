@@ -1,26 +1,30 @@
 """Objective functions: names, arguments, defaults and labels (below 0: outliers) as in pytorch-ood.
 
-    from ood.losses import EnergyRegularizedLoss            # was: from pytorch_ood.loss import EnergyRegularizedLoss
-    loss = EnergyRegularizedLoss(alpha=0.1)(logits, y)      # the same as create("energy_bounded", alpha=0.1)
+    from ood.losses import EnergyRegularizedLoss          # was: from pytorch_ood.loss import ...
+    loss = EnergyRegularizedLoss(alpha=0.1)(logits, y)    # same as create("energy_bounded", alpha=0.1)
 
-The import is all that changes, and the numbers are those of pytorch-ood 0.4.0, except where its formula is not the paper's. On purpose:
+Only the import changes. The numbers are those of pytorch-ood 0.4.0, except where its formula is not
+the paper's. These losses differ on purpose:
 
-    OutlierExposureLoss         a mean over the ID rows and one over the outliers; balance="batch": pytorch-ood's one mean over all rows
-    CACLoss                     distances as they are; squared=True: pytorch-ood's distances. Its sum over the classes 0..C-2 instead of all but
-                                y has no switch: the losses agree for rows with y = C-1
-    MCHADLoss                   no switch. The first term is not divided by C, r is squared, the third term is squared once: with radius and
-                                margin at 0, weight_center=1/C gives pytorch-ood's
-    CenterRegularizationLoss    no switch; pytorch-ood's is this one called with distances.square()
-    RunningCenters              no switch; the same where every class is in every batch (IILoss as well)
+    OutlierExposureLoss       Ours is a mean over the ID rows and a mean over the outliers.
+                              pytorch-ood takes one mean over all rows: balance="batch".
+    CACLoss                   Ours takes plain distances, pytorch-ood squared ones: squared=True.
+                              pytorch-ood also sums over the classes 0..C-2 instead of all but y.
+                              That has no switch here: the losses agree for rows with y = C-1.
+    MCHADLoss                 No switch. Ours does not divide the first term by C, compares with
+                              r^2, and squares once in the third term. With radius and margin at 0,
+                              weight_center=1/C gives pytorch-ood's number.
+    CenterRegularizationLoss  No switch. pytorch-ood's number is ours for distances.square().
+    RunningCenters            No switch. The two agree where every class is in every batch.
+                              The same holds for IILoss, which contains it.
 
-Batches without ID rows, without outliers or with one class give finite losses here; pytorch-ood refuses them in EnergyMarginLoss and gives
-1e24 in IILoss.
+A batch without ID rows, without outliers or with one class gives a finite loss here. pytorch-ood
+refuses such a batch in EnergyMarginLoss and gives 1e24 in IILoss.
 
-`Objective("outlier_exposure", network)` applies a loss to a network: classifier_pretraining.py -loss outlier_exposure.
+`Objective("outlier_exposure", network)` applies a loss to a network, as
+`classifier_pretraining.py -loss outlier_exposure` does.
 """
 
-from ood.data.auxiliary import load_outliers
-from ood.data.images import JoinedImages
 from ood.losses.base import Loss, create, cross_entropy, get, names, register
 from ood.losses.centers import (
     CACLoss,
@@ -53,7 +57,6 @@ from ood.losses.outliers import (
 )
 from ood.losses.scores import OwnScore, own_score
 from ood.losses.virtual import VirtualOutlierSynthesizingRegLoss, VOSRegLoss
-from ood.training.batches import MixedBatches
 
 __all__ = [
     "BackgroundClassLoss",
@@ -71,11 +74,9 @@ __all__ = [
     "EntropicOpenSetLoss",
     "IILoss",
     "ISHLoss",
-    "JoinedImages",
     "LogitNorm",
     "Loss",
     "MCHADLoss",
-    "MixedBatches",
     "Objective",
     "ObjectosphereLoss",
     "OpenMixLoss",
@@ -90,7 +91,6 @@ __all__ = [
     "create",
     "cross_entropy",
     "get",
-    "load_outliers",
     "logit_norm_loss",
     "names",
     "own_score",

@@ -19,10 +19,11 @@ import torch
 
 from ood import cli, distributed, losses, provenance
 from ood.config import CROSS_ENTROPY, InputError, build, read_json, split, to_dict
-from ood.data import Augment, ImageSet, Preprocess, info, load
+from ood.data import Augment, ImageSet, Preprocess, auxiliary, info, load
 from ood.data.registry.table import DatasetInfo, is_folder_path
 from ood.data.transforms import KINDS
 from ood.training import loop, runs
+from ood.training.batches import MixedBatches
 
 HALF = dict(mean=(0.5,), std=(0.5,))  # [0, 1] -> [-1, 1], the heatmap paper's normalisation
 DIGITS = "rotate_resized_crop"  # a mirrored digit is another character
@@ -237,7 +238,7 @@ def train_classifier(
             "batch_size": settings.ood_batch_size or settings.batch_size,
             "seed": loop.mix(settings.seed, 2),
         }
-        training = losses.MixedBatches(
+        training = MixedBatches(
             training, loop.ImageBatches(outliers, transform=augmented, shuffle=True, **common_ood)
         )
     looked_at = loop.ImageBatches(
@@ -579,7 +580,7 @@ def load_images(settings: Settings, split: str) -> ImageSet:
 
 def load_outliers(settings: Settings, side: int, channels: int) -> ImageSet:
     """The auxiliary outliers at the size and with the channels of the ID images; -limit counts for them too."""
-    return losses.load_outliers(
+    return auxiliary.load_outliers(
         settings.ood_dataset,
         settings.data_dir,
         size=side,
