@@ -126,6 +126,12 @@ class Cache:
             self._aside(key, part), mode="w+", dtype=dtype, shape=shape
         )
 
+    def put(self, key: str, part: str, values: Tensor) -> None:
+        """Store an array that is complete in memory."""
+        rows = values.numpy()
+        self.create(key, part, rows.shape, rows.dtype)[:] = rows
+        self.commit(key, part)
+
     def commit(self, key: str, part: str) -> None:
         os.replace(self._aside(key, part), self.entry(key) / f"{part}.npy")
 
@@ -164,6 +170,58 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def content_key(*content: str) -> str:
+    """Name a cache entry after everything that its values depend on: digests and texts.
+
+    Raises: TypeError for anything but text. The printed form of an object may leave out what counts
+        (a tensor's middle values), so the caller says how it is written: `repr(preprocess)`.
+    """
+    for text in content:
+        if not isinstance(text, str):
+            raise TypeError(f"a cache key is made of text; got {type(text).__name__} {text!r}")
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
+
+
+def cached(
+    cache: Cache | None,
+    parts: dict[str, tuple[str, ...]],
+    compute: Callable[[], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return the arrays of a pass that is not `extract`'s, from the cache or by `compute`.
+
+        def _pass(self, images):
+            content = (self.digest, images.digest, repr(self.preprocess), device.type)
+            return cached(cache, {"leaveout-softmax": content}, lambda: self._forward(images))
+
+    Args:
+        cache: where the arrays are kept; None computes them every time.
+        parts: for each array its name and everything that its values depend on, as for
+            `content_key`. Begin the name with the method's. Arrays of one pass may depend on
+            different things: then changing one setting leaves the others in the cache.
+        compute: gives all arrays, {name: (N, ...) on the CPU}, with the rows of the whole set.
+            It runs if the cache lacks one of them.
+
+    Returns:
+        {name: array}, one for each of `parts`. With a cache they are memory-mapped.
+
+    Under torchrun every process must call this. All of them run `compute`, which may share the
+    images and gather the rows (ood.distributed); rank 0 writes.
+
+    Raises: InputError where another process cannot see the cache's folder.
+    """
+    if cache is None:
+        return compute()
+    keys = {part: content_key(*content) for part, content in parts.items()}
+    if not distributed.from_first(lambda: all(p in cache.parts(k) for p, k in keys.items())):
+        made = compute()
+        if distributed.first():
+            for part, key in keys.items():
+                cache.put(key, part, made[part])
+        distributed.barrier()
+        _require_seen(cache, keys)
+    return {part: cache.get(key, part) for part, key in keys.items()}
 
 
 def extract(
@@ -205,11 +263,10 @@ def extract(
     head = Head(network.fc.weight.detach().float(), _bias(network.fc))
     detectors = {d.key: d for d in image_detectors}
 
-    key = (
-        _pass_key(digest or network_digest(network), images.digest, preprocess, precision, device)
-        if cache
-        else ""
-    )
+    key = ""
+    if cache:
+        weights = digest or network_digest(network)
+        key = content_key(weights, images.digest, repr(preprocess), precision, device.type)
     have = distributed.from_first(lambda: cache.parts(key)) if cache else set()
     wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
     missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
@@ -367,20 +424,20 @@ def _of_all(
         if not cache:
             whole[name] = rows
         elif distributed.first():
-            cache.create(key, name, tuple(rows.shape), rows.numpy().dtype)[:] = rows.numpy()
-            cache.commit(key, name)
+            cache.put(key, name, rows)
     distributed.barrier()
-    if cache and not set(names) <= cache.parts(key):
-        raise InputError(
-            f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a disk that all machines share (-cache_dir), or -no_cache"
-        )
+    if cache:
+        _require_seen(cache, dict.fromkeys(names, key))
     return whole
 
 
-def _pass_key(network: str, data: str, preprocess, precision: str, device: torch.device) -> str:
-    return hashlib.sha256(
-        "\n".join((network, data, repr(preprocess), precision, device.type)).encode()
-    ).hexdigest()[:32]
+def _require_seen(cache: Cache, keys: dict[str, str]) -> None:
+    """Raise InputError if parts that rank 0 has written are not on this process's disk."""
+    if not all(part in cache.parts(key) for part, key in keys.items()):
+        raise InputError(
+            f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a "
+            "disk that all machines share (-cache_dir), or -no_cache"
+        )
 
 
 def _bias(fc: nn.Linear) -> Tensor:

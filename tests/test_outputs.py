@@ -11,7 +11,7 @@ from ood import detectors
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.evaluation import scoring
-from ood.outputs import Cache, extract, network_digest
+from ood.outputs import Cache, cached, content_key, extract, network_digest
 
 NAMES = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 
@@ -201,3 +201,34 @@ def test_gradients_stay_with_the_parameters(network, preprocess):
     detector = detectors.create("odin")
     extract(network, images(8), preprocess, image_detectors=[detector])
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_arrays_of_other_passes_are_kept_by_their_content(tmp_path):
+    """`cached`: what methods compute beside `extract`."""
+    calls = []
+
+    def arrays(network="n", autoencoder="a", cache=Cache(tmp_path)):  # noqa: B008
+        def compute():
+            calls.append(1)
+            return {"toy-first": torch.arange(6.0).view(3, 2), "toy-second": torch.tensor([1, 2])}
+
+        parts = {"toy-first": (network, "images"), "toy-second": (network, "images", autoencoder)}
+        return cached(cache, parts, compute)
+
+    for _ in range(2):
+        found = arrays()
+        assert found["toy-first"].tolist() == [[0, 1], [2, 3], [4, 5]]
+        assert found["toy-second"].dtype == torch.int64 and found["toy-second"].tolist() == [1, 2]
+    assert len(calls) == 1
+    arrays(autoencoder="b")
+    arrays(network="m")
+    arrays(cache=None)
+    arrays(cache=None)
+    assert len(calls) == 5
+
+
+def test_a_cache_key_is_made_of_text():
+    """The printed form of a large tensor leaves its middle out: two of them would share a key."""
+    assert content_key("a", "b") != content_key("ab")
+    with pytest.raises(TypeError, match="got Tensor"):
+        content_key("a", torch.zeros(3))
