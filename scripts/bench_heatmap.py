@@ -36,6 +36,7 @@ from ood.evaluation import measurements
 from ood.methods import Context
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
+from ood.methods.heatmap.training import training_batches
 from ood.outputs import extract
 from ood.training.loop import autocast, mix
 
@@ -170,7 +171,7 @@ class Ours:
 
     def __init__(self, network, decoder, preprocess, settings, context, images, outliers):
         self.method = Heatmap(network, decoder, preprocess, settings, context)
-        self.batches = self.method._batches(images, outliers)
+        self.batches = training_batches(self.method, images, outliers)
         self.optimizer = torch.optim.Adam(self.method.decoder.parameters(), **ADAM)
 
     def steps(self, order):

@@ -14,9 +14,10 @@ from ood import metrics
 from ood.config import InputError, build
 from ood.data import Preprocess, load
 from ood.methods import Context
-from ood.methods.heatmap.method import Heatmap, find
+from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.targets import nearest_id
+from ood.methods.heatmap.training import find
 from ood.outputs import Cache
 from ood.training import runs
 

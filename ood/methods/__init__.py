@@ -1,4 +1,4 @@
-"""Trainable methods: one paper a file, made by the name that a config gives in `method`."""
+"""Trainable methods: a room per paper. A config names one of them in its key `method`."""
 
 from ood.methods.base import Context, Method, get, names
 

@@ -24,32 +24,42 @@ MODULES = {
 
 
 class Method(ABC):
-    """A trained method: made by `load`, it scores images. `train` writes the run folder that `load` reads."""
+    """A trained method. `train` writes the run folder that `load` reads; `score` scores images.
+
+    Attributes:
+        Settings: frozen dataclass whose fields are the config keys that belong to the method.
+        classifier: the network whose detectors are compared with the method, or None.
+        preprocess: the normalisation of the classifier's input, or None.
+    """
 
     name: ClassVar[str]
-    Settings: ClassVar[type]  # frozen dataclass: the keys of a config that belong to the method
+    Settings: ClassVar[type]
 
-    classifier: nn.Module | None = (
-        None  # the classifier whose detectors may be compared with the method, if it has one
-    )
-    preprocess = None  # its normalisation
+    classifier: nn.Module | None = None
+    preprocess = None
 
     @classmethod
     @abstractmethod
     def train(cls, settings, context: Context) -> Run:
-        """Train to the end (or from where it stopped, when context.resume) and return the run folder."""
+        """Train to the end and return the run folder. Continue a run when context.resume is set."""
 
     @classmethod
     @abstractmethod
     def load(cls, settings, context: Context, checkpoint: str | Path | None = None) -> Method:
-        """The trained method: from a weight file or run folder, else from the newest run of exactly these settings."""
+        """Load the trained method from a weight file or a run folder.
+
+        Without `checkpoint`, take the newest run of exactly these settings.
+        """
 
     @abstractmethod
     def score(self, images) -> Tensor:
-        """(N,) scores of an ImageSet, larger = OOD."""
+        """Return the scores (N,) of an ImageSet. Larger means OOD."""
 
     def accuracy(self, images) -> float | None:
-        """Share of labelled images that the method classifies correctly; None when it does not classify."""
+        """Return the share of labelled images that the method classifies correctly.
+
+        None when the method does not classify.
+        """
         return None
 
 
@@ -58,7 +68,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Method]:
-    """The method's class. Raises InputError for an unknown name."""
+    """Return the class of a method. Raises InputError for an unknown name."""
     if name not in MODULES:
         raise InputError(
             f"unknown method '{name}'{nearest(name, MODULES)}; methods: {', '.join(MODULES)}"

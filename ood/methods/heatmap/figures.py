@@ -1,4 +1,7 @@
-"""Pictures of heatmaps: image, nearest ID image, heatmap, overlay, score; the images of a set with the highest and the lowest scores."""
+"""Pictures of heatmaps: the images of a set with the lowest and the highest scores.
+
+A column shows one image: image, nearest ID image, heatmap, overlay and score.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,14 @@ INK, SOFT = "#222222", "#666666"
 
 
 def draw(method, known, sets: list, folder: str | Path) -> list[tuple[Path, str]]:
-    """One file per set; all share one colour scale, so that a map of an ID image looks as weak as it is.
+    """Draw one file per set.
+
+    All share one colour scale, so that a weak map of an ID image also looks weak.
 
     Args:
-        method: a trained `ood.methods.heatmap.method.Heatmap`; known: ImageSet of ID training images; sets: ImageSets, the ID set first.
+        method: a trained `ood.methods.heatmap.Heatmap`.
+        known: ImageSet of ID training images.
+        sets: ImageSets, the ID set first.
     Returns: [(path, caption)].
     """
     training = method.outputs(known)
@@ -38,14 +45,21 @@ def draw(method, known, sets: list, folder: str | Path) -> list[tuple[Path, str]
     written = []
     for images, panel in zip(sets, panels):
         path = Path(folder) / f"heatmaps_{file_stem(images.name)}.png"
-        title = f"{images.name} ({'ID' if images.num_classes else 'OOD'}): {len(images):,} images, mean score {panel['mean']:.3f}"
+        kind = "ID" if images.num_classes else "OOD"
+        title = f"{images.name} ({kind}): {len(images):,} images, mean score {panel['mean']:.3f}"
         save(panel, path, title, max(top, 1e-6))
         written.append((path, f"Heatmaps, {title}: the lowest and the highest scores"))
     return written
 
 
 def examples(method, training, known, images) -> dict:
-    """Arrays of the examples of one set, lowest scores first: image and nearest (K, H, W[, 3]) in [0, 1], magnitude (K, H, W), score (K,)."""
+    """Return the arrays of K examples of one set, lowest scores first.
+
+    Args:
+        training: Outputs of `known`, the ID training images.
+    Returns: image and nearest (K, H, W[, 3]) in [0, 1], magnitude (K, H, W), score (K,), and mean,
+        the mean score of the set.
+    """
     scores = method.score(images)
     order = torch.argsort(scores, stable=True)
     each = min(EACH, len(order) // 2)
@@ -71,104 +85,84 @@ def examples(method, training, known, images) -> dict:
 
 
 def save(panel: dict, path: Path, title: str, top: float) -> None:
-    """Write one figure; `top` is the magnitude shown as the hottest colour."""
-    count = len(panel["score"])
-    half = count // 2
-    width, height = LEFT + count * CELL + GAP + RIGHT, TOP + len(ROWS) * CELL + BOTTOM
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    hot = colormaps["jet"](np.clip(panel["magnitude"] / top, 0, 1))[..., :3]  # (K, H, W, 3)
-    strength = ALPHA[0] + (ALPHA[1] - ALPHA[0]) * np.clip(panel["magnitude"] / top, 0, 1)[..., None]
-    grey = panel["image"] if panel["image"].ndim == 4 else panel["image"][..., None].repeat(3, -1)
-    shown = (
-        panel["image"],
-        panel["nearest"],
-        hot,
-        np.clip((1 - strength) * grey + strength * hot, 0, 1),
-    )
+    """Write one figure.
 
-    def left(column: int) -> float:
-        return LEFT + column * CELL + (GAP if column >= half else 0)
+    Args:
+        panel: what `examples` returns.
+        top: the magnitude that the hottest colour shows.
+    """
+    sheet = _Sheet(len(panel["score"]))
+    strength = np.clip(panel["magnitude"] / top, 0, 1)  # (K, H, W)
+    hot = colormaps["jet"](strength)[..., :3]  # (K, H, W, 3)
+    opacity = ALPHA[0] + (ALPHA[1] - ALPHA[0]) * strength[..., None]
+    image = panel["image"] if panel["image"].ndim == 4 else panel["image"][..., None].repeat(3, -1)
+    overlay = np.clip((1 - opacity) * image + opacity * hot, 0, 1)
 
-    for row, (label, pictures) in enumerate(zip(ROWS, shown)):
-        y = height - TOP - (row + 1) * CELL
-        figure.text(
-            (LEFT - 0.1) / width,
-            (y + CELL / 2) / height,
-            label,
-            ha="right",
-            va="center",
-            fontsize=10,
-            color=INK,
-        )
+    for row, pictures in enumerate((panel["image"], panel["nearest"], hot, overlay)):
+        bottom = sheet.height - TOP - (row + 1) * CELL
+        sheet.text(LEFT - 0.1, bottom + CELL / 2, ROWS[row], "right", "center", 10)
         for column, picture in enumerate(pictures):
-            axis = figure.add_axes(
-                [
-                    (left(column) + 0.03) / width,
-                    (y + 0.03) / height,
-                    (CELL - 0.06) / width,
-                    (CELL - 0.06) / height,
-                ]
-            )
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            for spine in axis.spines.values():
-                spine.set_linewidth(0.4)
-                spine.set_color("#BBBBBB")
+            sheet.picture(column, bottom, picture)
     for column, score in enumerate(panel["score"]):
-        figure.text(
-            (left(column) + CELL / 2) / width,
-            (BOTTOM - 0.08) / height,
-            f"{score:.3f}",
-            ha="center",
-            va="top",
-            fontsize=9.5,
-            color=INK,
-        )
-    figure.text(
-        (LEFT - 0.1) / width,
-        (BOTTOM - 0.08) / height,
-        "score",
-        ha="right",
-        va="top",
-        fontsize=10,
-        color=INK,
-    )
-    for text, first, last in (("lowest scores", 0, half - 1), ("highest scores", half, count - 1)):
-        if half:
-            centre = (left(first) + left(last) + CELL) / 2
-            figure.text(
-                centre / width,
-                (height - TOP + 0.07) / height,
-                text,
-                ha="center",
-                va="bottom",
-                fontsize=10,
-                color=SOFT,
-            )
-    figure.text(
-        (LEFT + 0.03) / width,
-        (height - 0.12) / height,
-        title.replace("$", r"\$"),
-        ha="left",
-        va="top",
-        fontsize=11,
-        color=INK,
-    )
-    bar = figure.add_axes(
-        [
-            (left(count - 1) + CELL + 0.14) / width,
-            (BOTTOM + CELL * 0.5) / height,
-            0.13 / width,
-            3 * CELL / height,
-        ]
-    )
-    colours = figure.colorbar(ScalarMappable(Normalize(0, top), "jet"), cax=bar)
-    colours.outline.set_linewidth(0.4)
-    colours.ax.tick_params(labelsize=8, width=0.4, length=2)
-    colours.set_label("max over channels of |h|", fontsize=8.5, color=SOFT)
+        sheet.text(sheet.left(column) + CELL / 2, BOTTOM - 0.08, f"{score:.3f}", size=9.5)
+    sheet.text(LEFT - 0.1, BOTTOM - 0.08, "score", "right", size=10)
+    ends = ("lowest scores", 0, sheet.half - 1), ("highest scores", sheet.half, sheet.count - 1)
+    for text, first, last in ends if sheet.half else ():
+        centre = (sheet.left(first) + sheet.left(last) + CELL) / 2
+        sheet.text(centre, sheet.height - TOP + 0.07, text, vertical="bottom", color=SOFT)
+    sheet.text(LEFT + 0.03, sheet.height - 0.12, title.replace("$", r"\$"), "left", size=11)
+    sheet.colour_bar(top)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        sheet.figure.savefig(temporary, format="png")
+
+
+class _Sheet:
+    """A figure of `count` columns in two groups, measured in inches from its lower left corner."""
+
+    def __init__(self, count: int):
+        self.count, self.half = count, count // 2
+        self.width = LEFT + count * CELL + GAP + RIGHT
+        self.height = TOP + len(ROWS) * CELL + BOTTOM
+        self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
+
+    def left(self, column: int) -> float:
+        """Return the left edge of a column."""
+        return LEFT + column * CELL + (GAP if column >= self.half else 0)
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        horizontal: str = "center",
+        vertical: str = "top",
+        size: float = 10,
+        color: str = INK,
+    ) -> None:
+        place = dict(ha=horizontal, va=vertical, fontsize=size, color=color)
+        self.figure.text(x / self.width, y / self.height, text, **place)
+
+    def axes(self, x: float, y: float, width: float, height: float):
+        return self.figure.add_axes(
+            [x / self.width, y / self.height, width / self.width, height / self.height]
+        )
+
+    def picture(self, column: int, bottom: float, picture: np.ndarray) -> None:
+        axis = self.axes(self.left(column) + 0.03, bottom + 0.03, CELL - 0.06, CELL - 0.06)
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_linewidth(0.4)
+            spine.set_color("#BBBBBB")
+
+    def colour_bar(self, top: float) -> None:
+        right = self.left(self.count - 1) + CELL
+        bar = self.axes(right + 0.14, BOTTOM + CELL * 0.5, 0.13, 3 * CELL)
+        colours = self.figure.colorbar(ScalarMappable(Normalize(0, top), "jet"), cax=bar)
+        colours.outline.set_linewidth(0.4)
+        colours.ax.tick_params(labelsize=8, width=0.4, length=2)
+        colours.set_label("max over channels of |h|", fontsize=8.5, color=SOFT)
 
 
 def _picture(pixels: Tensor) -> np.ndarray:

@@ -6,10 +6,19 @@ from torch import Tensor
 
 
 def score_of(maps: Tensor) -> Tensor:
-    """maps (B, C, H, W) in (-1, 1) -> scores (B,) in [0, 1): mean over pixels of max_c |h|. Larger = OOD."""
+    """Score each map by the mean over pixels of max_c |h|.
+
+    Args:
+        maps: (B, C, H, W) in (-1, 1).
+    Returns: (B,) in [0, 1). Larger means OOD.
+    """
     return maps.abs().amax(1).mean((1, 2))
 
 
 def weighted_errors(maps: Tensor, images: Tensor, targets: Tensor) -> Tensor:
-    """(B,) sum over (C, H, W) of (1 + 5 |t|) (h + x - t)^2; images x and targets t in [-1, 1]."""
+    """Return (B,): the sum over (C, H, W) of (1 + 5 |t|) (h + x - t)^2.
+
+    Args:
+        maps, images, targets: h, x and t, each (B, C, H, W); x and t are in [-1, 1].
+    """
     return ((1 + 5 * targets.abs()) * (maps + images - targets).square()).flatten(1).sum(1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from ood.config import InputError
+from ood.config import InputError, build, to_dict
+from ood.data import info
+from ood.data.registry.table import is_folder_path
 
 HALF = 0.5  # mean and std of the paper's normalisation: maps live in [-1, 1]
 
+# What may change when a run is continued.
+FREE = ("n_epochs", "classifier", "precision")
 
-FREE = ("n_epochs",)  # what may change when a run is continued
-
-
+# Two runs with the same values here are runs of the same configuration.
 IDENTITY = (
     "id_dataset",
     "ood_dataset",
@@ -32,45 +36,57 @@ IDENTITY = (
     "lr",
     "b1",
     "b2",
-)  # what makes two runs the same configuration
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The authors' keys, then ours. Defaults are the paper's."""
+    """The keys of a config. Defaults are the paper's.
+
+    Attributes:
+        ood_dataset: auxiliary outliers, see ood.data.auxiliary.
+        z_dim: features of the classifier; it is only checked.
+        fw_layers: levels that the decoder sees. 1: pooled features; 2 to 4: also the outputs of
+            the 1 to 3 deepest stages.
+        pairing: "correct": each OOD image goes with its own target; "released": as the authors'
+            code pairs them.
+        scaling: of features. None: "none" for fw_layers 1, because released weights expect it,
+            else "minmax".
+        classifier: its weight file or run folder. None: the newest run of this architecture.
+        epochs: another name of n_epochs. It wins where both are given.
+        size: side of the images in pixels. None: the data set's.
+        resize: shorter side before the crop, or (height, width).
+        mean, std: of the classifier's input. None: what its file says, else 0.5.
+        model_args: further options of the architecture.
+        decoder: bottleneck and channels. {}: the paper's, cut to fit the classifier.
+
+    Raises: InputError for a value out of its range.
+    """
 
     id_dataset: str
-    ood_dataset: str | tuple[str, ...] = "tinyimages"  # see ood.data.auxiliary
+    ood_dataset: str | tuple[str, ...] = "tinyimages"
     num_classes: int | None = None
     arch: str = "resnet18"
     depth: int | None = None
     width: int | None = None
-    z_dim: int | None = None  # features of the classifier; only checked
+    z_dim: int | None = None
     batch_size: int = 200
     lr: float = 2e-4
     b1: float = 0.5
     b2: float = 0.999
     n_epochs: int = 150
     num_ood: int = 10_000
-    fw_layers: int = 1  # 1: pooled features; 2-4: also so many - 1 stage outputs
+    fw_layers: int = 1
     pairing: Literal["correct", "released"] = "correct"
-    scaling: Literal["none", "minmax", "released"] | None = (
-        None  # None: none for fw_layers 1 (what released weights expect), else minmax
-    )
-    classifier: str | None = (
-        None  # its weight file or run folder; None: the newest run of this architecture
-    )
-    epochs: int | None = None  # instead of n_epochs
-    size: int | None = None  # side of the images; None: the data set's
-    resize: int | tuple[int, ...] | None = None  # shorter side before the crop, or (height, width)
-    mean: tuple[float, ...] | None = (
-        None  # of the classifier's input; None: what its file says, else 0.5
-    )
+    scaling: Literal["none", "minmax", "released"] | None = None
+    classifier: str | None = None
+    epochs: int | None = None
+    size: int | None = None
+    resize: int | tuple[int, ...] | None = None
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    model_args: dict = field(default_factory=dict)  # further options of the architecture
-    decoder: dict = field(
-        default_factory=dict
-    )  # bottleneck, channels; {}: the paper's, or cut to the classifier
+    model_args: dict = field(default_factory=dict)
+    decoder: dict = field(default_factory=dict)
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -89,3 +105,28 @@ class Settings:
             raise InputError(
                 f"lr {self.lr}, b1 {self.b1}, b2 {self.b2}: lr must be above 0, b1 and b2 in [0, 1)"
             )
+
+    def config(self) -> dict:
+        """Return the settings as a run's config.json holds them."""
+        return {key: value for key, value in to_dict(self).items() if key != "epochs"}
+
+    def shape(self) -> dict:
+        """Return depth and width of the classifier, where the config gives them."""
+        given = {"depth": self.depth, "width": self.width}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def facts(self):
+        """Return the registry's entry of the ID set, or None for an image folder."""
+        return None if is_folder_path(self.id_dataset) else info(self.id_dataset)
+
+    def stem(self) -> str:
+        """Return the first part of a run folder's name, as the authors name it."""
+        folder = is_folder_path(self.id_dataset)
+        dataset = Path(self.id_dataset).resolve().name if folder else self.id_dataset
+        return f"{dataset}_{self.arch}_ood_fw{self.fw_layers}"
+
+
+def stored_settings(config: dict) -> Settings:
+    """Return the settings that a run's config.json holds."""
+    names = [f.name for f in dataclasses.fields(Settings)]
+    return build(Settings, {name: config[name] for name in names if name in config}, "config.json")

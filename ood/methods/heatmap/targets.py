@@ -1,4 +1,7 @@
-"""What the heatmap decoder is trained on: nearest ID images, scaled features, cached batches. See ood/methods/heatmap/method.py."""
+"""What the heatmap decoder is trained on: nearest ID images, scaled features, cached batches.
+
+Source: see ood.methods.heatmap.method.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,28 @@ from ood import distributed
 from ood.training.batches import RESIDENT_BYTES, mix
 
 CHUNK = 1024  # OOD rows compared at a time
-CANDIDATES = 4  # per row, compared again without the rounding of the matrix product
-MAP_BYTES = (
-    2 * 2**30
-)  # feature maps are kept (in half precision) up to this size, else computed anew for every batch
+CANDIDATES = 4  # per row; they are compared again without the rounding of the matrix product
+MAP_BYTES = 2 * 2**30  # half-precision maps up to this size are kept, others computed per batch
 
-Levels = list[Tensor]  # pooled features (B, D), then stage outputs (B, C, H, W), the deepest first
+Levels = list[Tensor]  # pooled features (B, D), then stage outputs (B, C, H, W), deepest first
 
 
-# ---- the nearest ID image ----------------------------------------------------------------------------------------------------
+# ---- the nearest ID image --------------------------------------------------------------------
 
 
 def nearest_id(
     id_features: Tensor, id_predicted: Tensor, features: Tensor, predicted: Tensor
 ) -> Tensor:
-    """For every row of `features`, the number of the nearest ID image that is predicted as the same class.
+    """Find for every OOD image the nearest ID image that is predicted as the same class.
 
-    Euclidean distance of pooled features; one matrix product per class. For a class into which no ID image falls, the nearest of
-    all ID images (the released code fails there, and where there is exactly one).
+    The distance is Euclidean, between pooled features; it costs one matrix product per class. If
+    no ID image is predicted as a class, the nearest of all ID images is taken. The released code
+    fails there, and also where exactly one ID image is.
 
     Args:
-        id_features (N, D), id_predicted (N,): of the ID training images; features (M, D), predicted (M,): of the OOD images.
-    Returns: (M,) int64 in 0..N-1.
+        id_features (N, D), id_predicted (N,): features and classes of the ID training images.
+        features (M, D), predicted (M,): features and classes of the OOD images.
+    Returns: (M,) int64, rows of ID images, in 0..N-1.
     """
     nearest = torch.empty(len(features), dtype=torch.long)
     for label in predicted.unique():
@@ -46,7 +49,10 @@ def nearest_id(
 
 
 def _closest(queries: Tensor, keys: Tensor) -> Tensor:
-    """(M,) row of `keys` nearest to each query: candidates by |k|^2 - 2 q.k, the winner among them by the exact distance."""
+    """Return (M,): the row of `keys` that is nearest to each query.
+
+    |k|^2 - 2 q.k selects a few candidates, the exact distance picks the winner among them.
+    """
     centre = keys.float().mean(0)
     keys = keys.float() - centre  # small numbers: less is lost in the product
     norms = keys.square().sum(1)
@@ -61,24 +67,32 @@ def _closest(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def pair_as_released(nearest: Tensor, predicted: Tensor) -> Tensor:
-    """The released code's pairing: its list of targets is ordered by predicted class, then read in the order of the OOD images.
+    """Pair OOD images and targets as the released code does.
 
-    So OOD image k gets the target of another one; about one in C even has the same class. nearest, predicted (M,) -> (M,).
+    Its list of targets is ordered by predicted class, but is read in the order of the OOD images.
+    So OOD image k gets the target of another image. About one in C (the number of classes) still
+    gets a target of its own class.
+
+    Args:
+        nearest, predicted: (M,) each, of the OOD images.
+    Returns: (M,) rows of ID images.
     """
     return nearest[torch.argsort(predicted.cpu(), stable=True)]
 
 
-# ---- scaling of features -----------------------------------------------------------------------------------------------------
+# ---- scaling of features ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Scale:
-    """(z - low) / (high - low) of every level.
+    """Scale every level to (z - low) / (high - low).
 
     Attributes:
-        kind: "none"; "minmax", all rows; "released", with pooled features alone only rows 0, batch_size, 2 batch_size, ... (the
-            released code takes the first image of a batch for a list of levels), with several levels as minmax.
-        low, high: over the ID training images, and 0.
+        kind: "none" changes nothing. "minmax" scales all rows. "released" is minmax where there are
+            several levels. With pooled features alone it scales only the rows 0, batch_size,
+            2 batch_size, ...: the released code takes the first image of a batch for a list of
+            levels.
+        low, high: smallest and largest value of the ID training images, 0 included.
     """
 
     kind: str = "none"
@@ -87,7 +101,11 @@ class Scale:
     batch_size: int = 200
 
     def __call__(self, levels: Levels, first_row: int = 0) -> Levels:
-        """levels of the rows first_row, first_row + 1, ... of a set, or of a training batch (first_row 0)."""
+        """Scale the levels of consecutive rows.
+
+        Args:
+            first_row: row of the first image in its set; 0 for a training batch.
+        """
         if self.kind == "none":
             return levels
         scaled = [(level - self.low) / (self.high - self.low) for level in levels]
@@ -100,10 +118,11 @@ class Scale:
 def fit_scale(
     kind: str, features: Tensor, maps: Callable[[], Iterator[Levels]] | None, batch_size: int
 ) -> Scale:
-    """The scale of ID training images.
+    """Fit the scale to the ID training images.
 
     Args:
-        features: (N, D) in the order of the set; maps: an iterator over their stage outputs in batches, None for pooled features alone.
+        features: (N, D) in the order of the set.
+        maps: returns an iterator over their stage outputs in batches; None: pooled features alone.
     """
     if kind == "none":
         return Scale()
@@ -115,11 +134,14 @@ def fit_scale(
     return Scale(kind, low, high if high > low else low + 1.0, batch_size)
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------
 
 
 class Pixels:
-    """Rows of several image sets of one shape as one set: in memory where they fit (on the GPU if there is one), else read when asked."""
+    """Pixels of several image sets of one shape, addressed as one set.
+
+    They are kept in memory where they fit (on the GPU if there is one), else read on demand.
+    """
 
     def __init__(self, sets: Sequence, device: torch.device):
         self.sets, self.device = list(sets), device
@@ -137,7 +159,7 @@ class Pixels:
         return int(self.first[-1])
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(B, C, H, W), uint8 0..255 or float in pixel units, on the device."""
+        """Return (B, C, H, W) on the device: uint8 in 0..255, or float in [0, 1]."""
         if self.array is not None:
             return self.array[rows.to(self.array.device)]
         rows = rows.cpu().numpy()
@@ -152,10 +174,14 @@ class Pixels:
 
 
 class StageMaps:
-    """Stage outputs of the frozen classifier, the deepest first, by image number: kept in half precision where they fit.
+    """Stage outputs of the frozen classifier by image number, the deepest stage first.
+
+    They are kept in half precision where they fit into MAP_BYTES.
 
     Args:
-        pixels: `Pixels`; transform: pixels -> network input; count: how many stages.
+        transform: pixels -> input of the network.
+        count: the number of stages.
+        autocast: returns the context in which the network runs.
     """
 
     def __init__(
@@ -177,7 +203,7 @@ class StageMaps:
         return [stage.float() for stage in stages[::-1][: self.count]]
 
     def keep(self) -> bool:
-        """Compute all maps once, if MAP_BYTES hold them."""
+        """Compute and keep all maps if they fit into MAP_BYTES. Return whether they do."""
         one = sum(level[0].numel() for level in self.compute(torch.arange(1)))
         if 2 * one * len(self.pixels) > MAP_BYTES:
             return False
@@ -196,13 +222,17 @@ class StageMaps:
 
 
 class DecoderBatches:
-    """Shuffled batches over the union of ID and OOD images; composition random, last batch kept, as released.
+    """Shuffled batches over the union of ID and OOD images.
 
-    The order follows from (seed, epoch) alone. Of several processes each takes its part of every step, see ood/distributed.py.
+    As released, the mixture of a batch is random and the last, smaller batch is kept. The order
+    follows from (seed, epoch) alone. With several processes each takes its share of every step,
+    see ood/distributed.py.
 
     Args:
-        features (N + M, D), predicted (N + M,): cached, ID first; target (N + M,): the image whose pixels map + image shall give.
-    Yields: (features, predicted, images, targets, maps): images and targets as stored, features and maps scaled.
+        features (N + M, D), predicted (N + M,): features and classes, ID images first.
+        target: (N + M,), the image whose pixels the map plus the image shall give.
+    Yields: (features, predicted, images, targets, maps). Images and targets are pixels as stored,
+        features and maps are scaled.
     """
 
     def __init__(
@@ -219,28 +249,17 @@ class DecoderBatches:
         maps: StageMaps | None = None,
     ):
         home = device if features.nbytes <= RESIDENT_BYTES else torch.device("cpu")
-        self.features, self.predicted, self.target = (
-            features.to(home),
-            predicted.to(home),
-            target.to(home),
-        )
-        self.pixels, self.batch_size, self.seed, self.device, self.scale, self.maps = (
-            pixels,
-            batch_size,
-            seed,
-            device,
-            scale,
-            maps,
-        )
+        self.features = features.to(home)
+        self.predicted, self.target = predicted.to(home), target.to(home)
+        self.pixels, self.maps, self.scale = pixels, maps, scale
+        self.batch_size, self.seed, self.device = batch_size, seed, device
 
     def __len__(self) -> int:
         return distributed.steps(len(self.features), self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Levels]]:
-        order = torch.randperm(
-            len(self.features), generator=torch.Generator().manual_seed(mix(self.seed, number))
-        )
-        order = order.to(self.features.device)
+        chance = torch.Generator().manual_seed(mix(self.seed, number))
+        order = torch.randperm(len(self.features), generator=chance).to(self.features.device)
         for span in distributed.spans(len(order), self.batch_size):
             rows = order[span.start : span.stop]
             features = self.features[rows].to(self.device)

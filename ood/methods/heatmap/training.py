@@ -1,0 +1,280 @@
+"""Training of the heatmap decoder on what the frozen classifier computes once.
+
+Source: Hornauer & Belagiannis, WACV 2023, arXiv 2211.08115; see ood.methods.heatmap.method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ood import cli
+from ood.config import InputError
+from ood.data import ImageSet, auxiliary
+from ood.methods.heatmap.classifier import (
+    COPY,
+    check_images,
+    id_training_images,
+    load_classifier,
+)
+from ood.methods.heatmap.settings import FREE, IDENTITY, Settings, stored_settings
+from ood.methods.heatmap.targets import (
+    DecoderBatches,
+    Pixels,
+    StageMaps,
+    fit_scale,
+    nearest_id,
+    pair_as_released,
+)
+from ood.training import loop, runs
+from ood.training.context import Context
+
+
+def train_decoder(make: Callable, settings: Settings, context: Context) -> runs.Run:
+    """Train the decoder of a classifier that exists already, and return the run folder.
+
+    Continue a run when context.resume is set.
+
+    Args:
+        make: (classifier, decoder, preprocess, settings, context) -> a `Heatmap`.
+    Raises: InputError when the classifier or the images are missing or do not fit, or when the
+        settings contradict the run to be continued.
+    """
+    run = _to_resume(settings, context)
+    resumed = bool(run)
+    if run:
+        settings = _continued(run, settings)
+    cli.set_seed(settings.seed, context.deterministic)
+    classifier, preprocess, source = load_classifier(settings, context, run and run.folder)
+    decoder = context.networks.decoder_for(classifier, settings.fw_layers, **settings.decoder)
+    method = make(classifier, decoder, preprocess, settings, context)
+    known = id_training_images(settings, context)
+    check_images(known, classifier)
+    outliers = _draw_outliers(settings, context, known)
+    batches = training_batches(method, known, outliers)
+
+    run = run or _create(settings, context, source, method.classifier_weights)
+    theirs = run.config.get("classifier_weights", method.classifier_weights)
+    if theirs != method.classifier_weights:
+        raise InputError(
+            f"the run in '{run.folder}' began with another classifier than '{source}'; "
+            f"keep its {COPY}, or start a new run"
+        )
+    if not (run.folder / COPY).is_file():
+        run.save(COPY, _classifier_payload(context, classifier, preprocess, known))
+    run.update(n_epochs=settings.n_epochs, finished=False)
+    context.begin(
+        run,
+        settings,
+        {"classifier": method.digest, "train": known.digest, "ood": outliers.digest},
+        resumed,
+        train_images=len(known),
+        ood_images=len(outliers),
+    )
+    context.log(
+        f"classifier {source} | {len(known)} ID, {len(outliers)} auxiliary images | "
+        f"pairing {settings.pairing} | run folder {run.folder}"
+    )
+    _fit(method, batches, run)
+    run.update(finished=True)
+    return run
+
+
+def _fit(method, batches: DecoderBatches, run: runs.Run) -> None:
+    """Run the epochs."""
+    settings, context, decoder = method.settings, method.context, method.decoder
+
+    def pack(epoch, metrics):
+        return {
+            "format": context.networks.checkpoints.OWN_FORMAT,
+            "arch": decoder.arch,
+            "state_dict": decoder.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+            "min": method.scale.low,
+            "max": method.scale.high,
+            "fw_layers": settings.fw_layers,
+            "classifier_weights": method.classifier_weights,
+        }
+
+    optimizer = loop.make_optimizer(
+        "adam", decoder.parameters(), settings.lr, betas=(settings.b1, settings.b2)
+    )
+    schedule = loop.Schedule(optimizer, "constant", settings.n_epochs)
+    with runs.board(run, context.tensorboard) as tell:
+        loop.fit(
+            method.loss,
+            decoder,
+            batches,
+            epochs=settings.n_epochs,
+            optimizer=optimizer,
+            schedule=schedule,
+            run=run,
+            pack=pack,
+            resume=context.resume,
+            precision=settings.precision,
+            say=context.log,
+            tell=tell,
+        )
+
+
+def training_batches(method, known: ImageSet, outliers: ImageSet) -> DecoderBatches:
+    """Compute once everything that the decoder trains on. Set the method's scale on the way."""
+    settings, device, count = method.settings, method.device, len(known)
+    seen, novel = method.outputs(known), method.outputs(outliers)
+    predicted, predicted_novel = seen.logits.argmax(1), novel.logits.argmax(1)
+    partner = nearest_id(
+        seen.features.to(device),
+        predicted.to(device),
+        novel.features.to(device),
+        predicted_novel.to(device),
+    )
+    if settings.pairing == "released":
+        partner = pair_as_released(partner, predicted_novel)
+    pixels = Pixels([known, outliers], device)
+    maps = passes = None
+    if settings.fw_layers > 1:
+        maps = StageMaps(
+            method.classifier,
+            pixels,
+            method.input_of,
+            settings.fw_layers - 1,
+            settings.batch_size,
+            lambda: loop.autocast(device, settings.precision),
+        )
+        maps.keep()
+
+        def passes():
+            return (maps(rows) for rows in torch.arange(count).split(settings.batch_size))
+
+    method.scale = fit_scale(settings.scaling, seen.features, passes, settings.batch_size)
+    return DecoderBatches(
+        torch.cat([seen.features, novel.features]),
+        torch.cat([predicted, predicted_novel]),
+        torch.cat([torch.arange(count), partner]),
+        pixels,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        device=device,
+        scale=method.scale,
+        maps=maps,
+    )
+
+
+def _draw_outliers(settings: Settings, context: Context, known: ImageSet) -> ImageSet:
+    channels, size, _ = known.shape
+    return auxiliary.draw(
+        settings.ood_dataset,
+        settings.num_ood,
+        settings.seed,
+        context.data_dir,
+        size=size,
+        channels=channels,
+        resize=settings.resize,
+        download=context.download,
+        limit=context.limit,
+    )
+
+
+# ---- the run folder --------------------------------------------------------------------------
+
+
+def _create(settings: Settings, context: Context, source: Path, weights: str) -> runs.Run:
+    config = {
+        "kind": "heatmap",
+        **settings.config(),
+        "limit": context.limit,
+        "classifier": str(source),
+        "classifier_weights": weights,
+        "finished": False,
+    }
+    return runs.create(
+        settings.stem(), config, root=context.checkpoints_dir, out_dir=context.out_dir
+    )
+
+
+def _classifier_payload(context: Context, classifier, preprocess, known: ImageSet) -> dict:
+    return {
+        "format": context.networks.checkpoints.OWN_FORMAT,
+        "arch": classifier.arch,
+        "state_dict": classifier.state_dict(),
+        "epoch": 0,
+        "metrics": {},
+        "preprocess": {
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "size": known.shape[1],
+        },
+    }
+
+
+def find(settings: Settings, context: Context, file: str = "best.pt", **more) -> Path:
+    """Return the folder of the newest finished run of exactly this configuration.
+
+    Args:
+        file: a file that the run must hold.
+        more: further fields to match, in place of finished=True.
+    Raises: InputError when there is none. The message names the nearest run there is.
+    """
+    match = {
+        "kind": "heatmap",
+        **{key: value for key, value in settings.config().items() if key in IDENTITY},
+        **(more or {"finished": True}),
+    }
+    if context.limit is None:
+        match["limit"] = None
+    try:
+        return runs.find_newest(context.checkpoints_dir, match, file=file).folder
+    except InputError:
+        what = (
+            f"no {'finished run' if not more else 'run'} of exactly this configuration "
+            f"in '{context.checkpoints_dir}'"
+        )
+    train = "train one: python3 ood_training.py -config CONFIG"
+    loose = {"kind": "heatmap", "id_dataset": settings.id_dataset, "arch": settings.arch}
+    try:
+        close = runs.find_newest(context.checkpoints_dir, loose, file=file)
+    except InputError:
+        raise InputError(f"{what}; {train}") from None
+    differs = ", ".join(
+        f"{key} {close.config.get(key)} instead of {value}"
+        for key, value in match.items()
+        if close.config.get(key) != value
+    )
+    raise InputError(
+        f"{what}; '{close.folder.name}' differs in {differs}: "
+        f"name it with -checkpoint_name, or {train}"
+    )
+
+
+def _to_resume(settings: Settings, context: Context) -> runs.Run | None:
+    """Return the run to continue, or None for a new one."""
+    if not context.resume:
+        return None
+    if context.out_dir is None:
+        return runs.Run(find(settings, context, "config.json", seed=settings.seed))
+    if not runs.holds_run(context.out_dir):
+        context.log(f"no run in {context.out_dir} yet: beginning one")
+        return None
+    run = runs.reopen(context.out_dir)
+    if run.config.get("kind") != "heatmap":
+        raise InputError(
+            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', "
+            "not one of a heatmap decoder"
+        )
+    return run
+
+
+def _continued(run: runs.Run, settings: Settings) -> Settings:
+    """Return the stored settings, with what may change taken from `settings`."""
+    stored = stored_settings(run.config)
+    runs.agree(stored.config(), settings.config(), FREE, run.folder)
+    return dataclasses.replace(
+        stored,
+        n_epochs=settings.n_epochs,
+        precision=settings.precision,
+        classifier=run.config["classifier"],
+    )
