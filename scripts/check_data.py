@@ -1,11 +1,13 @@
-"""What is there, complete, damaged, or in two sets at once.
+"""Check data sets on disk: counts, damaged files, images that are in two sets.
 
-    python3 scripts/check_data.py                                   # every set found under ./datasets
-    python3 scripts/check_data.py dice_cifar10 tinyimagenet32       # these benchmarks and sets, missing ones named
-    python3 scripts/check_data.py -fast                             # counts only, nothing is decoded
+    python3 scripts/check_data.py                              # every set found under ./datasets
+    python3 scripts/check_data.py dice_cifar10 tinyimagenet32  # these; missing sets are named
+    python3 scripts/check_data.py -fast                        # counts only, nothing is decoded
 
-Counts are held against the published ones; every image is decoded; images whose decoded pixels are in an ID set and in an OOD set (or in
-training and test) are counted and shown. Exit code: 0 nothing is wrong, 1 something is (or a named set is not there), 2 a name is unknown.
+Counts are compared with the published ones, and every image is decoded. Images that are in an ID
+set and in an OOD set, or in training and in test, are counted and shown; their decoded pixels are
+compared. Exit code: 0 if nothing is wrong, 1 if something is wrong or a named set is not there, 2
+if a name is unknown.
 """
 
 from __future__ import annotations
@@ -21,13 +23,10 @@ sys.path[:0] = [str(ROOT)]
 from ood import cli
 from ood.config import InputError, nearest
 from ood.data import benchmark_names, load_benchmark, names
-from ood.data.fetch import (
-    check,
-    inventory,
-)
+from ood.data.fetch import check, inventory
 from ood.data.registry.table import info, is_folder_path
 
-SHOWN = 5
+SHOWN = 5  # damaged files of a split that are listed
 
 
 def main() -> int:
@@ -59,12 +58,13 @@ def main() -> int:
         else [row for row in map(info, names()) if "folder" not in row.options]
     )
     reports, shared = check.check(rows, data_dir, decode=not flags.fast, progress=cli.progress)
-    if not flags.names:  # what nobody asked for may be absent
+    if not flags.names:  # nobody asked for these sets, so they may be absent
         there = {report.name for report in reports if report.state != "absent"}
         reports = [report for report in reports if report.name in there]
     if not reports:
         cli.log(
-            f"nothing known is in '{data_dir}'; `python3 scripts/download_data.py NAME -data_dir {flags.data_dir}` fetches sets"
+            f"nothing known is in '{data_dir}'; "
+            f"`python3 scripts/download_data.py NAME -data_dir {flags.data_dir}` fetches sets"
         )
         return 1 if flags.names else 0
     show(reports, shared)
@@ -73,7 +73,7 @@ def main() -> int:
             "sets": [dataclasses.asdict(report) for report in reports],
             "shared": [dataclasses.asdict(pair) for pair in shared],
         }
-        Path(flags.json).write_text(json.dumps(content, indent=1) + "\n")
+        Path(flags.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     bad = [report.label for report in reports if report.state not in ("complete", "present")] + [
         f"{pair.first} / {pair.second}" for pair in shared if pair.mixes
     ]
@@ -85,6 +85,7 @@ def main() -> int:
 
 
 def show(reports: list, shared: list) -> None:
+    """Print one line for each split, its damaged files, and what splits share."""
     width = max(len(report.label) for report in reports)
     for report in reports:
         numbers = f"{report.found:>9,}" + (f" of {report.published:,}" if report.published else "")
@@ -93,21 +94,20 @@ def show(reports: list, shared: list) -> None:
             + [f"{report.repeated:,} repeated"] * bool(report.repeated)
             + [report.problem] * bool(report.problem)
         )
-        cli.log(
-            f"{report.label:<{width}}  {report.state:<10} {numbers:<20} {', '.join(more)}  {report.place}".rstrip()
-        )
+        line = f"{report.label:<{width}}  {report.state:<10} {numbers:<20} {', '.join(more)}"
+        cli.log(f"{line}  {report.place}".rstrip())
         for file, wrong in list(report.damaged.items())[:SHOWN]:
             cli.log(f"    damaged: {file}: {wrong}")
         if len(report.damaged) > SHOWN:
             cli.log(f"    ... and {len(report.damaged) - SHOWN:,} more (-json lists all)")
     for pair in shared:
-        cli.log(
-            f"{pair.count:,} images are in {pair.first} and in {pair.second}{'' if pair.mixes else ' (both of one kind)'}: "
-            + "; ".join(f"{one} = {other}" for one, other in pair.examples[:2])
-        )
+        kind = "" if pair.mixes else " (both of one kind)"
+        examples = "; ".join(f"{one} = {other}" for one, other in pair.examples[:2])
+        cli.log(f"{pair.count:,} images are in {pair.first} and in {pair.second}{kind}: {examples}")
 
 
 def sets_of(wanted: list[str]) -> list[str]:
+    """Return the data sets behind the names; a benchmark stands for all of its sets."""
     found: list[str] = []
     for name in wanted:
         if name in benchmark_names() or name.endswith(".json"):
@@ -124,9 +124,8 @@ def sets_of(wanted: list[str]) -> list[str]:
             try:
                 found.append(info(name).name)
             except InputError:
-                raise InputError(
-                    f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}"
-                ) from None
+                close = nearest(name, [*names(), *benchmark_names()])
+                raise InputError(f"no data set or benchmark '{name}'{close}") from None
     return [name for name in dict.fromkeys(found) if info(name).reader not in inventory.MADE]
 
 

@@ -1,11 +1,14 @@
-"""Fetch data sets by name, or every set of a benchmark: verified, unpacked safely, prepared, and put in place at once or not at all.
+"""Fetch data sets by name, or every set of a benchmark.
 
     python3 scripts/download_data.py iSUN dtd                       # single sets
-    python3 scripts/download_data.py dice_cifar10 openood_cifar10   # every set of these benchmarks
-    python3 scripts/download_data.py all_benchmarks -dry_run        # what would be fetched: addresses, sizes, checksums, licences
+    python3 scripts/download_data.py dice_cifar10 openood_cifar10   # all sets of these benchmarks
+    python3 scripts/download_data.py all_benchmarks -dry_run        # only say what would be fetched
 
-Run it again after a break: it goes on where it stopped. Sets that only a person may fetch (ImageNet) print the steps, and what was placed
-is verified and unpacked. Exit code: 0 everything is there, 1 something could not be had (or waits for a person), 2 a name is unknown.
+Archives are verified, unpacked safely and prepared. A set is put in place whole or not at all. Run
+the command again after a break: it goes on where it stopped. For sets that only a person may fetch
+(ImageNet), it prints the steps, and verifies and unpacks what the person placed. Exit code: 0 if
+everything is there, 1 if something could not be fetched or waits for a person, 2 if a name is
+unknown.
 """
 
 from __future__ import annotations
@@ -19,30 +22,28 @@ sys.path[:0] = [str(ROOT)]
 from ood import cli
 from ood.config import InputError, nearest
 from ood.data import benchmark_names, load_benchmark, names
-from ood.data.fetch import (
-    catalogue,
-    obtain,
-)
+from ood.data.fetch import catalogue, obtain
 from ood.data.fetch.download import Patience
 from ood.data.registry.table import info, is_folder_path
 
 ALL = "all_benchmarks"
 
 
-def main() -> int:
+def read_flags():
     parser = cli.Parser(
         "Fetch data sets: several mirrors, resumed after a break, size and checksum enforced.",
-        f"Names: data sets ({', '.join(names())}), benchmarks ({', '.join(benchmark_names())}), {ALL}.",
+        f"Names: data sets ({', '.join(names())}), "
+        f"benchmarks ({', '.join(benchmark_names())}), {ALL}.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data set or benchmark")
-    parser.flag("-data_dir", help="where to put them", default="./datasets")
+    parser.flag("-data_dir", help="where to put the sets", default="./datasets")
     parser.flag(
         "-dry_run", action="store_true", help="only say what would be fetched", default=False
     )
     parser.flag(
         "-replace",
         action="store_true",
-        help="replace what is there but not whole (once the new one is)",
+        help="replace sets that are there but not whole, once the new copy is whole",
         default=False,
     )
     parser.flag(
@@ -65,7 +66,14 @@ def main() -> int:
         default=False,
     )
     flags = parser.parse_args()
+    for name in ("tries", "timeout"):
+        if not getattr(flags, name) > 0:
+            raise InputError(f"-{name} is {getattr(flags, name)}; it must be above 0")
+    return flags
 
+
+def main() -> int:
+    flags = read_flags()
     if flags.table:
         catalogue.update()
         return 0
@@ -74,11 +82,9 @@ def main() -> int:
         return 0
     if not flags.names:
         raise InputError(
-            f"which data sets? give names of sets or benchmarks, or {ALL}; -list lists them, -dry_run shows what would be fetched"
+            f"which data sets? give names of sets or benchmarks, or {ALL}; "
+            "-list lists them, -dry_run shows what would be fetched"
         )
-    for name in ("tries", "timeout"):
-        if not getattr(flags, name) > 0:
-            raise InputError(f"-{name} is {getattr(flags, name)}; it must be above 0")
 
     rows = obtain.with_needs(sets_of(flags.names))
     data_dir = Path(flags.data_dir).expanduser()
@@ -91,17 +97,16 @@ def main() -> int:
     )
     outcomes = []
     for row in rows:
-        outcomes.append(
-            obtain.obtain(
-                row,
-                data_dir,
-                replace=flags.replace,
-                keep=flags.keep,
-                patience=patience,
-                log=cli.log,
-            )
+        outcome = obtain.obtain(
+            row,
+            data_dir,
+            replace=flags.replace,
+            keep=flags.keep,
+            patience=patience,
+            log=cli.log,
         )
-        cli.log(f"{row.name}: {outcomes[-1].state}: {outcomes[-1].text}")
+        cli.log(f"{row.name}: {outcome.state}: {outcome.text}")
+        outcomes.append(outcome)
     short = [outcome.name for outcome in outcomes if outcome.state in ("failed", "steps")]
     cli.log(
         f"{len(outcomes) - len(short)} of {len(outcomes)} sets are there"
@@ -111,7 +116,7 @@ def main() -> int:
 
 
 def sets_of(wanted: list[str]) -> list[str]:
-    """Data sets behind the names; a benchmark stands for its ID set and its OOD sets."""
+    """Return the data sets behind the names; a benchmark stands for all of its sets."""
     found: list[str] = []
     for name in wanted:
         if name == ALL:
@@ -124,14 +129,16 @@ def sets_of(wanted: list[str]) -> list[str]:
             found += load_benchmark(name).datasets()
         elif is_folder_path(name):
             raise InputError(
-                f"'{name}' is a path; only known sets and benchmarks can be fetched{nearest(name, names())}"
+                f"'{name}' is a path; only known sets and benchmarks can be fetched"
+                f"{nearest(name, names())}"
             )
         else:
             try:
                 found += [info(name).name, *filter(None, [info(name).options.get("base")])]
             except InputError:
+                close = nearest(name, [*names(), *benchmark_names()])
                 raise InputError(
-                    f"no data set or benchmark '{name}'{nearest(name, [*names(), *benchmark_names()])}; -list lists them"
+                    f"no data set or benchmark '{name}'{close}; -list lists them"
                 ) from None
     return list(dict.fromkeys(name for name in found if not is_folder_path(name)))
 

@@ -1,4 +1,4 @@
-"""What the tests of downloads share: a server that breaks as told, archives made on the spot."""
+"""What the tests of downloads share: a server that breaks as told, and archives made in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from PIL import Image
 
 
 class Server:
-    """Serves `files` ({path: bytes}); `faults[path]` is a list of what goes wrong, one per request, then nothing more. `seen`: the requests."""
+    """Serve `files` ({path: bytes}) over HTTP.
+
+    Attributes:
+        faults: {path: [what goes wrong, one per request]}; after those, requests succeed.
+        seen: the requests so far, as (path, Range header).
+        ranges: False ignores the Range header. tags: False sends no ETag.
+    """
 
     def __init__(self):
         self.files, self.faults, self.seen, self.ranges, self.tags = {}, {}, [], True, True

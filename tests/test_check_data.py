@@ -1,4 +1,7 @@
-"""What check_data.py sees: complete, incomplete, damaged and absent sets, images in two sets; and the real sets, laid out as downloads would be."""
+"""check_data.py: complete, incomplete, damaged and absent sets; images in two sets; real sets.
+
+The real sets are laid out as downloads would be.
+"""
 
 from __future__ import annotations
 
@@ -133,11 +136,8 @@ def test_arrays_and_files_are_compared(tmp_path):
 def test_script(root, call_script, tmp_path):
     picture(root / "ood_datasets" / "iSUN" / "iSUN_patches" / "copy.png", 100)
     done = call_script("scripts/check_data.py", "-data_dir", root, "-json", tmp_path / "found.json")
-    assert (
-        done.returncode == 1
-        and "1 images are in cifar10 (test) and in iSUN (test): airplane/0.png = iSUN_patches/copy.png"
-        in done.stdout
-    )
+    pair = "cifar10 (test) and in iSUN (test): airplane/0.png = iSUN_patches/copy.png"
+    assert done.returncode == 1 and f"1 images are in {pair}" in done.stdout
     assert (
         "LSUN" not in done.stdout and "13 of 8,925" in done.stdout
     )  # absent sets nobody asked for are not listed

@@ -1,6 +1,6 @@
-"""Downloads against a server on this machine that breaks in every way we could think of; whole sets; a killed run.
+"""Downloads from a server that breaks as told; whole sets; a killed run.
 
-The claim under test: nothing is lost, and nothing that is half done or wrong is ever taken for whole.
+The claim under test: nothing is lost, and nothing half done or wrong is ever taken for whole.
 """
 
 from __future__ import annotations
@@ -430,7 +430,10 @@ def test_needs_come_first_and_once():
 
 
 def in_another_process(row, root, slowly=False) -> int:
-    """Start obtain(row) in a process of its own (a fork: no second import of torch); exit code 0 for 'done'."""
+    """Start obtain(row) in a process of its own; its exit code is 0 for 'done'.
+
+    A fork, because it needs no second import of torch.
+    """
     child = os.fork()
     if child:
         return child

@@ -1,4 +1,4 @@
-"""Archives of strangers: good ones come out whole, those that lead out, hold devices, are bombs or damaged are refused."""
+"""Archives from strangers: good ones come out whole, unsafe and damaged ones are refused."""
 
 from __future__ import annotations
 

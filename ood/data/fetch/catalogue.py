@@ -1,4 +1,7 @@
-"""The table of data sets as Markdown, for datasets/README.md: `python3 scripts/download_data.py -table` writes it there."""
+"""Write the table of data sets into datasets/README.md, as Markdown.
+
+`python3 scripts/download_data.py -table` calls `update`. A test holds that the README is current.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,9 @@ from ood.data.registry.entry import Archive, DatasetInfo
 from ood.data.registry.table import FAMILIES
 
 README = Path(__file__).resolve().parents[3] / "datasets" / "README.md"
-BEGIN, END = (
-    "<!-- table: written by `python3 scripts/download_data.py -table` -->",
-    "<!-- end of table -->",
-)
-TITLES = (
+BEGIN = "<!-- table: written by `python3 scripts/download_data.py -table` -->"
+END = "<!-- end of table -->"
+TITLES = (  # one for each of FAMILIES
     "In-distribution sets, and sets made here",
     "OOD sets of the CIFAR and MNIST papers, auxiliary outliers",
     "OOD sets for ImageNet, Semantic Shift Benchmark",
@@ -21,43 +22,45 @@ TITLES = (
     "Covariate shift",
     "Anomalies",
 )
+COLUMNS = (
+    "name",
+    "use",
+    "layout under this folder",
+    "images",
+    "licence",
+    "archives: size, checksum",
+)
 
 
 def markdown() -> str:
-    """Every family as a section with one table."""
+    """Return one section with one table for each family of data sets, between BEGIN and END."""
     lines = [BEGIN, ""]
     for title, family in zip(TITLES, FAMILIES, strict=True):
-        lines += [
-            f"## {title}",
-            "",
-            "| name | use | layout under this folder | images | licence | archives: size, checksum |",
-            "|---|---|---|---|---|---|",
-        ]
+        lines += [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [_line(row) for row in family.ROWS] + [""]
     return "\n".join([*lines, END])
 
 
 def update(path: Path = README) -> None:
-    """Replace the table in the README."""
-    text = path.read_text()
-    before, _, rest = text.partition(BEGIN)
+    """Replace the part of the README between BEGIN and END by `markdown()`."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    path.write_text(before + markdown() + after)
+    path.write_text(before + markdown() + after, encoding="utf-8")
 
 
 def _line(row: DatasetInfo) -> str:
     names = ", ".join(f"`{name}`" for name in (row.name, *row.aliases))
     images = " / ".join(f"{split} {count:,}" for split, count in row.count.items())
-    source = f"[{row.licence}]({row.source})" if row.source else row.licence
-    cells = (names, row.role.upper(), row.layout, images, source, _archives(row))
+    licence = f"[{row.licence}]({row.source})" if row.source else row.licence
+    cells = (names, row.role.upper(), row.layout, images, licence, _archives(row))
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _archives(row: DatasetInfo) -> str:
+    """Say where a set comes from: its archives, other sets, this program, or a sentence."""
     if row.archives:
-        return "; ".join(_archive(archive) for archive in row.archives) + (
-            f"; needs {', '.join(row.needs)}" if row.needs else ""
-        )
+        needs = f"; needs {', '.join(row.needs)}" if row.needs else ""
+        return "; ".join(map(_archive, row.archives)) + needs
     if row.needs:
         return f"made from {', '.join(f'`{name}`' for name in row.needs)}"
     return "made here" if row.reader in MADE else row.fetch.format(data_dir="datasets")
@@ -65,20 +68,18 @@ def _archives(row: DatasetInfo) -> str:
 
 def _archive(archive: Archive) -> str:
     size = f"{archive.bytes:,} bytes, " if archive.bytes else ""
-    known = (
-        f"sha256 {archive.sha256[:8]}…"
-        if archive.sha256
-        else f"md5 {archive.md5[:8]}…"
-        if archive.md5
-        else "first use"
-    )
-    where = (
-        " (Google Drive)"
-        if archive.drive and not archive.urls
-        else " (by hand)"
-        if archive.by_hand
-        else f" ({len(archive.mirrors)} mirrors)"
-        if len(archive.mirrors) > 1
-        else ""
-    )
-    return f"{archive.name}{where}: {size}{known}"
+    if archive.sha256:
+        checksum = f"sha256 {archive.sha256[:8]}…"
+    elif archive.md5:
+        checksum = f"md5 {archive.md5[:8]}…"
+    else:
+        checksum = "first use"
+    if archive.by_hand:
+        where = " (by hand)"
+    elif not archive.urls:
+        where = " (Google Drive)"
+    elif len(archive.mirrors) > 1:
+        where = f" ({len(archive.mirrors)} mirrors)"
+    else:
+        where = ""
+    return f"{archive.name}{where}: {size}{checksum}"

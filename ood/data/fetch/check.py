@@ -1,6 +1,7 @@
-"""Is a set on disk what it should be: counted, every file decoded, images that are in two sets found.
+"""Check data sets on disk: count images, decode every file, find images that are in two sets.
 
-Images are the same when their decoded pixels are (as RGB, at their stored size): a content hash, so names and formats do not matter.
+Two images are the same if their decoded pixels are the same (as RGB, at their stored size). The
+comparison uses a hash of the pixels, so file names and file formats do not matter.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from ood.data.fetch import inventory
 from ood.data.registry.entry import DatasetInfo
 from ood.data.request import Listed
 
-AT_ONCE = 512
+AT_ONCE = 512  # images per task of the thread pool
 
 
 @dataclass
 class SetReport:
-    """One split of one set.
+    """What was found of one split of one set.
 
     Attributes:
-        state: complete, incomplete (another number than published), present (no number is published), damaged, absent.
-        damaged: {file: what is wrong}. problem: what keeps the set from being read at all.
-        repeated: images that are in this split more than once.
+        state: "complete"; "incomplete" (another number of images than published); "present" (no
+            number is published); "damaged"; or "absent".
+        place: the folder or files that were read.
+        damaged: {file: what is wrong with it}.
+        problem: why the set cannot be read at all; "" if it can.
+        repeated: how many images occur a second time in this split.
     """
 
     name: str
@@ -52,18 +56,30 @@ class SetReport:
 
 @dataclass
 class Shared:
-    """Images that are in two splits: `count` of the second one; `examples` of (file of the first, file of the second)."""
+    """Images that two splits have in common.
+
+    Attributes:
+        count: how many images.
+        examples: some of them, as (file of the first split, file of the second split).
+        mixes: True if this spoils an evaluation: an ID set shares images with an OOD set, or the
+            training split of a set shares images with its test split.
+    """
 
     first: str
     second: str
     count: int
     examples: list[tuple[str, str]]
-    mixes: bool  # an ID set with an OOD set, or the training with the test images of one set
+    mixes: bool
 
 
 @dataclass
 class Hashes:
-    """Content hashes of a split: {hash: a file that has it}; `files` tells sets that read the same files."""
+    """The pixel hashes of one split.
+
+    Attributes:
+        files: identifies the files that were read; sets over the same files are not compared.
+        found: {hash: the first file that has it}.
+    """
 
     report: SetReport
     files: frozenset
@@ -78,18 +94,24 @@ def check(
     progress: Callable = lambda items, *_, **__: items,
     splits: Callable[[DatasetInfo], list[str]] = inventory.splits_of,
 ) -> tuple[list[SetReport], list[Shared]]:
-    """Every split of every set, and what they share. decode=False: counts only."""
+    """Report on every split of every set, and on the images that splits share.
+
+    Args:
+        decode: False counts images only; damaged and shared images are then not seen.
+        progress: wraps the iteration over a split's images, as `cli.progress` does.
+        splits: returns the splits of a set that are checked.
+    """
     reports, hashes = [], []
     for row in rows:
         if row.reader in inventory.MADE:
             continue
         for split in splits(row):
-            report, listed = _counted(row, split, Path(data_dir))
+            report, listing = _counted(row, split, Path(data_dir))
             reports.append(report)
-            if listed is None or not decode:
+            if listing is None or not decode:
                 continue
-            hashes.append(Hashes(report, _files(listed)))
-            _hash(listed, hashes[-1], progress)
+            hashes.append(Hashes(report, _files(listing)))
+            _hash(listing, hashes[-1], progress)
             if report.damaged:
                 report.state = "damaged"
     return reports, _shared(hashes)
@@ -98,69 +120,56 @@ def check(
 def _counted(row: DatasetInfo, split: str, data_dir: Path) -> tuple[SetReport, Listed | None]:
     if row.name == "openood_lists":
         whole, text = inventory.state(row, data_dir)
-        return SetReport(
-            row.name,
-            "lists",
-            split,
-            "present" if whole else "absent",
-            problem="" if whole else text,
-        ), None
-    listed, wrong = inventory.found(row, split, data_dir)
+        report = SetReport(row.name, "lists", split, "present" if whole else "absent")
+        report.problem = "" if whole else text
+        return report, None
+    listing, wrong = inventory.found(row, split, data_dir)
     report = SetReport(row.name, row.role, split, "absent", published=row.count.get(split))
     if wrong:
         report.state, report.problem = "damaged", wrong
-    elif listed is not None:
-        report.found, report.place = (
-            len(listed),
-            str(
-                listed.folder
-                if listed.paths is not None
-                else ", ".join(str(listed.folder / file) for file in listed.files)
-            ),
-        )
-        report.state = (
-            "present"
-            if report.published is None
-            else "complete"
-            if report.found == report.published
-            else "incomplete"
-        )
-    return report, listed
+    elif listing is not None:
+        report.found = len(listing)
+        if listing.paths is None:
+            report.place = ", ".join(str(listing.folder / file) for file in listing.files)
+        else:
+            report.place = str(listing.folder)
+        if report.published is None:
+            report.state = "present"
+        else:
+            report.state = "complete" if report.found == report.published else "incomplete"
+    return report, listing
 
 
-def _files(listed: Listed) -> frozenset:
-    if listed.paths is None:
-        return frozenset(str((listed.folder / file).resolve()) for file in listed.files)
-    return frozenset(str(listed.folder.resolve() / path) for path in listed.paths[:1])
+def _files(listing: Listed) -> frozenset:
+    """Identify what a listing reads: its array files, or the first file of its folder."""
+    if listing.paths is None:
+        return frozenset(str((listing.folder / file).resolve()) for file in listing.files)
+    return frozenset(str(listing.folder.resolve() / path) for path in listing.paths[:1])
 
 
-def _hash(listed: Listed, hashes: Hashes, progress) -> None:
-    """Decode every image; damaged ones go into the report, the others' hashes into `hashes.found`."""
-    report, count = hashes.report, len(listed)
-    work = (
-        functools.partial(_of_file, listed.folder, listed.paths)
-        if listed.paths is not None
-        else functools.partial(_of_row, listed.images)
-    )
-    names = listed.paths if listed.paths is not None else None
+def _hash(listing: Listed, hashes: Hashes, progress) -> None:
+    """Decode every image. Damaged files go into the report, hashes into `hashes.found`."""
+    report, count = hashes.report, len(listing)
+    if listing.paths is not None:
+        digest_of = functools.partial(_of_file, listing.folder, listing.paths)
+    else:
+        digest_of = functools.partial(_of_row, listing.images)
 
     def several(start: int) -> list:
-        return [work(row) for row in range(start, min(start + AT_ONCE, count))]
+        return [digest_of(row) for row in range(start, min(start + AT_ONCE, count))]
 
     starts = range(0, count, AT_ONCE)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start, results in zip(
-            starts,
-            progress(
-                pool.map(several, starts),
-                f"check {report.label}",
-                total=len(starts),
-                unit="images",
-                scale=AT_ONCE,
-            ),
-        ):
+        batches = progress(
+            pool.map(several, starts),
+            f"check {report.label}",
+            total=len(starts),
+            unit="images",
+            scale=AT_ONCE,
+        )
+        for start, results in zip(starts, batches):
             for row, (digest, wrong) in enumerate(results, start):
-                name = names[row] if names is not None else f"image {row}"
+                name = f"image {row}" if listing.paths is None else listing.paths[row]
                 if wrong:
                     report.damaged[name] = wrong
                 elif digest in hashes.found:
@@ -179,27 +188,23 @@ def _of_file(folder: Path, paths: list[str], row: int) -> tuple[bytes | None, st
 
 
 def _of_row(images: np.ndarray, row: int) -> tuple[bytes, None]:
+    """The hash of an image of an array: (H, W), (H, W, 1 or 3) or (1 or 3, H, W)."""
     image = np.asarray(images[row])
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)
-    return _digest(
-        np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-        if image.ndim == 2 or image.shape[2] == 1
-        else image
-    ), None
+    if image.ndim == 2 or image.shape[2] == 1:
+        image = np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return _digest(image), None
 
 
 def _digest(pixels: np.ndarray) -> bytes:
-    """Of (H, W, 3) uint8."""
-    return hashlib.blake2b(
-        np.ascontiguousarray(pixels),
-        digest_size=16,
-        salt=f"{pixels.shape[0]}x{pixels.shape[1]}".encode()[:16],
-    ).digest()
+    """Hash (H, W, 3) uint8. The salt is the shape: the same bytes may be two images."""
+    salt = f"{pixels.shape[0]}x{pixels.shape[1]}".encode()[:16]
+    return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, salt=salt).digest()
 
 
 def _shared(hashes: list[Hashes], shown: int = 5) -> list[Shared]:
-    """Pairs of splits with images in common, except those that read the same files."""
+    """Find the pairs of splits with images in common, except pairs that read the same files."""
     owners: dict[bytes, list[int]] = defaultdict(list)
     for number, one in enumerate(hashes):
         for digest in one.found:
@@ -212,15 +217,15 @@ def _shared(hashes: list[Hashes], shown: int = 5) -> list[Shared]:
                     pairs[first, second].append(digest)
     found = []
     for (first, second), digests in sorted(pairs.items()):
-        one, other = hashes[first].report, hashes[second].report
-        mixes = (
-            {one.role, other.role} == {"id", "ood"}
-            or one.name == other.name
-            and one.split != other.split
-        )
-        examples = [
-            (hashes[first].found[digest], hashes[second].found[digest])
-            for digest in digests[:shown]
-        ]
-        found.append(Shared(one.label, other.label, len(digests), examples, mixes))
+        one, other = hashes[first], hashes[second]
+        examples = [(one.found[digest], other.found[digest]) for digest in digests[:shown]]
+        mixes = _mixes(one.report, other.report)
+        found.append(Shared(one.report.label, other.report.label, len(digests), examples, mixes))
     return found
+
+
+def _mixes(one: SetReport, other: SetReport) -> bool:
+    """True if no image may be in both: an ID and an OOD set, or two splits of one set."""
+    return {one.role, other.role} == {"id", "ood"} or (
+        one.name == other.name and one.split != other.split
+    )

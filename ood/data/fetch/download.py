@@ -1,7 +1,8 @@
-"""One file over HTTP: several mirrors, resumed after a break, its size and checksum enforced. Standard library only.
+"""Download one file over HTTP: several mirrors, resumed after a break, size and checksum enforced.
 
-A transfer is written to `<file>.part`, beside a note of where it came from; only a file that was verified gets its name (os.replace).
-Whatever breaks in between, the next call goes on where the last one stopped.
+A transfer is written to `<file>.part`, with a note beside it that says where it came from. Only a
+verified file gets its final name (os.replace). After a break, the next call goes on where the last
+one stopped. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ SPARE_BYTES = 2**26  # left free on the disk
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a mirror is waited for.
+    """How long to try.
 
     Attributes:
-        tries: attempts per mirror in a row that bring next to nothing; one that brings more starts the count again.
-        timeout: seconds without any byte. pause: seconds before the second attempt, doubled each time, up to `longest`.
+        tries: attempts per mirror that bring next to nothing, in a row; one that brings more
+            starts the count again.
+        timeout: seconds without any byte.
+        pause: seconds before the second attempt, doubled each time, up to `longest`.
         rate, window: a transfer below `rate` bytes/s over `window` seconds counts as broken.
     """
 
@@ -50,15 +53,15 @@ class Patience:
 
 
 class DownloadError(RuntimeError):
-    """A file could not be had from any mirror; says what each of them answered."""
+    """No mirror gave the file; the message says what each of them answered."""
 
 
 class _Refused(Exception):
-    """This mirror will not give the file: on to the next one."""
+    """This mirror will not give the file; try the next one."""
 
 
 class _Broken(Exception):
-    """This attempt failed; the same mirror may do better."""
+    """This attempt failed; another one at the same mirror may succeed."""
 
     def __init__(self, reason: str, wait: float | None = None):
         super().__init__(reason)
@@ -80,11 +83,13 @@ def fetch(
 
     Args:
         urls: http(s) addresses of the same file, best first.
-        size, md5, sha256: what it must have; None: unknown.
-        accept: looks at the finished file (still under its .part name) and says what is wrong with it, or None.
+        size, md5, sha256: what the file must have; None: unknown.
+        accept: looks at the finished file, still under its .part name, and returns what is wrong
+            with it, or None.
 
     Raises:
-        DownloadError: no mirror gave it; the message has one clause per mirror. What arrived stays for the next call.
+        DownloadError: no mirror gave the file; the message has one clause per mirror. What
+            arrived stays for the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, failures = path.with_name(path.name + ".part"), []
@@ -104,7 +109,7 @@ def fetch(
 
 
 def sums(path: Path) -> tuple[str, str]:
-    """(md5, sha256) of a file."""
+    """Return the (md5, sha256) of a file."""
     one, other = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -116,7 +121,7 @@ def sums(path: Path) -> tuple[str, str]:
 def fault(
     path: Path, size: int | None, md5: str | None, sha256: str | None
 ) -> tuple[str | None, str]:
-    """(what is wrong with a file, or None; its sha256)."""
+    """Return (what is wrong with a file, or None; its sha256)."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"has {found:,} bytes instead of {size:,}", ""
@@ -128,8 +133,11 @@ def fault(
 
 
 def _from_mirror(url, part, size, md5, sha256, patience, log, accept) -> str:
-    """The whole file from one mirror, in as many attempts as it takes. A complete file that is wrong is fetched once more from its
-    beginning, if it was put together from parts."""
+    """Get the whole file from one mirror, in as many attempts as it takes.
+
+    A complete file that is wrong is fetched once more from its beginning, if it was put together
+    from parts.
+    """
     failed, known = 0, bool(md5 or sha256)
     while True:
         begun = _kept(part, url, known, size)
@@ -161,7 +169,7 @@ def _from_mirror(url, part, size, md5, sha256, patience, log, accept) -> str:
 def _attempt(
     url: str, part: Path, begun: int, size: int | None, known: bool, patience: Patience
 ) -> None:
-    """Append to `part` what is missing. Raises _Broken or _Refused."""
+    """Append what is missing to `part`. Raises _Broken or _Refused."""
     if size is not None and begun == size:
         return
     headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
@@ -189,7 +197,10 @@ def _attempt(
 
 
 def _where(answer, begun: int, part: Path) -> tuple[int, int | None]:
-    """(first byte that follows, size of the whole file or None) of an answer; a server that sends the whole file again is let."""
+    """Return (number of the first byte that follows, size of the whole file or None).
+
+    A server that sends the whole file again may do so.
+    """
     length = answer.headers.get("Content-Length")
     length = int(length) if length and length.isdigit() else None
     if answer.status == 206:
@@ -203,7 +214,7 @@ def _where(answer, begun: int, part: Path) -> tuple[int, int | None]:
 
 
 def _copy(answer, part: Path, begun: int, total: int | None, patience: Patience) -> None:
-    """The body into `part` from byte `begun`; never more than announced."""
+    """Write the body into `part` from byte `begun`, never more than announced."""
     with (
         open(part, "r+b" if begun and part.exists() else "wb") as file,
         _bar(part.stem, begun, total) as moved,
@@ -234,7 +245,7 @@ def _copy(answer, part: Path, begun: int, total: int | None, patience: Patience)
 
 @contextmanager
 def _translated(part: Path, begun: int):
-    """Network errors as _Refused (no use trying again) or _Broken."""
+    """Turn network errors into _Refused (trying again is no use) or _Broken."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -263,7 +274,7 @@ def _translated(part: Path, begun: int):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """To http(s) only; from https to http only where a checksum tells whether the file is right."""
+    """Follow redirects to http(s) only, and from https to http only if a checksum is known."""
 
     max_redirections = REDIRECTS
 
@@ -287,9 +298,10 @@ def _opener(known: bool) -> urllib.request.OpenerDirector:
 
 
 def _kept(part: Path, url: str, known: bool, size: int | None) -> int:
-    """Bytes of `part` that the next attempt goes on from; anything that must not be continued is removed.
+    """Return how many bytes of `part` to go on from; remove what must not be continued.
 
-    Without a checksum only the mirror that began it may finish it, and only if it named the version of its file.
+    Without a checksum, only the mirror that began a file may finish it, and only if it named the
+    version of its file.
     """
     if not part.exists() or not _note(part).exists():
         _discard(part)
@@ -327,7 +339,8 @@ def _check_space(part: Path, missing: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if missing + SPARE_BYTES > free:
         raise DownloadError(
-            f"'{part.stem}' needs {missing:,} more bytes, but only {free:,} are free in '{part.parent}'"
+            f"'{part.stem}' needs {missing:,} more bytes, "
+            f"but only {free:,} are free in '{part.parent}'"
         )
 
 

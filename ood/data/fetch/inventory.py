@@ -1,4 +1,4 @@
-"""What is there of a set, without decoding anything: counts against the published ones."""
+"""Count what is on disk of a data set, and compare with the published count. Decodes nothing."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ood.data.readers import listed
 from ood.data.registry.entry import DatasetInfo
 from ood.data.request import Listed, MissingData
 
-MADE = (
-    "mnist5k",
-    "letters",
-    "patches",
-    "noise",
-    "image_noise",
-)  # readers of sets that need no files
+MADE = ("mnist5k", "letters", "patches", "noise", "image_noise")  # readers that need no files
 
 
 def splits_of(row: DatasetInfo) -> list[str]:
-    """The splits that differ: those with a published number; else every one that has files of its own."""
+    """Name the splits of a set that are worth checking.
+
+    These are the splits with a published count. Where no count is published, they are the last
+    two of the splits that have files of their own ("test" always counts as one of these).
+    """
     if row.count:
         return [split for split in row.splits if split in row.count]
-    return [
+    folders = list(row.splits.values())
+    own_files = [
         split
         for number, split in enumerate(row.splits)
-        if row.splits[split] not in list(row.splits.values())[:number] or split == "test"
-    ][-2:]
+        if row.splits[split] not in folders[:number] or split == "test"
+    ]
+    return own_files[-2:]
 
 
 def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, str | None]:
-    """(what is there, what is wrong with it); (None, None) where nothing is."""
+    """List one split: (listing, None), (None, what is wrong with it) or (None, None) if absent."""
     try:
         return listed(row.name, split, data_dir), None
     except MissingData:
@@ -43,7 +43,15 @@ def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, 
 def state(
     row: DatasetInfo, data_dir: Path, splits: Iterable[str] | None = None
 ) -> tuple[bool | None, str]:
-    """(True whole, False not whole, None not there; one line that says so)."""
+    """Say whether a set is whole.
+
+    Args:
+        splits: the splits to look at; default: those of `splits_of`.
+
+    Returns:
+        (True if whole, False if something of it is missing or wrong, None if it is not there at
+        all; a line that says so, split by split).
+    """
     if row.reader in MADE:
         return True, f"made from {row.options['base']}" if "base" in row.options else "made here"
     if row.name == "openood_lists":
@@ -51,18 +59,17 @@ def state(
         return (True, f"{lists} lists") if lists else (None, "not there")
     words, whole, there = [], True, False
     for split in splits or splits_of(row):
-        listed, wrong = found(row, split, data_dir)
-        wanted = row.count.get(split)
-        there |= listed is not None or wrong is not None
+        listing, wrong = found(row, split, data_dir)
+        published = row.count.get(split)
+        complete = listing is not None and published in (None, len(listing))
         if wrong:
             words.append(f"{split}: {wrong}")
-        elif listed is None:
+        elif listing is None:
             words.append(f"{split}: not there")
+        elif complete:
+            words.append(f"{split}: {len(listing):,} images")
         else:
-            words.append(
-                f"{split}: {len(listed):,} images"
-                if wanted in (None, len(listed))
-                else f"{split}: {len(listed):,} of {wanted:,} images"
-            )
-        whole &= listed is not None and wanted in (None, len(listed))
+            words.append(f"{split}: {len(listing):,} of {published:,} images")
+        whole &= complete
+        there |= listing is not None or wrong is not None
     return (whole if there else None), ", ".join(words)

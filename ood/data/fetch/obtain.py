@@ -1,8 +1,10 @@
-"""From a name to a set on disk: what has to be fetched, and every part of it put in its place at once or not at all.
+"""Obtain a data set by name: fetch, verify and unpack its archives, then put each part in place.
 
-Archives and unfinished work lie in `<data root>/.download`; a part of a set appears under its name by one rename, after its archive
-was verified and unpacked aside. `<data root>/downloads.json` records what was fetched: where an archive has no published checksum,
-the sha256 of its first download stands there and is enforced from then on (trust on first use).
+Archives and unfinished work lie in `<data root>/.download`. A part of a set gets its final name by
+one rename, after its archive was verified and unpacked elsewhere, so it is there whole or not at
+all. `<data root>/downloads.json` records what was fetched. If an archive has no published
+checksum, the sha256 of its first download is written there and enforced from then on (trust on
+first use).
 """
 
 from __future__ import annotations
@@ -33,16 +35,21 @@ RECORD = "downloads.json"
 FIRST_USE = (
     "first use: no checksum is published, the sha256 of the first download is enforced from then on"
 )
-CHOICE = "ood-1"  # salt of seeded choices; another one chooses other images
+CHOICE_SALT = "ood-1"  # of `choose`; another salt would choose other images
 
 
 class ObtainError(RuntimeError):
-    """A set could not be had; one line that says why and what to do."""
+    """A set could not be obtained; the message says why and what to do, in one line."""
 
 
 @dataclass
 class Outcome:
-    """What became of one set: done, there (nothing to do), steps (a person has to act) or failed."""
+    """What became of one set.
+
+    Attributes:
+        state: "done"; "there" (nothing was to do); "steps" (a person has to act); or "failed".
+        text: the counts, the steps to take, or the reason of the failure.
+    """
 
     name: str
     state: str
@@ -50,7 +57,7 @@ class Outcome:
 
 
 def with_needs(names: Iterable[str]) -> list[DatasetInfo]:
-    """The rows of the names, each once, what it needs before it."""
+    """Return the rows of these sets and of the sets they need. A needed set comes first."""
     rows: dict[str, DatasetInfo] = {}
 
     def add(name: str) -> None:
@@ -65,39 +72,15 @@ def with_needs(names: Iterable[str]) -> list[DatasetInfo]:
 
 
 def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
-    """What `obtain` would do, line by line (for -dry_run)."""
-    lines = [
-        f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
-        + (
-            f"; images: {', '.join(f'{split} {count:,}' for split, count in row.count.items())}"
-            if row.count
-            else ""
-        )
-    ]
+    """Say what `obtain` would do, line by line (for -dry_run)."""
+    counts = ", ".join(f"{split} {count:,}" for split, count in row.count.items())
+    head = f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
+    lines = [head + (f"; images: {counts}" if counts else "")]
     if not row.archives and not row.prepare:
-        return lines + [
-            f"  nothing to fetch{': ' + row.fetch.format(data_dir=data_dir) if row.fetch else ''}"
-        ]
+        how = f": {row.fetch.format(data_dir=data_dir)}" if row.fetch else ""
+        return [*lines, f"  nothing to fetch{how}"]
     for archive in row.archives:
-        size = f"{archive.bytes:,} bytes" if archive.bytes else "size not published"
-        known = (
-            f"sha256 {archive.sha256}"
-            if archive.sha256
-            else f"md5 {archive.md5}"
-            if archive.md5
-            else "no checksum is published: trust on first use"
-        )
-        state = (
-            "there"
-            if (data_dir / archive.place).exists()
-            else "to fetch"
-            if archive.mirrors
-            else "only a person can get it"
-        )
-        lines.append(f"  {archive.name} -> {data_dir / archive.place} ({size}; {known}; {state})")
-        lines += [
-            f"    {'then ' if number else ''}{url}" for number, url in enumerate(archive.mirrors)
-        ]
+        lines += _describe_archive(archive, data_dir)
     if row.needs:
         lines.append(f"  needs {', '.join(row.needs)}")
     if row.prepare:
@@ -105,6 +88,23 @@ def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
     if row.steps:
         lines += ["  " + line for line in row.steps.format(data_dir=data_dir).splitlines()]
     return lines
+
+
+def _describe_archive(archive: Archive, data_dir: Path) -> list[str]:
+    place = data_dir / archive.place
+    size = f"{archive.bytes:,} bytes" if archive.bytes else "size not published"
+    if archive.sha256:
+        checksum = f"sha256 {archive.sha256}"
+    elif archive.md5:
+        checksum = f"md5 {archive.md5}"
+    else:
+        checksum = "no checksum is published: trust on first use"
+    if place.exists():
+        state = "there"
+    else:
+        state = "to fetch" if archive.mirrors else "only a person can get it"
+    mirrors = [f"    {'then ' if n else ''}{url}" for n, url in enumerate(archive.mirrors)]
+    return [f"  {archive.name} -> {place} ({size}; {checksum}; {state})", *mirrors]
 
 
 def obtain(
@@ -117,21 +117,22 @@ def obtain(
     patience: Patience = Patience(),
     log: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Fetch, verify, unpack and prepare one set (not what it needs).
+    """Fetch, verify, unpack and prepare one set, but not the sets it needs.
 
     Args:
-        replace: a part that is there but not whole is replaced, once the new one is whole.
-        keep: leave the verified archives in `.download`. split: only what this split needs.
+        replace: if a part is there but not whole, replace it once the new part is whole.
+        keep: leave the verified archives in `.download`.
+        split: fetch only the archives that this split needs; default: all.
+        patience: how long to try; see `download.Patience`.
+        log: gets one line for each step and each failed attempt.
     """
     whole, text = inventory.state(row, data_dir)
     if whole and not replace:
         return Outcome(row.name, "there", text)
     if not row.archives and not row.prepare:
-        return Outcome(
-            row.name,
-            "there" if not row.fetch or row.reader in inventory.MADE else "steps",
-            row.fetch.format(data_dir=data_dir) or "made here",
-        )
+        made = not row.fetch or row.reader in inventory.MADE
+        how = row.fetch.format(data_dir=data_dir) or "made here"
+        return Outcome(row.name, "there" if made else "steps", how)
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with _alone(data_dir, log):
@@ -139,13 +140,12 @@ def obtain(
     except (DownloadError, UnpackError, ObtainError, InputError) as error:
         return Outcome(row.name, "failed", str(error))
     except OSError as error:
-        return Outcome(
-            row.name, "failed", f"{error.strerror or error}: '{error.filename or data_dir}'"
-        )
+        reason = f"{error.strerror or error}: '{error.filename or data_dir}'"
+        return Outcome(row.name, "failed", reason)
 
 
 def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
-    missing = []
+    missing = []  # archives that only a person can get
     for archive in row.archives:
         if split and archive.split not in (None, split):
             continue
@@ -155,45 +155,34 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         work = data_dir / WORK / archive.place.replace("/", "__")
         file, ours = _placed(archive, data_dir), False
         if file is None and archive.by_hand:
-            missing.append(archive)
+            missing.append(archive.name)
             continue
         if file is None:
             file, ours = _fetched(archive, work, data_dir, patience, log), True
-        staged = _staged(row, archive, file, work, data_dir, log)
-        _move(staged, place, replace)
+        _move(_staged(row, archive, file, work, data_dir), place, replace)
         log(f"{row.name}: {place}")
         if ours and not keep:
             shutil.rmtree(work, ignore_errors=True)
+    steps = row.steps.format(data_dir=data_dir)
     if missing:
-        names = ", ".join(archive.name for archive in missing)
-        return Outcome(
-            row.name,
-            "steps",
-            f"{row.steps.format(data_dir=data_dir)}\n(not found in '{data_dir}': {names})",
-        )
+        names = f"(not found in '{data_dir}': {', '.join(missing)})"
+        return Outcome(row.name, "steps", f"{steps}\n{names}")
     if row.prepare in prepare.AFTER:
-        prepare.AFTER[row.prepare](
-            data_dir,
-            data_dir / WORK / f"prepare-{row.name}",
-            functools.partial(_move, replace=True),
-        )
+        work, move = data_dir / WORK / f"prepare-{row.name}", functools.partial(_move, replace=True)
+        prepare.AFTER[row.prepare](data_dir, work, move)
     whole, text = inventory.state(row, data_dir, splits=[split] if split in row.splits else None)
-    if whole is False:
-        return Outcome(
-            row.name,
-            "steps" if row.steps else "failed",
-            text
-            + (
-                f"\n{row.steps.format(data_dir=data_dir)}"
-                if row.steps
-                else "; remove it, or run again with -replace"
-            ),
-        )
-    return Outcome(row.name, "done", text)
+    if whole is not False:
+        return Outcome(row.name, "done", text)
+    if steps:
+        return Outcome(row.name, "steps", f"{text}\n{steps}")
+    return Outcome(row.name, "failed", f"{text}; remove it, or run again with -replace")
 
 
 def _placed(archive: Archive, data_dir: Path) -> Path | None:
-    """An archive that a person put into the data root, verified. Raises ObtainError if it is not what it should be."""
+    """Find and verify an archive that a person put into the data root.
+
+    Raises ObtainError if the file is wrong and no mirror has it.
+    """
     for folder in (data_dir, data_dir / "ood_datasets", (data_dir / archive.place).parent):
         file = folder / archive.name
         if file == data_dir / archive.place or not file.is_file():
@@ -208,24 +197,18 @@ def _placed(archive: Archive, data_dir: Path) -> Path | None:
 
 
 def _fetched(archive: Archive, work: Path, data_dir: Path, patience: Patience, log) -> Path:
+    """Download an archive into `work`, unless a verified copy is there, and record its checksum."""
     file = work / archive.name
-    known = _recorded(data_dir).get(archive.place, {}).get("sha256")
-    sha256 = archive.sha256 or (None if archive.md5 else known)
-    if (
-        file.is_file()
-        and fault(file, archive.bytes, archive.md5, sha256)[0] is None
-        and (archive.md5 or sha256)
-    ):
-        return file
+    first = _recorded(data_dir).get(archive.place, {}).get("sha256")
+    sha256 = archive.sha256 or (None if archive.md5 else first)
+    if file.is_file() and (archive.md5 or sha256):
+        if fault(file, archive.bytes, archive.md5, sha256)[0] is None:
+            return file
 
-    def accept(part: Path) -> str | None:
-        return (
-            "is no archive"
-            if archive.unpack and not is_archive(part)
-            else "is empty"
-            if not part.stat().st_size
-            else None
-        )
+    def wrong_with(part: Path) -> str | None:
+        if archive.unpack and not is_archive(part):
+            return "is no archive"
+        return None if part.stat().st_size else "is empty"
 
     try:
         digest = fetch(
@@ -236,28 +219,28 @@ def _fetched(archive: Archive, work: Path, data_dir: Path, patience: Patience, l
             sha256=sha256,
             patience=patience,
             log=log,
-            accept=accept,
+            accept=wrong_with,
         )
     except DownloadError as error:
-        hint = (
-            f"; or get it by hand from https://drive.google.com/file/d/{archive.drive}/view, save it as '{data_dir / archive.name}' and run this again"
-            if archive.drive
-            else ""
-        )
-        changed = (
-            f"; if its publisher has changed it, remove the entry '{archive.place}' from '{data_dir / RECORD}'"
-            if known and sha256 == known
-            else ""
-        )
-        raise DownloadError(f"{error}{hint}{changed}") from None
+        advice = ""
+        if archive.drive:
+            page = f"https://drive.google.com/file/d/{archive.drive}/view"
+            copy = data_dir / archive.name
+            advice += f"; or get it by hand from {page}, save it as '{copy}' and run this again"
+        if first and sha256 == first:
+            advice += f"; {_if_changed(archive, data_dir)}"
+        raise DownloadError(f"{error}{advice}") from None
     _trust(archive, digest, "download", data_dir)
     return file
 
 
-def _staged(
-    row: DatasetInfo, archive: Archive, file: Path, work: Path, data_dir: Path, log
-) -> Path:
-    """The archive's content, ready for its place: a folder (or file) inside the work folder."""
+def _if_changed(archive: Archive, data_dir: Path) -> str:
+    entry, file = archive.place, data_dir / RECORD
+    return f"if its publisher has changed it, remove the entry '{entry}' from '{file}'"
+
+
+def _staged(row: DatasetInfo, archive: Archive, file: Path, work: Path, data_dir: Path) -> Path:
+    """Unpack and prepare an archive inside `work`. Returns the folder (or file) to be moved."""
     work.mkdir(parents=True, exist_ok=True)
     if not archive.unpack:
         if file.parent == work:
@@ -266,43 +249,40 @@ def _staged(
         return work / archive.name
     aside = work / "unpacked"
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    select = None
+    if archive.choose:
+        select = functools.partial(choose, count=archive.choose)
+    bar = functools.partial(progress, label=f"unpack {archive.name}")
     try:
-        select = (
-            functools.partial(choose, count=archive.choose, inside=archive.inside)
-            if archive.choose
-            else None
-        )
-        unpack(
-            file,
-            aside,
-            select=select,
-            progress=functools.partial(progress, label=f"unpack {archive.name}"),
-        )
+        unpack(file, aside, select=select, progress=bar)
         staged = _part(aside, archive)
         if row.prepare in prepare.STAGED:
-            staged = prepare.STAGED[row.prepare](staged, archive, data_dir, work) or staged
+            prepare.STAGED[row.prepare](staged, archive, data_dir, work)
         return staged
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
 
 
-def choose(names: list[str], count: int, inside: str = "") -> list[str]:
-    """`count` of the images, the same ones on every machine: those with the smallest sha256 of a salt and their file name."""
+def choose(names: list[str], count: int) -> list[str]:
+    """Choose `count` images, the same ones on every machine.
+
+    An image ranks by the sha256 of CHOICE_SALT and its file name; the smallest are chosen.
+    """
     images = [name for name in names if name.lower().endswith(EXTENSIONS)]
     if len(images) < count:
         raise ObtainError(
             f"the archive holds {len(images):,} images, fewer than the {count:,} to be chosen"
         )
-    rank = {
-        name: hashlib.sha256(f"{CHOICE} {name.rsplit('/', 1)[-1]}".encode()).digest()
-        for name in images
-    }
-    return sorted(images, key=rank.get)[:count]
+
+    def rank(name: str) -> bytes:
+        return hashlib.sha256(f"{CHOICE_SALT} {name.rsplit('/', 1)[-1]}".encode()).digest()
+
+    return sorted(images, key=rank)[:count]
 
 
 def _part(aside: Path, archive: Archive) -> Path:
-    """The folder of the unpacked archive that becomes the place."""
+    """Find the part of the unpacked archive that becomes `archive.place`."""
     shutil.rmtree(aside / "__MACOSX", ignore_errors=True)
     entries = list(aside.iterdir())
     if archive.inside and (aside / archive.inside).exists():
@@ -310,14 +290,13 @@ def _part(aside: Path, archive: Archive) -> Path:
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name == Path(archive.place).name:
         return entries[0]
     if archive.inside:
-        raise ObtainError(
-            f"'{archive.name}' does not hold '{archive.inside}', but {', '.join(sorted(e.name for e in entries)[:5]) or 'nothing'}"
-        )
+        held = ", ".join(sorted(entry.name for entry in entries)[:5]) or "nothing"
+        raise ObtainError(f"'{archive.name}' does not hold '{archive.inside}', but {held}")
     return aside
 
 
 def _move(staged: Path, place: Path, replace: bool = False) -> None:
-    """`staged` under its name, by one rename; what stood there is removed only after that."""
+    """Give `staged` its final name by one rename; what stood there is removed after that."""
     place.parent.mkdir(parents=True, exist_ok=True)
     old = None
     if place.is_dir() and not any(place.iterdir()):
@@ -330,16 +309,21 @@ def _move(staged: Path, place: Path, replace: bool = False) -> None:
     try:
         os.replace(staged, place)
     except OSError as error:
-        if error.errno != errno.EXDEV:  # another disk: copy beside the place first
+        if error.errno != errno.EXDEV:
             if old:
                 os.replace(old, place)
             raise
-        near = place.with_name(f".incoming-{place.name}")
-        shutil.rmtree(near, ignore_errors=True)
-        shutil.copytree(staged, near) if staged.is_dir() else shutil.copyfile(staged, near)
-        os.replace(near, place)
+        _move_between_disks(staged, place)
     if old:
         shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
+
+def _move_between_disks(staged: Path, place: Path) -> None:
+    """A rename cannot leave a disk: copy beside the place first, then rename."""
+    near = place.with_name(f".incoming-{place.name}")
+    shutil.rmtree(near, ignore_errors=True)
+    shutil.copytree(staged, near) if staged.is_dir() else shutil.copyfile(staged, near)
+    os.replace(near, place)
 
 
 def _is_there(place: Path) -> bool:
@@ -347,24 +331,27 @@ def _is_there(place: Path) -> bool:
 
 
 def _trust(archive: Archive, digest: str, source: str, data_dir: Path) -> None:
-    """Record what was fetched, before it is used."""
-    record, known = _recorded(data_dir), archive.md5 or archive.sha256
+    """Record the checksum of an archive before it is used.
+
+    Raises ObtainError if no checksum is published and the first download had another one.
+    """
+    record, published = _recorded(data_dir), archive.md5 or archive.sha256
     before = record.get(archive.place, {}).get("sha256")
-    if not known and before and before != digest:
+    if not published and before and before != digest:
         raise ObtainError(
-            f"'{archive.name}' has the sha256 {digest}, but the first one had {before}; if its publisher has changed it, remove "
-            f"the entry '{archive.place}' from '{data_dir / RECORD}'"
+            f"'{archive.name}' has the sha256 {digest}, but the first one had {before}; "
+            f"{_if_changed(archive, data_dir)}"
         )
     record[archive.place] = {
         "file": archive.name,
         "sha256": digest,
-        "trust": "published checksum" if known else FIRST_USE,
+        "trust": "published checksum" if published else FIRST_USE,
         "from": source,
         "date": time.strftime("%Y-%m-%d"),
     }
     path = data_dir / RECORD
     temporary = path.with_name(f".{RECORD}.{os.getpid()}")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -373,19 +360,20 @@ def _recorded(data_dir: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(record, dict):
             return record
     except (OSError, ValueError):
         pass
     raise ObtainError(
-        f"'{path}' is damaged; it records the checksums of first downloads: restore it, or remove it to trust what comes next"
+        f"'{path}' is damaged; it records the checksums of first downloads: "
+        "restore it, or remove it to trust the next download"
     )
 
 
 @contextmanager
 def _alone(data_dir: Path, log) -> Iterator[None]:
-    """One download at a time per data root (where the system has file locks)."""
+    """Let one process at a time download into a data root, if the system has file locks."""
     (data_dir / WORK).mkdir(exist_ok=True)
     try:
         import fcntl

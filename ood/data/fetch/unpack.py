@@ -1,7 +1,8 @@
-"""Archives of strangers: unpacked only if every member stays inside the target folder, is a file or a folder, and the whole stays in bounds.
+"""Unpack archives from strangers safely.
 
-Refused are absolute paths, '..', links that lead out, devices and pipes, encrypted members, and more bytes or members than the archive
-can honestly hold. Links that stay inside become copies. Nothing is executed, no owner and no permission is taken over.
+Refused are absolute paths, "..", links that lead out of the target folder, devices, pipes,
+encrypted members, and more bytes or members than an archive of that size can honestly hold. Links
+that stay inside become copies. Nothing is executed, and owners and permissions are ignored.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 BLOCK = 2**20
-RATIO = 50  # bytes out per byte in: images are packed about 1:1, arrays of digits up to 20:1
+RATIO = 50  # bytes out per byte in: images pack about 1:1, arrays of digits up to 20:1
 FLOOR = 2**30  # below this much no archive is called a bomb
 MEMBERS = 5_000_000
+LONGEST_LINK = 4096  # bytes of the target of a link in a zip
 DRIVE = re.compile(r"^[A-Za-z]:")
 
 
 class UnpackError(RuntimeError):
-    """An archive that is damaged or not safe; nothing of it is kept."""
+    """An archive is damaged or not safe."""
 
 
 @dataclass
 class _Member:
     name: str  # as the archive says
-    path: PurePosixPath  # checked
+    path: PurePosixPath  # the same, checked: it leads into the target folder
     size: int
     kind: str  # file, folder, symlink, hardlink
-    target: str = ""
-    handle: object = None
+    target: str = ""  # of a link
+    handle: object = None  # what the library calls the member
 
 
 def unpack(
@@ -45,14 +47,15 @@ def unpack(
     select: Callable[[list[str]], Iterable[str]] | None = None,
     progress: Callable = lambda members, **_: members,
 ) -> int:
-    """Unpack a zip or a (compressed) tar into the empty folder `target`. Returns the number of files.
+    """Unpack a zip or a (compressed) tar into the empty folder `target`; return the file count.
 
     Args:
-        limit: bytes that may come out; default: 50 times the archive, at least 1 GiB.
-        select: of the names of all files, those to be unpacked.
+        limit: most bytes that may come out; default: 50 times the archive, but at least 1 GiB.
+        select: gets the names of all files and returns those to be unpacked; default: all.
+        progress: wraps the iteration over the members, as `cli.progress` does.
 
     Raises:
-        UnpackError: damaged or unsafe; what was written so far is for the caller to remove.
+        UnpackError: damaged or unsafe. The caller removes what was written so far.
     """
     limit = limit if limit is not None else max(FLOOR, RATIO * archive.stat().st_size)
     target.mkdir(parents=True, exist_ok=True)
@@ -80,16 +83,17 @@ def unpack(
             raise UnpackError(
                 f"cannot unpack '{archive.name}' ({error.strerror}: {error.filename or target})"
             ) from None
-        raise UnpackError(
-            f"'{archive.name}' is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})"
-        ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnpackError(f"'{archive.name}' is damaged ({reason})") from None
 
 
 def is_archive(path: Path) -> bool:
+    """True for a zip and for a (compressed) tar, judged by content."""
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
 def _write(opened, target: Path, limit: int, select, progress) -> int:
+    """Write all members, links last. Returns the number of files."""
     chosen = None
     if select:
         chosen = set(select([member.name for member in opened.members() if member.kind == "file"]))
@@ -103,60 +107,60 @@ def _write(opened, target: Path, limit: int, select, progress) -> int:
         if member.kind == "folder":
             place.mkdir(parents=True, exist_ok=True)
         elif member.kind == "file":
-            if member.size > left:
-                raise UnpackError(
-                    f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be"
-                )
             left -= _copy(opened, member, place, left, limit)
             files += 1
         else:
             links.append(member)
     for member in links:
-        left -= _materialise(member, target, left, opened.name)
+        left -= _materialise(member, target, left, opened.name, limit)
         files += 1
     return files
 
 
 def _copy(opened, member: _Member, place: Path, left: int, limit: int) -> int:
+    """Write one file; its size may lie, so what arrives is counted. Returns its bytes."""
+    if member.size > left:
+        raise _too_large(opened.name, member, limit)
     place.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with opened.open(member) as source, open(place, "wb") as file:
         while block := source.read(BLOCK):
             written += len(block)
             if written > left:
-                raise UnpackError(
-                    f"'{opened.name}' unpacks to more than {limit:,} bytes ('{member.name}'): not what it should be"
-                )
+                raise _too_large(opened.name, member, limit)
             file.write(block)
     if written != member.size:
         raise UnpackError(
-            f"'{opened.name}' is damaged ('{member.name}' has {written:,} bytes instead of {member.size:,})"
+            f"'{opened.name}' is damaged "
+            f"('{member.name}' has {written:,} bytes instead of {member.size:,})"
         )
     return written
 
 
-def _materialise(member: _Member, target: Path, left: int, name: str) -> int:
-    """A link that stays inside, as a copy of the file it leads to."""
+def _too_large(archive: str, member: _Member, limit: int) -> UnpackError:
+    return UnpackError(
+        f"'{archive}' unpacks to more than {limit:,} bytes ('{member.name}'): "
+        "it is not what it should be"
+    )
+
+
+def _materialise(member: _Member, target: Path, left: int, archive: str, limit: int) -> int:
+    """Write a link that stays inside as a copy of the file it leads to. Returns its bytes."""
+    link = f"'{archive}' holds the link '{member.name}' -> '{member.target}'"
     base = PurePosixPath() if member.kind == "hardlink" else member.path.parent
     parts: list[str] = []
     for part in (*base.parts, *PurePosixPath(member.target.replace("\\", "/")).parts):
         if part == ".." and not parts:
-            raise UnpackError(
-                f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads out of it"
-            )
+            raise UnpackError(f"{link}, which leads out of it")
         if part == "..":
             parts.pop()
         elif part not in (".", ""):
             parts.append(part)
     source = target.joinpath(*parts)
     if not source.is_file():
-        raise UnpackError(
-            f"'{name}' holds the link '{member.name}' -> '{member.target}', which leads to no file of it"
-        )
+        raise UnpackError(f"{link}, which leads to no file of it")
     if source.stat().st_size > left:
-        raise UnpackError(
-            f"'{name}' unpacks to too many bytes ('{member.name}'): not what it should be"
-        )
+        raise _too_large(archive, member, limit)
     place = target.joinpath(*member.path.parts)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, place)
@@ -164,7 +168,7 @@ def _materialise(member: _Member, target: Path, left: int, name: str) -> int:
 
 
 def _checked(name: str, archive: str) -> PurePosixPath:
-    """The member's path, which must lead into the folder."""
+    """Return the member's path. Raises UnpackError unless it leads into the target folder."""
     plain = name.replace("\\", "/")
     path = PurePosixPath(plain)
     if plain.startswith("/") or DRIVE.match(plain):
@@ -176,7 +180,24 @@ def _checked(name: str, archive: str) -> PurePosixPath:
     return path
 
 
+def _checked_link(name: str, target: str, archive: str) -> None:
+    """Raise UnpackError for a link without a target or to an absolute path."""
+    plain = target.replace("\\", "/")
+    if not plain or plain.startswith("/") or DRIVE.match(plain):
+        raise UnpackError(
+            f"'{archive}' holds the link '{name}' -> '{target}', which leads out of it"
+        )
+
+
+def _not_a_file(name: str, archive: str) -> UnpackError:
+    return UnpackError(
+        f"'{archive}' holds '{name}', which is a device or a pipe; it is not unpacked"
+    )
+
+
 class _Zip:
+    """The members of a zip."""
+
     def __init__(self, path: Path):
         self.name, self.file = path.name, zipfile.ZipFile(path)
 
@@ -188,32 +209,28 @@ class _Zip:
 
     def members(self) -> Iterator[_Member]:
         for entry in self.file.infolist():
-            mode = entry.external_attr >> 16
-            kind = "folder" if entry.is_dir() else "file"
-            if stat.S_IFMT(mode) == stat.S_IFLNK:
+            name, kind, target = entry.filename, "folder" if entry.is_dir() else "file", ""
+            type_bits = stat.S_IFMT(entry.external_attr >> 16)
+            if type_bits == stat.S_IFLNK:
                 kind = "symlink"
-            elif stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UnpackError(
-                    f"'{self.name}' holds '{entry.filename}', which is a device or a pipe; it is not unpacked"
-                )
+            elif type_bits not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _not_a_file(name, self.name)
             if entry.flag_bits & 1:
-                raise UnpackError(f"'{self.name}' holds '{entry.filename}', which is encrypted")
-            path = _checked(entry.filename, self.name)
-            target = ""
+                raise UnpackError(f"'{self.name}' holds '{name}', which is encrypted")
+            path = _checked(name, self.name)
             if kind == "symlink":
-                target = (
-                    self.file.read(entry).decode("utf-8", "replace")
-                    if entry.file_size < 4096
-                    else ""
-                )
-                _checked_link(entry.filename, target, self.name)
-            yield _Member(entry.filename, path, entry.file_size, kind, target, entry)
+                if entry.file_size < LONGEST_LINK:
+                    target = self.file.read(entry).decode("utf-8", "replace")
+                _checked_link(name, target, self.name)
+            yield _Member(name, path, entry.file_size, kind, target, entry)
 
     def open(self, member: _Member):
         return self.file.open(member.handle)
 
 
 class _Tar:
+    """The members of a tar, compressed or not."""
+
     def __init__(self, path: Path, target: Path):
         self.name, self.path, self.target, self.file = path.name, path, target, tarfile.open(path)
 
@@ -224,27 +241,12 @@ class _Tar:
         self.file.close()
 
     def members(self) -> Iterator[_Member]:
-        """From the beginning each time; a compressed archive is read as a stream, once per call."""
+        """Read from the beginning at each call; a compressed archive is read as a stream."""
         self.file.close()
         self.file = tarfile.open(self.path)
         while (entry := self.file.next()) is not None:
             self.file.members = []  # tarfile keeps every header otherwise
-            path = _checked(entry.name, self.name)
-            kind = (
-                "folder"
-                if entry.isdir()
-                else "file"
-                if entry.isfile()
-                else "symlink"
-                if entry.issym()
-                else "hardlink"
-                if entry.islnk()
-                else None
-            )
-            if kind is None:
-                raise UnpackError(
-                    f"'{self.name}' holds '{entry.name}', which is a device or a pipe; it is not unpacked"
-                )
+            path, kind = _checked(entry.name, self.name), self._kind(entry)
             if kind in ("symlink", "hardlink"):
                 _checked_link(entry.name, entry.linkname, self.name)
             if hasattr(tarfile, "data_filter"):  # the library's own rules, as a second pair of eyes
@@ -252,23 +254,23 @@ class _Tar:
                     tarfile.data_filter(entry, str(self.target))
                 except tarfile.FilterError as error:
                     raise UnpackError(f"'{self.name}' is not unpacked: {error}") from None
-            yield _Member(
-                entry.name, path, entry.size if kind == "file" else 0, kind, entry.linkname, entry
-            )
+            size = entry.size if kind == "file" else 0
+            yield _Member(entry.name, path, size, kind, entry.linkname, entry)
         if self.file.offset == 0:
             raise UnpackError(f"'{self.name}' is damaged (it holds nothing)")
-        while self.file.fileobj.read(
-            BLOCK
-        ):  # to the end: there the compressed stream has its checksum
+        while self.file.fileobj.read(BLOCK):  # the checksum of the stream is at its end
             pass
+
+    def _kind(self, entry: tarfile.TarInfo) -> str:
+        if entry.isdir():
+            return "folder"
+        if entry.isfile():
+            return "file"
+        if entry.issym():
+            return "symlink"
+        if entry.islnk():
+            return "hardlink"
+        raise _not_a_file(entry.name, self.name)
 
     def open(self, member: _Member):
         return self.file.extractfile(member.handle)
-
-
-def _checked_link(name: str, target: str, archive: str) -> None:
-    plain = target.replace("\\", "/")
-    if not plain or plain.startswith("/") or DRIVE.match(plain):
-        raise UnpackError(
-            f"'{archive}' holds the link '{name}' -> '{target}', which leads out of it"
-        )
