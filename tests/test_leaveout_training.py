@@ -16,7 +16,8 @@ from ood import methods
 from ood.config import Experiment, InputError, build, read_json, split
 from ood.data import ArrayImages, load
 from ood.methods import leaveout
-from ood.methods.leaveout import settings, training
+from ood.methods.leaveout import training
+from ood.methods.leaveout.images import fold_data
 from ood.methods.leaveout.settings import Settings
 from ood.training import batches, loop, runs
 
@@ -131,7 +132,7 @@ def test_streams_go_through_the_network_apart(monkeypatch, tmp_path):
 
 
 def test_a_fold_trains_on_all_images_and_labels_them_by_position():
-    data = training.fold_data(settings(fold=3, validation_dataset=None), context("", limit=None))
+    data = fold_data(settings(fold=3, validation_dataset=None), context("", limit=None))
     kept = leaveout.kept_classes(10, 3).tolist()
     labels = data.train.labels
     assert len(data.inside) + len(data.outside) == len(data.train) == 4000
@@ -143,7 +144,7 @@ def test_a_fold_trains_on_all_images_and_labels_them_by_position():
 
 
 def test_validation_images_from_the_training_set_are_not_trained_on():
-    data = training.fold_data(settings(), context("", limit=None))
+    data = fold_data(settings(), context("", limit=None))
     images = load("mnist5k", "train")
     taken = set(leaveout.held_out(4000, 60).tolist())
     assert (
@@ -158,7 +159,7 @@ def test_validation_images_from_the_training_set_are_not_trained_on():
 
 
 def test_validation_images_from_the_test_set_are_the_held_out_positions():
-    data = training.fold_data(
+    data = fold_data(
         settings(validation_id="test", validation_images=1000), context("", limit=None)
     )
     assert len(data.train) == 4000 and len(data.valid_id) == 100  # a tenth of 1,000

@@ -1,4 +1,8 @@
-"""The ensemble of leave-out classifiers (ECCV 2018)."""
+"""The ensemble of leave-out classifiers (Vyas et al., ECCV 2018). `LeaveOut` is its face.
+
+settings: the keys of a config; formulas: folds, loss, score; images: what a fold reads; training:
+one fold; method: the trained ensemble.
+"""
 
 from ood.methods.leaveout.formulas import (
     class_folds,

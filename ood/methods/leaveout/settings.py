@@ -1,4 +1,7 @@
-"""Settings of the leave-out ensemble, and what follows from them: classes, sizes, networks, folder names."""
+"""Settings of the leave-out ensemble, and what follows from them.
+
+These are the number of classes, the size of the images, the networks and the names of run folders.
+"""
 
 from __future__ import annotations
 
@@ -6,140 +9,155 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from ood.config import InputError
 from ood.data import Preprocess, info
 from ood.data.registry import is_folder_path
-from ood.methods.base import Context
 from ood.methods.leaveout.formulas import kept_classes
+from ood.training.context import Context
 
 WORDS = {"densenet": "dense", "wrn": "wide"}  # the repository's folder names
+
+# The least value of each setting, and the settings that must be above 0.
+LEAST = dict(
+    epochs=1,
+    batch_size=1,
+    validation_images=1,
+    beta=0,
+    margin=0,
+    magnitude=0,
+    momentum=0,
+    weight_decay=0,
+    seed=0,
+    split_seed=0,
+)
+POSITIVE = ("lr", "temperature", "gamma")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Keys of a config; the defaults are the repository's for CIFAR-10."""
+    """The keys of a config. Defaults are the repository's for CIFAR-10.
 
-    id_dataset: str = "cifar10"  # a registered set or an image folder
+    Attributes:
+        id_dataset: a registered set or an image folder.
+        num_classes: of the data set, not of a fold; needed for an image folder.
+        size: side of the images in pixels. None: the data set's.
+        mean, std: the normalisation, in pixel units. None: the data set's.
+        fold: the fold that `train` trains, 1-based.
+        split_seed: of NumPy's old generator. It permutes the classes and chooses the validation
+            images.
+        margin: in nats.
+        batch_size: of each of the two streams, and of a forward pass.
+        milestones: numbers of epochs after which the learning rate falls.
+        precision: of training. Scores are always fp32, because they lie close together.
+        validation_dataset: its AUROC picks the epoch. None: the last epoch is kept.
+        validation_id: where the ID images for it come from. With "train" they are not trained on.
+        validation_images: the number of images from each of the two sets.
+        selection: the AUROC that picks the epoch. "exact": by rank; "released": by the
+            repository's thresholds (score + 1e-4).
+        magnitude: eps of the perturbation, in pixel units.
+        gradient: of the perturbation: "cross_entropy", the repository's, or "entropy", the paper's.
+        holdout: "released": test.py leaves out the positions that served as validation images.
+        together: run all folds in one vectorised pass. It needs the memory of all of them.
+        magnitudes: {OOD set: eps} that the repository's README advises.
+        repository: {OOD set: {metric: fraction}}, the numbers of its README.
+    """
+
+    id_dataset: str = "cifar10"
     arch: str = "densenet"
-    num_classes: int | None = None  # of the data set, all folds; needed for an image folder
+    num_classes: int | None = None
     depth: int | None = None
     width: int | None = None
     model_args: dict = field(default_factory=dict)
-    size: int | None = None  # side of the images; None: the data set's
-    mean: tuple[float, ...] | None = None  # normalisation, pixel units; None: the data set's
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     folds: int = 5
-    fold: int = 1  # 1-based: the one that `train` trains
-    split_seed: int = (
-        3  # of NumPy's old generator: permutes the classes and chooses the validation images
-    )
+    fold: int = 1
+    split_seed: int = 3
     beta: float = 0.2
-    margin: float = 0.4  # nats
+    margin: float = 0.4
     epochs: int = 100
-    batch_size: int = 100  # of either stream, and of a forward pass
+    batch_size: int = 100
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
     schedule: Literal["steps", "cosine", "onecycle", "constant"] = "steps"
-    milestones: tuple[int, ...] = (50, 75)  # epochs done when the rate falls
+    milestones: tuple[int, ...] = (50, 75)
     gamma: float = 0.1
     augment: str = "crop_flip"
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = (
-        "fp32"  # of training; scores are always fp32, they lie close together
-    )
-    validation_dataset: str | None = (
-        "iSUN"  # its AUROC picks the epoch; None: the last epoch is kept
-    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validation_dataset: str | None = "iSUN"
     validation_split: Literal["train", "test"] = "test"
-    validation_id: Literal["train", "test"] = (
-        "test"  # where the ID images for it come from; 'train': they are not trained on
-    )
-    validation_images: int = 1000  # of each
-    selection: Literal["exact", "released"] = (
-        "exact"  # AUROC by rank, or by the repository's thresholds (score + 1e-4)
-    )
+    validation_id: Literal["train", "test"] = "test"
+    validation_images: int = 1000
+    selection: Literal["exact", "released"] = "exact"
     temperature: float = 1000.0
-    magnitude: float = 0.002  # eps, pixel units
-    gradient: Literal["cross_entropy", "entropy"] = (
-        "cross_entropy"  # of the perturbation: the repository's, or the paper's
-    )
-    holdout: Literal["released", "full"] = (
-        "released"  # test.py: leave out the positions that served as validation images, or not
-    )
-    together: bool = False  # all folds in one vectorised pass (needs the memory of all of them)
-    magnitudes: dict = field(
-        default_factory=dict
-    )  # {OOD set: eps} that the repository's README advises
-    repository: dict = field(
-        default_factory=dict
-    )  # {OOD set: {metric: fraction}}, the numbers of its README
+    magnitude: float = 0.002
+    gradient: Literal["cross_entropy", "entropy"] = "cross_entropy"
+    holdout: Literal["released", "full"] = "released"
+    together: bool = False
+    magnitudes: dict = field(default_factory=dict)
+    repository: dict = field(default_factory=dict)
 
 
 def facts(settings: Settings) -> tuple[int, int, int]:
-    """(number of classes, channels, side) of the ID set. Raises InputError when an image folder's are not given."""
-    if is_folder_path(settings.id_dataset):
-        if (
-            settings.num_classes is None
-            or settings.size is None
-            or settings.mean is None
-            or settings.std is None
-        ):
-            raise InputError(
-                f"leaveout: for the image folder '{settings.id_dataset}' the config needs num_classes, size, mean and std"
-            )
-        return settings.num_classes, len(settings.mean), settings.size
-    row = info(settings.id_dataset)
-    return settings.num_classes or row.num_classes, row.channels, settings.size or row.size
+    """Return number of classes, channels and side of the ID set.
+
+    Raises: InputError when the config does not give those of an image folder.
+    """
+    if not is_folder_path(settings.id_dataset):
+        row = info(settings.id_dataset)
+        return settings.num_classes or row.num_classes, row.channels, settings.size or row.size
+    needed = (settings.num_classes, settings.size, settings.mean, settings.std)
+    if None in needed:
+        raise InputError(
+            f"leaveout: for the image folder '{settings.id_dataset}' the config needs num_classes, "
+            "size, mean and std"
+        )
+    return settings.num_classes, len(settings.mean), settings.size
 
 
 def preprocess_of(settings: Settings) -> Preprocess:
+    """Return the normalisation: the config's, else the data set's."""
     row = None if is_folder_path(settings.id_dataset) else info(settings.id_dataset)
     return Preprocess(settings.mean or row.mean, settings.std or row.std)
 
 
-def check(settings: Settings) -> None:
-    """Raises InputError for values that make no sense, before anything is read."""
+def kept_of(settings: Settings, fold: int | None = None) -> np.ndarray:
+    """Return the classes that a fold keeps, in the order of its outputs (default: settings.fold)."""
     num_classes = facts(settings)[0]
-    if num_classes is None:
+    return kept_classes(num_classes, fold or settings.fold, settings.folds, settings.split_seed)
+
+
+def check(settings: Settings) -> None:
+    """Raise InputError for values that make no sense, before anything is read."""
+    if facts(settings)[0] is None:
         raise InputError(
-            f"leaveout: '{settings.id_dataset}' has no classes; leave-out classifiers need a labelled set"
+            f"leaveout: '{settings.id_dataset}' has no classes; "
+            "leave-out classifiers need a labelled set"
         )
-    kept_classes(num_classes, settings.fold, settings.folds, settings.split_seed)
-    least = dict(
-        epochs=1,
-        batch_size=1,
-        validation_images=1,
-        beta=0,
-        margin=0,
-        magnitude=0,
-        momentum=0,
-        weight_decay=0,
-        seed=0,
-        split_seed=0,
-    )
-    for name, low in least.items():
-        if not low <= getattr(settings, name) < float("inf"):
-            raise InputError(
-                f"leaveout: {name} is {getattr(settings, name)}; it must be at least {low}"
-            )
-    for name in ("lr", "temperature", "gamma"):
-        if not 0 < getattr(settings, name) < float("inf"):
-            raise InputError(f"leaveout: {name} is {getattr(settings, name)}; it must be above 0")
+    kept_classes(facts(settings)[0], settings.fold, settings.folds, settings.split_seed)
+    for name, low in LEAST.items():
+        value = getattr(settings, name)
+        if not low <= value < float("inf"):
+            raise InputError(f"leaveout: {name} is {value}; it must be at least {low}")
+    for name in POSITIVE:
+        value = getattr(settings, name)
+        if not 0 < value < float("inf"):
+            raise InputError(f"leaveout: {name} is {value}; it must be above 0")
 
 
 def build_network(settings: Settings, context: Context) -> nn.Module:
-    """A fresh network of one fold."""
+    """Build a fresh network of one fold."""
     num_classes, channels, size = facts(settings)
-    shape = {
-        name: getattr(settings, name)
-        for name in ("depth", "width")
-        if getattr(settings, name) is not None
-    }
+    given = {"depth": settings.depth, "width": settings.width}
+    shape = {name: value for name, value in given.items() if value is not None}
     return context.networks.build(
         settings.arch,
         num_classes - num_classes // settings.folds,
@@ -151,10 +169,9 @@ def build_network(settings: Settings, context: Context) -> nn.Module:
 
 
 def folder_name(settings: Settings, fold: int) -> str:
-    """cifar10_fold_1_dense_checkpoint, as the repository names it."""
-    dataset = (
-        Path(settings.id_dataset).resolve().name
-        if is_folder_path(settings.id_dataset)
-        else info(settings.id_dataset).name
-    )
+    """Return a fold's folder as the repository names it, e.g. cifar10_fold_1_dense_checkpoint."""
+    if is_folder_path(settings.id_dataset):
+        dataset = Path(settings.id_dataset).resolve().name
+    else:
+        dataset = info(settings.id_dataset).name
     return f"{dataset}_fold_{fold}_{WORDS.get(settings.arch, settings.arch)}_checkpoint"

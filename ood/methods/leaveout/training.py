@@ -1,38 +1,42 @@
-"""Training of one fold of the leave-out ensemble: two streams of images, the margin loss, the epoch picked on a validation set.
+"""Training of one fold of the leave-out ensemble.
 
-Source: see ood.methods.leaveout.method. As in the repository the two batches of a step go through the network in separate forward passes, so
-that the batch statistics of left-out images never mix with those of kept ones, while the running averages see both in turn.
-Different from the repository: runs are seeded and resume exactly; iSUN's images are only read, never trained on.
+Two streams of images feed the margin loss, and a validation set picks the epoch.
+
+Source: see ood.methods.leaveout.method. As in the repository, the two batches of a step go through
+the network in separate forward passes. The batch statistics of left-out images therefore never mix
+with those of kept images, while the running averages see both in turn. We differ from the
+repository in two points: runs are seeded and resume exactly, and iSUN's images only pick the epoch,
+they are never trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ood import cli, distributed, metrics, metrics_released
 from ood.config import InputError, build, to_dict
-from ood.data import Augment, load
-from ood.methods.base import Context
-from ood.methods.leaveout.formulas import held_out, kept_classes, margin_loss, positions
+from ood.data import Augment
+from ood.methods.leaveout.formulas import margin_loss
+from ood.methods.leaveout.images import FoldData, fold_data
 from ood.methods.leaveout.settings import (
     Settings,
     build_network,
     check,
-    facts,
     folder_name,
+    kept_of,
     preprocess_of,
 )
-from ood.training import loop as training
-from ood.training import runs
-from ood.training.batches import PairedBatches
-from ood.training.loop import ImageBatches, mix
+from ood.training import loop, runs
+from ood.training.batches import ImageBatches, PairedBatches, mix
+from ood.training.context import Context
 
+# What may change when a run is continued.
 FREE = (
     "epochs",
     "temperature",
@@ -42,29 +46,20 @@ FREE = (
     "together",
     "magnitudes",
     "repository",
-)  # may change on the way
-FIXED_LENGTH = ("cosine", "onecycle")
-
-
-@dataclass
-class FoldData:
-    """Images of one fold."""
-
-    train: object  # ImageSet, all classes
-    inside: np.ndarray  # rows of kept classes
-    outside: np.ndarray  # rows of left-out classes
-    targets: np.ndarray  # (N,) output of each image's class, -1 for left-out ones
-    valid_id: object | None  # ImageSet, all classes as in the repository
-    valid_ood: object | None
-    valid_targets: np.ndarray | None
+)
+FIXED_LENGTH = ("cosine", "onecycle")  # schedules that depend on the number of epochs
 
 
 def train_fold(settings: Settings, context: Context) -> runs.Run:
-    """Train fold `settings.fold` into its run folder (context.out_dir, else checkpoints_dir/<data set>_fold_<f>_<network>_checkpoint)."""
+    """Train fold `settings.fold` and return its run folder.
+
+    The folder is context.out_dir, else checkpoints_dir/<data set>_fold_<f>_<network>_checkpoint.
+
+    Raises: InputError for settings that make no sense, for missing images, and when the folder
+        holds a run but context.resume is not set.
+    """
     check(settings)
-    folder = Path(
-        context.out_dir or Path(context.checkpoints_dir) / folder_name(settings, settings.fold)
-    )
+    folder = Path(context.out_dir or _default_folder(settings, context))
     resumed = runs.reopen(folder) if context.resume and runs.holds_run(folder) else None
     if resumed:
         settings = continued(resumed, settings)
@@ -73,114 +68,16 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
             f"'{folder}' holds a run already; add -resume to continue it, or give another -out_dir"
         )
     cli.set_seed(mix(settings.seed, settings.fold) % 2**32, context.deterministic)
-    data = fold_data(settings, context)
-    network = build_network(settings, context).to(context.device, memory_format=torch.channels_last)
-    preprocess, augment, device = preprocess_of(settings), Augment(settings.augment), context.device
-
-    def as_is(pixels, generator):
-        return preprocess(pixels).contiguous(memory_format=torch.channels_last)
-
-    def augmented(pixels, generator):
-        return as_is(augment(pixels, generator), generator)
-
-    common = dict(
-        batch_size=settings.batch_size, device=device, targets=data.targets, transform=augmented
-    )
-    batches = PairedBatches(
-        ImageBatches(
-            data.train, indices=data.inside, seed=mix(settings.seed, settings.fold, 0), **common
-        ),
-        ImageBatches(
-            data.train, indices=data.outside, seed=mix(settings.seed, settings.fold, 1), **common
-        ),
-    )
-
-    def objective(batch):
-        images, labels, outside = batch  # (B, C, H, W), (B,), (B', C, H, W)
-        return margin_loss(
-            network(images).float(),
-            labels,
-            network(outside).float(),
-            settings.beta,
-            settings.margin,
-        )
-
-    def validate(epoch):
-        known = softmax(network, data.valid_id, as_is, settings.batch_size, device)  # (N, K')
-        novel = softmax(network, data.valid_ood, as_is, settings.batch_size, device)
-        kept = data.valid_targets >= 0
-        correct = known.argmax(1)[kept] == data.valid_targets[kept]
-        return {
-            "valid_auroc": selection_auroc(known.max(1), novel.max(1), settings.selection),
-            "valid_accuracy": float(correct.mean()),
-        }
-
-    def pack(epoch, measured):
-        return {
-            "format": context.networks.checkpoints.OWN_FORMAT,
-            "arch": network.arch,
-            "state_dict": network.state_dict(),
-            "epoch": epoch,
-            "metrics": measured,
-            "fold": settings.fold,
-            "kept_classes": kept_of(settings).tolist(),
-            "preprocess": {
-                "mean": list(preprocess.mean),
-                "std": list(preprocess.std),
-                "size": data.train.shape[-1],
-            },
-        }
-
-    optimizer = training.make_optimizer(
-        settings.optimizer,
-        network.parameters(),
-        settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
-    schedule = training.Schedule(
-        optimizer,
-        settings.schedule,
-        settings.epochs,
-        milestones=settings.milestones,
-        gamma=settings.gamma,
-    )
+    fold = Fold(settings, context, fold_data(settings, context))
     run = resumed or runs.create(
         folder.name,
         {"kind": "leaveout", **to_dict(settings), "limit": context.limit},
         out_dir=folder,
     )
     run.update(**{name: to_dict(settings)[name] for name in FREE})
-    selecting = data.valid_ood is not None
-    sizes = {
-        "kept_images": len(data.inside),
-        "left_out_images": len(data.outside),
-        "valid_images": len(data.valid_id) if selecting else 0,
-    }
-    context.begin(run, settings, {"train": data.train.digest}, bool(resumed), **sizes)
-    context.log(
-        f"fold {settings.fold} of {settings.folds} | {len(data.inside)} images of {len(kept_of(settings))} classes, {len(data.outside)} "
-        f"left out | run folder {folder}"
-    )
+    fold.begin(run, bool(resumed))
     began = time.perf_counter()
-    with runs.board(run, context.tensorboard) as tell:
-        history = training.fit(
-            objective,
-            network,
-            batches,
-            epochs=settings.epochs,
-            optimizer=optimizer,
-            schedule=schedule,
-            run=run,
-            pack=pack,
-            validate=validate if selecting else None,
-            select="valid_auroc" if selecting else None,
-            resume=bool(resumed),
-            precision=settings.precision,
-            say=context.log,
-            tell=tell,
-        )
+    history = fold.fit(run, bool(resumed))
     run.log(
         {
             "event": "end",
@@ -193,78 +90,141 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
     return run
 
 
+def _default_folder(settings: Settings, context: Context) -> Path:
+    return Path(context.checkpoints_dir) / folder_name(settings, settings.fold)
+
+
+class Fold:
+    """One fold in training: its network, batches, loss, validation and weight file."""
+
+    def __init__(self, settings: Settings, context: Context, data: FoldData):
+        self.settings, self.context, self.data = settings, context, data
+        network = build_network(settings, context)
+        self.network = network.to(context.device, memory_format=torch.channels_last)
+        self.preprocess, self.augment = preprocess_of(settings), Augment(settings.augment)
+        self.selecting = data.valid_ood is not None
+
+    def begin(self, run: runs.Run, resumed: bool) -> None:
+        """Log what is needed to repeat the run."""
+        data, settings = self.data, self.settings
+        sizes = {
+            "kept_images": len(data.inside),
+            "left_out_images": len(data.outside),
+            "valid_images": len(data.valid_id) if self.selecting else 0,
+        }
+        self.context.begin(run, settings, {"train": data.train.digest}, resumed, **sizes)
+        self.context.log(
+            f"fold {settings.fold} of {settings.folds} | {len(data.inside)} images of "
+            f"{len(kept_of(settings))} classes, {len(data.outside)} left out | "
+            f"run folder {run.folder}"
+        )
+
+    def fit(self, run: runs.Run, resumed: bool) -> loop.History:
+        """Run the epochs."""
+        s = self.settings
+        optimizer = loop.make_optimizer(
+            s.optimizer,
+            self.network.parameters(),
+            s.lr,
+            momentum=s.momentum,
+            nesterov=s.nesterov,
+            weight_decay=s.weight_decay,
+        )
+        schedule = loop.Schedule(
+            optimizer, s.schedule, s.epochs, milestones=s.milestones, gamma=s.gamma
+        )
+        with runs.board(run, self.context.tensorboard) as tell:
+            return loop.fit(
+                self.loss,
+                self.network,
+                self.batches(),
+                epochs=s.epochs,
+                optimizer=optimizer,
+                schedule=schedule,
+                run=run,
+                pack=self.pack,
+                validate=self.validate if self.selecting else None,
+                select="valid_auroc" if self.selecting else None,
+                resume=resumed,
+                precision=s.precision,
+                say=self.context.log,
+                tell=tell,
+            )
+
+    def batches(self) -> PairedBatches:
+        """Return the two streams of a step: images of kept and of left-out classes."""
+        s, data = self.settings, self.data
+        streams = [
+            ImageBatches(
+                data.train,
+                indices=rows,
+                seed=mix(s.seed, s.fold, number),
+                batch_size=s.batch_size,
+                device=self.context.device,
+                targets=data.targets,
+                transform=self._augmented,
+            )
+            for number, rows in enumerate((data.inside, data.outside))
+        ]
+        return PairedBatches(*streams)
+
+    def _as_is(self, pixels: Tensor, chance) -> Tensor:
+        return self.preprocess(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _augmented(self, pixels: Tensor, chance) -> Tensor:
+        return self._as_is(self.augment(pixels, chance), chance)
+
+    def loss(self, batch) -> tuple[Tensor, dict]:
+        """Return the margin loss of (images (B, C, H, W), labels (B,), left-out (B', C, H, W))."""
+        images, labels, outside = batch
+        return margin_loss(
+            self.network(images).float(),
+            labels,
+            self.network(outside).float(),
+            self.settings.beta,
+            self.settings.margin,
+        )
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        s, data, device = self.settings, self.data, self.context.device
+        known, novel = (
+            softmax(self.network, images, self._as_is, s.batch_size, device)  # (N, K')
+            for images in (data.valid_id, data.valid_ood)
+        )
+        kept = data.valid_targets >= 0
+        correct = known.argmax(1)[kept] == data.valid_targets[kept]
+        return {
+            "valid_auroc": selection_auroc(known.max(1), novel.max(1), s.selection),
+            "valid_accuracy": float(correct.mean()),
+        }
+
+    def pack(self, epoch: int, measured: dict) -> dict:
+        """Return what a weight file of this fold holds."""
+        return {
+            "format": self.context.networks.checkpoints.OWN_FORMAT,
+            "arch": self.network.arch,
+            "state_dict": self.network.state_dict(),
+            "epoch": epoch,
+            "metrics": measured,
+            "fold": self.settings.fold,
+            "kept_classes": kept_of(self.settings).tolist(),
+            "preprocess": {
+                "mean": list(self.preprocess.mean),
+                "std": list(self.preprocess.std),
+                "size": self.data.train.shape[-1],
+            },
+        }
+
+
 def finished(folder: str | Path, epochs: int) -> bool:
-    """Whether the run in a folder was trained for so many epochs, to its end."""
+    """Return whether the run in a folder was trained to its end, for at least so many epochs."""
     run = runs.Run(folder)
     ends = [record for record in run.records() if record.get("event") == "end"]
     return run.best.is_file() and bool(ends) and ends[-1].get("epoch", 0) >= epochs
 
 
-def kept_of(settings: Settings) -> np.ndarray:
-    return kept_classes(facts(settings)[0], settings.fold, settings.folds, settings.split_seed)
-
-
-def fold_data(settings: Settings, context: Context) -> FoldData:
-    """Everything that a fold reads, found and checked before the first epoch."""
-    num_classes, channels, size = facts(settings)
-    common = dict(
-        data_dir=context.data_dir, channels=channels, size=size, download=context.download
-    )
-    images = load(settings.id_dataset, "train", **common)
-    if images.num_classes != num_classes:
-        raise InputError(
-            f"'{settings.id_dataset}' has {images.num_classes} classes, the config says {num_classes}; they must agree"
-        )
-    valid_id = valid_ood = None
-    rows = np.arange(len(images))
-    if settings.validation_dataset:
-        valid_ood = _chosen(
-            load(settings.validation_dataset, settings.validation_split, **common),
-            settings.validation_images,
-            settings.split_seed,
-        )
-        source = (
-            images
-            if settings.validation_id == "train"
-            else load(settings.id_dataset, "test", **common)
-        )
-        taken = held_out(len(source), settings.validation_images, settings.split_seed)
-        if not len(taken):
-            raise InputError(
-                f"'{settings.id_dataset}' has {len(source)} {settings.validation_id} images, too few to hold a tenth of them out; "
-                "set validation_dataset to null to keep the last epoch"
-            )
-        valid_id = source.subset(taken)
-        if settings.validation_id == "train":
-            rows = np.setdiff1d(rows, taken)
-        valid_id, valid_ood = (
-            _chosen(part, context.limit, settings.seed) for part in (valid_id, valid_ood)
-        )
-    images = _chosen(images.subset(rows), context.limit, settings.seed)
-    table = positions(num_classes, kept_of(settings))
-    targets = table[images.labels]
-    data = FoldData(
-        images,
-        np.flatnonzero(targets >= 0),
-        np.flatnonzero(targets < 0),
-        targets,
-        valid_id,
-        valid_ood,
-        None if valid_id is None else table[valid_id.labels],
-    )
-    if not len(data.inside) or not len(data.outside):
-        raise InputError(
-            f"fold {settings.fold}: {len(data.inside)} images of kept classes, {len(data.outside)} of left-out ones; both are needed"
-        )
-    if valid_id is not None and not (data.valid_targets >= 0).any():
-        raise InputError(
-            f"fold {settings.fold}: none of the {len(valid_id)} validation images is of a kept class; take more of them"
-        )
-    return data
-
-
 def softmax(network, images, transform, batch_size: int, device) -> np.ndarray:
-    """(N, K') softmax at T = 1 in eval mode, unperturbed: what an epoch is picked by."""
+    """Return the softmax (N, K') at T = 1 in eval mode, unperturbed. It picks the epoch."""
     network.eval()
     mine = images.subset(distributed.share_of_rows(len(images), batch_size))
     with torch.inference_mode():
@@ -276,7 +236,12 @@ def softmax(network, images, transform, batch_size: int, device) -> np.ndarray:
 
 
 def selection_auroc(known: np.ndarray, novel: np.ndarray, rule: str) -> float:
-    """AUROC of confidences (larger = ID). 'released': thresholds 0, 1 and every score + 1e-4, by rectangles; slightly pessimistic."""
+    """Return the AUROC of confidences (larger = ID).
+
+    Args:
+        rule: "exact": by rank. "released": by rectangles over the thresholds 0, 1 and every score
+            plus 1e-4, which is slightly pessimistic.
+    """
     if rule == "exact":
         return metrics.evaluate(-known, -novel).auroc
     thresholds = np.unique(np.concatenate(([0.0, 1.0], known + 1e-4, novel + 1e-4)))
@@ -284,27 +249,22 @@ def selection_auroc(known: np.ndarray, novel: np.ndarray, rule: str) -> float:
 
 
 def continued(run: runs.Run, settings: Settings) -> Settings:
-    """The stored settings of a run with what may change taken from `settings`. Raises InputError when they contradict each other."""
+    """Return the stored settings of a run, with what may change taken from `settings`.
+
+    Raises: InputError when they contradict each other.
+    """
     if run.config.get("kind") != "leaveout":
         raise InputError(
-            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not of leave-out classifiers"
+            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', "
+            "not of leave-out classifiers"
         )
     known = {f.name for f in dataclasses.fields(Settings)}
     stored = {name: value for name, value in run.config.items() if name in known}
     if settings.schedule in FIXED_LENGTH and settings.epochs != stored.get("epochs"):
         raise InputError(
-            f"the run in '{run.folder}' follows schedule {settings.schedule} over {stored.get('epochs')} epochs; {settings.epochs} "
-            "epochs would be another schedule: start a new run"
+            f"the run in '{run.folder}' follows schedule {settings.schedule} over "
+            f"{stored.get('epochs')} epochs; {settings.epochs} epochs would be another schedule: "
+            "start a new run"
         )
-    return build(
-        Settings,
-        runs.agree(stored, to_dict(settings), FREE, run.folder),
-        str(run.folder / "config.json"),
-    )
-
-
-def _chosen(images, count: int | None, seed: int):
-    """A seeded choice of at most so many images, in their order (files are ordered by class)."""
-    if count is None or count >= len(images):
-        return images
-    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
+    agreed = runs.agree(stored, to_dict(settings), FREE, run.folder)
+    return build(Settings, agreed, str(run.folder / "config.json"))
