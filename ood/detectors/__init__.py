@@ -1,4 +1,7 @@
-"""Post-hoc detectors: one family a file, each a formula over arrays. `create('dice', percentile=90)` makes one by its short name."""
+"""Post-hoc detectors: one family a file, each detector a formula over arrays.
+
+`create('dice', percentile=90)` makes a detector from its short name.
+"""
 
 from ood.detectors import (  # noqa: F401
     distances,

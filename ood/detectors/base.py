@@ -1,4 +1,4 @@
-"""What a detector is, and the registry of all of them."""
+"""What a detector is, and the registry of all detectors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ood.outputs import Outputs, Pass
 
 _REGISTRY: dict[str, type[Detector]] = {}
 _ALIASES: dict[str, str] = {}
+COMMA = re.compile(r",(?![^\[]*\])")  # not a comma inside [...], which belongs to a list
 
 
 class NotFitted(InputError, AttributeError):
@@ -25,7 +26,10 @@ class NotFitted(InputError, AttributeError):
 
 
 def register(name: str, *aliases: str):
-    """Class decorator: put a detector under its short name. Hyper-parameters are the fields of the (data)class."""
+    """Class decorator: make the class a dataclass and list it under its short name.
+
+    The fields of the dataclass are the hyper-parameters.
+    """
 
     def decorate(cls):
         for word in (name, *aliases):
@@ -51,22 +55,27 @@ def aliases() -> dict[str, str]:
 
 
 def create(name: str, **hyperparameters) -> Detector:
-    """The detector called `name` (or by an alias). Raises InputError for an unknown name or hyper-parameter."""
+    """Make the detector called `name`, which is a short name or an alias.
+
+    Raises: InputError for an unknown name or hyper-parameter.
+    """
     known = _ALIASES.get(name, name)
     if known not in _REGISTRY:
-        raise InputError(
-            f"unknown detector '{name}'{nearest(name, [*_REGISTRY, *_ALIASES])}; detectors: {', '.join(names())}"
-        )
+        hint = nearest(name, [*_REGISTRY, *_ALIASES])
+        raise InputError(f"unknown detector '{name}'{hint}; detectors: {', '.join(names())}")
     return build(_REGISTRY[known], hyperparameters, f"detector '{name}'")
 
 
 def parse(text: str) -> tuple[str, dict]:
-    """'dice:percentile=70,clip=1.0' -> ('dice', {'percentile': 70, 'clip': 1.0}); values are JSON, else plain text."""
+    """Split 'dice:percentile=70,clip=1.0' into ('dice', {'percentile': 70, 'clip': 1.0}).
+
+    A value is read as JSON; what is not JSON stays text.
+
+    Raises: InputError for a part that is not of the form key=value.
+    """
     name, _, rest = text.partition(":")
     values = {}
-    for item in filter(
-        None, re.split(r",(?![^\[]*\])", rest)
-    ):  # commas inside [...] belong to a list
+    for item in filter(None, COMMA.split(rest)):
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(
@@ -80,16 +89,16 @@ def parse(text: str) -> tuple[str, dict]:
 
 
 class Detector(ABC):
-    """Scores outputs of a classifier; a larger score means more likely out-of-distribution.
+    """Score the outputs of a classifier: a larger score means more likely out-of-distribution.
 
-    A subclass is a dataclass: its fields are the hyper-parameters. `fit` looks at the training set's outputs (only when
-    `requires_fit`), `score` at any batch. What `fit` learns are plain attributes: tensors, numbers, lists of them, detectors.
+    A subclass is a dataclass whose fields are the hyper-parameters. `fit` looks at the outputs of
+    the training set, and only if `requires_fit`. `score` looks at any batch. `fit` keeps what it
+    learns in plain attributes: tensors, numbers, lists of these, or other detectors.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]] = frozenset(
-        {"logits"}
-    )  # of: logits, features, taps, maps, images
+    # the parts of `Outputs` that it reads: logits, features, taps, maps, images
+    needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     @property
     def requires_fit(self) -> bool:
@@ -97,29 +106,37 @@ class Detector(ABC):
         return False
 
     def check(self, network: nn.Module) -> None:  # noqa: B027
-        """Raise InputError where this detector cannot work with the network: said before the first pass, and left out of `all`."""
+        """Raise InputError if this detector cannot work with the network.
+
+        It is called before the first pass. The choice `all` leaves such detectors out.
+        """
 
     def fit(self, train: Outputs) -> Detector:
-        """Learn from ID training outputs (rows with a negative label are passed over); returns self."""
+        """Learn from the ID training outputs and return self. Negative labels are skipped."""
         return self
 
     @abstractmethod
     def score(self, batch: Outputs) -> Tensor:
-        """(N,) scores of N images, larger = OOD."""
+        """Score N images: (N,), larger = OOD."""
 
     def hyperparameters(self) -> dict:
         """{field: value}, as `create` takes them."""
         return dataclasses.asdict(self)
 
     def state(self) -> dict[str, Tensor | float | int | str | None]:
-        """All that `fit` learned, flat: nested detectors and lists are spelled 'attribute.key'. Empty before `fit`.
+        """Everything that `fit` learned, as a flat dict. It is empty before `fit`.
 
-        `create(name, **hyperparameters).load_state(state)` scores as this detector does, without a training set.
+        Keys of nested detectors and lists read 'attribute.key'. A detector made by
+        `create(name, **hyperparameters).load_state(state)` gives the same scores as this one and
+        needs no training set.
         """
         return {key: value for name, held in self._learned() for key, value in _flatten(name, held)}
 
     def load_state(self, state: dict) -> Detector:
-        """Take over what `state` gave; returns self. Raises InputError for a key that does not fit this detector."""
+        """Take over what `state` returned, and return self.
+
+        Raises: InputError for a key that does not fit this detector.
+        """
         lists: dict[str, dict[int, Tensor | float]] = {}
         nested: dict[str, dict] = {}
         for key, value in state.items():
@@ -141,7 +158,7 @@ class Detector(ABC):
         return self
 
     def to(self, device: torch.device | str) -> Detector:
-        """Move what was learned to a device; returns self."""
+        """Move what was learned to a device, and return self."""
         for name, held in self._learned():
             if isinstance(held, (Tensor, Detector)):
                 setattr(self, name, held.to(device))
@@ -160,30 +177,35 @@ class Detector(ABC):
     def __getattr__(self, name: str):
         if not name.startswith("_") and self.requires_fit:
             raise NotFitted(
-                f"detector '{self.name}' has no '{name}': fit it on the training set's outputs first"
+                f"detector '{self.name}' has no '{name}': "
+                "fit it on the training set's outputs first"
             )
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
 
 
 class ImageDetector(Detector):
-    """A detector that needs the images and the network: it runs batch by batch inside the one pass over a data set.
+    """A detector that needs the images and the network. It runs inside the one pass, per batch.
 
-    `score_images` gives the scores, or measurements (B, K) from which `score` makes them; both go through the cache.
+    `score_images` returns scores (B,), or measurements (B, K) that `score` turns into scores.
+    The cache keeps both.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
     needs_gradient: ClassVar[bool] = True
-    measures_train: ClassVar[bool] = (
-        False  # run it over the training set too: `fit` reads its measurements
-    )
-    uses_fit: ClassVar[bool] = False  # score_images depends on what was fitted
-    measured_by: ClassVar[tuple[str, ...] | None] = (
-        None  # fields that score_images depends on; None: all
-    )
+    # whether `fit` reads measurements of the training set, so that the pass over it runs this too
+    measures_train: ClassVar[bool] = False
+    # whether score_images depends on what was fitted
+    uses_fit: ClassVar[bool] = False
+    # the fields that score_images depends on; None for all
+    measured_by: ClassVar[tuple[str, ...] | None] = None
 
     @property
     def key(self) -> str:
-        """Name of its scores in the cache: the short name and a digest of the hyper-parameters (and of the fit, where it matters)."""
+        """Name of the measurements in the cache: the short name and a digest.
+
+        The digest covers the hyper-parameters that the measurements depend on, and what was
+        fitted if `uses_fit`.
+        """
         settings = {
             k: v
             for k, v in self.hyperparameters().items()
@@ -191,20 +213,23 @@ class ImageDetector(Detector):
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, value in sorted(self.state().items()) if self.uses_fit else ():
-            digest.update(
-                f"{name}={value.cpu().numpy().tobytes() if isinstance(value, Tensor) else value}".encode()
-            )
+            content = value.cpu().numpy().tobytes() if isinstance(value, Tensor) else value
+            digest.update(f"{name}={content}".encode())
         return f"{self.name}-{digest.hexdigest()[:12]}"
 
     @abstractmethod
     def score_images(self, batch: Pass) -> Tensor:
-        """(B,) scores, or (B, K) measurements, of one batch inside the pass."""
+        """Score or measure one batch inside the pass: (B,) or (B, K)."""
 
     def measured(self, batch: Outputs) -> Tensor:
-        """What the pass left in the outputs. Raises InputError when the pass ran without this detector."""
+        """Return what the pass measured: (N,) or (N, K).
+
+        Raises: InputError if the pass ran without this detector.
+        """
         if self.key not in batch.scores:
             raise InputError(
-                f"detector '{self.name}' needs images: extract(..., image_detectors=[detector]) first"
+                f"detector '{self.name}' needs images: "
+                "extract(..., image_detectors=[detector]) first"
             )
         return batch.scores[self.key]
 
@@ -213,7 +238,10 @@ class ImageDetector(Detector):
 
 
 def chunked_score(detector: Detector, outputs: Outputs) -> Tensor:
-    """Scores of all rows in bounded memory, float64, (N,). Raises InputError when an input or a score is NaN."""
+    """Score all rows in bounded memory: (N,) float64.
+
+    Raises: InputError if an input that the detector reads is not finite, or a score is NaN.
+    """
     with torch.no_grad():
         scores = (
             torch.cat([_scored(detector, chunk) for chunk in outputs.chunks()])
@@ -222,48 +250,45 @@ def chunked_score(detector: Detector, outputs: Outputs) -> Tensor:
         )
     if torch.isnan(scores).any():
         raise InputError(
-            f"detector '{detector.name}' gave NaN for {int(torch.isnan(scores).sum())} of {len(scores)} images; "
-            "are the features finite?"
+            f"detector '{detector.name}' gave NaN for {int(torch.isnan(scores).sum())} of "
+            f"{len(scores)} images; are the features finite?"
         )
     return scores
 
 
 def _scored(detector: Detector, chunk: Outputs) -> Tensor:
-    """The scores of one chunk; NaN where an input that the detector needs, or what it measured in the pass, is not finite."""
+    """Score one chunk. A row gets NaN where an array that the detector reads is not finite."""
     scores = detector.score(chunk).double().reshape(-1)
-    inputs = [
-        values
-        for part, values in (("features", chunk.features), ("logits", chunk.logits))
-        if part in detector.needs
-    ]
-    inputs += (
-        [detector.measured(chunk)]
-        if isinstance(detector, ImageDetector)
-        else list(chunk.taps)
-        if "taps" in detector.needs
-        else []
-    )
-    for values in inputs:
+    for values in _read_by(detector, chunk):
         if not torch.isfinite(values.sum()):
-            scores = scores.masked_fill(
-                ~torch.isfinite(values).reshape(len(scores), -1).all(1), float("nan")
-            )
+            finite = torch.isfinite(values).reshape(len(scores), -1).all(1)
+            scores = scores.masked_fill(~finite, float("nan"))
     return scores
+
+
+def _read_by(detector: Detector, chunk: Outputs) -> list[Tensor]:
+    """The arrays of a chunk that `detector` reads: features, logits, measurements or taps."""
+    read = [getattr(chunk, part) for part in ("features", "logits") if part in detector.needs]
+    if isinstance(detector, ImageDetector):
+        return [*read, detector.measured(chunk)]
+    return [*read, *chunk.taps] if "taps" in detector.needs else read
 
 
 def possible(
     detectors: dict[str, Detector], network: nn.Module
 ) -> tuple[dict[str, Detector], dict[str, str]]:
-    """Those that can work with the network, and why the others cannot, both by label."""
+    """Split `detectors` into those that work with this network and the reasons the others do not.
+
+    Both are dicts keyed by label.
+    """
     left_out = {}
     for label, detector in detectors.items():
         try:
             detector.check(network)
         except InputError as error:
             left_out[label] = str(error)
-    return {
-        label: detector for label, detector in detectors.items() if label not in left_out
-    }, left_out
+    kept = {label: detector for label, detector in detectors.items() if label not in left_out}
+    return kept, left_out
 
 
 def _flatten(name: str, held) -> Iterator[tuple[str, Tensor | float | int | str | None]]:
@@ -276,7 +301,7 @@ def _flatten(name: str, held) -> Iterator[tuple[str, Tensor | float | int | str 
 
 
 def size(detector: Detector) -> int:
-    """Bytes of what `fit` learned."""
+    """Count the bytes of what `fit` learned."""
     return sum(
         value.numel() * value.element_size() if isinstance(value, Tensor) else 8
         for value in detector.state().values()

@@ -1,7 +1,9 @@
-"""Gaussian densities of the features: Mahalanobis distances and their relatives. Fitted from class sums and second moments.
+"""Gaussian densities of the features: Mahalanobis distances and their relatives.
 
-All distances are Euclidean ones after whitening (one triangular factor of the covariance), in float64. A singular covariance
-(dead features, fewer images than features) is inverted on its own range, as scikit-learn's EmpiricalCovariance does.
+They are fitted from class sums and second moments. Every distance is a Euclidean distance after
+whitening with one triangular factor of the covariance, in float64. A singular covariance (dead
+features, or fewer images than features) is inverted on its own range, as scikit-learn's
+EmpiricalCovariance does.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ LARGEST = 8 << 30  # bytes that class covariances may take
 
 @register("mds", "mahalanobis")
 class Mahalanobis(Detector):
-    """Squared Mahalanobis distance to the nearest class: score = min_c (z - m_c)^T S^-1 (z - m_c), S the tied covariance.
+    """Squared Mahalanobis distance to the nearest class: score = min_c (z - m_c)^T S^-1 (z - m_c).
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer without their input perturbation and
-    regression over layers (see `mds_odin`, `mds_ensemble`). S is divided by N; pytorch-ood leaves the sum (scores N times
-    smaller, plus 1e-6 on its diagonal) and halves them.
+    S is the tied covariance: around the class means, divided by N.
+
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. Their input
+    perturbation is in `mds_odin`, their sum over layers in `mds_ensemble`. pytorch-ood does not
+    divide S by N, adds 1e-6 to its diagonal and halves the score; the order is the same.
     """
 
     needs = frozenset({"features"})
@@ -36,21 +40,20 @@ class Mahalanobis(Detector):
     def fit(self, train: Outputs) -> Mahalanobis:
         self.centre = statistics.mean(train, self.view)
         self.whitener = statistics.whitener(train, self.view, True)  # (D, r)
-        self.means = (
-            statistics.class_means(train, self.view) - self.centre
-        ) @ self.whitener  # (K, r)
+        means = statistics.class_means(train, self.view) - self.centre
+        self.means = means @ self.whitener  # (K, r)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
         return self.distances(batch).amin(1)
 
     def distances(self, batch: Outputs) -> Tensor:
-        """(N, K) squared distances to the classes."""
+        """Squared distances to the classes, (N, K)."""
         x = statistics.vectors(batch, self.view).double() - self.centre
         return statistics.squared_distances(x @ self.whitener, self.means)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """(N,) squared distance to the nearest class, with a gradient in the features."""
+        """Squared distance to the nearest class, (N,), with a gradient in the features."""
         x = (features.double() - self.centre) @ self.whitener
         nearest = self.means[statistics.squared_distances(x.detach(), self.means).argmin(1)]
         return (x - nearest).square().sum(1)
@@ -58,7 +61,9 @@ class Mahalanobis(Detector):
 
 @register("rmds")
 class RelativeMahalanobis(Mahalanobis):
-    """Mahalanobis distance relative to the background: score = min_c MD_c(z) - MD_0(z), MD_0 to one Gaussian over all classes.
+    """Mahalanobis distance relative to the background: score = min_c MD_c(z) - MD_0(z).
+
+    MD_0 is the distance to one Gaussian over all classes.
 
     Source: Ren et al., arXiv 2106.09022.
     """
@@ -77,7 +82,8 @@ class RelativeMahalanobis(Mahalanobis):
 class MahalanobisPP(Mahalanobis):
     """Mahalanobis++: the distance of `mds` between features of length 1.
 
-    Source: Mueller & Hein, ICML 2025, arXiv 2505.18032: removes the dependence on the norm that breaks `mds` on large models.
+    Source: Mueller & Hein, ICML 2025, arXiv 2505.18032. The distance no longer depends on the norm
+    of the features, which breaks `mds` on large models.
     """
 
     view: ClassVar[str] = "unit"
@@ -95,13 +101,13 @@ class RelativeMahalanobisPP(RelativeMahalanobis):
 
 @register("mds_ensemble")
 class MahalanobisEnsemble(Detector):
-    """Weighted sum of Mahalanobis distances over the stages of the network: score = sum_l a_l min_c MD_c(tap_l).
+    """Weighted sum of Mahalanobis distances over the stages: score = sum_l a_l min_c MD_c(tap_l).
 
     Args:
         weights: a_l, one per stage, earliest first; None for ones (pytorch-ood).
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888. They (and OpenOOD) fit a_l by logistic regression on OOD
-    data; without such data the plain sum is what remains.
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888. They and OpenOOD fit a_l by logistic
+    regression on OOD data. Without such data, the plain sum remains.
     """
 
     weights: tuple[float, ...] | None = None
@@ -126,24 +132,25 @@ class MahalanobisEnsemble(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         weights = self.weights or (1.0,) * len(self.means)
+        stages = zip(weights, batch.taps, self.centres, self.whiteners, self.means)
         return sum(
             weight * statistics.squared_distances((tap.double() - centre) @ whitener, means).amin(1)
-            for weight, tap, centre, whitener, means in zip(
-                weights, batch.taps, self.centres, self.whiteners, self.means
-            )
+            for weight, tap, centre, whitener, means in stages
         )
 
 
 @register("gmm")
 class GaussianMixture(Detector):
-    """Negative log-density of one Gaussian per class: score = -log sum_c (N_c / N) Normal(z; m_c, S_c + reg I).
+    """One Gaussian per class: score = -log sum_c (N_c / N) Normal(z; m_c, S_c + reg I).
+
+    It needs C x D x D numbers, in contrast to the tied covariance of `mds`.
 
     Args:
-        reg: added to the diagonal of every class covariance, in squared feature units; 1e-6 as in pytorch-ood. Raise it when
-            classes have fewer images than features.
+        reg: added to the diagonal of every class covariance, in squared feature units; 1e-6 as in
+            pytorch-ood. Raise it when classes have fewer images than features.
 
-    Source: class-conditional densities as in Mukhoti et al. (DDU), arXiv 2102.11582. OpenOOD's `gmm` fits several mixture
-    components and a regression over layers instead. Needs C x D x D numbers, in contrast to the tied covariance of `mds`.
+    Source: class-conditional densities as in Mukhoti et al. (DDU), arXiv 2102.11582. OpenOOD's
+    `gmm` instead fits several mixture components, and a regression over layers.
     """
 
     reg: float = 1e-6
@@ -154,10 +161,11 @@ class GaussianMixture(Detector):
         self._require_room(*network.fc.weight.shape)
 
     def _require_room(self, classes: int, d: int) -> None:
-        if classes * d * d * 8 > LARGEST:
+        needed = classes * d * d * 8
+        if needed > LARGEST:
             raise InputError(
-                f"gmm needs a covariance per class, {classes} x {d} x {d} numbers of 8 bytes ({classes * d * d * 8 / 1e9:.1f} GB): use mds, "
-                "whose covariance is shared"
+                f"gmm needs a covariance per class, {classes} x {d} x {d} numbers of 8 bytes "
+                f"({needed / 1e9:.1f} GB): use mds, whose covariance is shared"
             )
 
     def fit(self, train: Outputs) -> GaussianMixture:
@@ -175,18 +183,15 @@ class GaussianMixture(Detector):
         factors, failed = torch.linalg.cholesky_ex(scatter)
         if failed.any():
             raise InputError(
-                f"gmm: the covariance of class {int(present[failed > 0][0])} is not positive definite; raise reg (now {self.reg:g})"
+                f"gmm: the covariance of class {int(present[failed > 0][0])} is not positive "
+                f"definite; raise reg (now {self.reg:g})"
             )
         eye = torch.eye(d, dtype=means.dtype, device=means.device).expand_as(factors)
-        self.whiteners, self.means = (
-            torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous(),
-            means,
-        )  # (K, D, D), (K, D)
-        self.log_weight = (
-            (counts[present] / counts.sum()).log()
-            - factors.diagonal(dim1=1, dim2=2).log().sum(1)
-            - d / 2 * math.log(2 * math.pi)
-        )
+        self.means = means  # (K, D)
+        self.whiteners = torch.linalg.solve_triangular(factors, eye, upper=False).mT.contiguous()
+        share = counts[present] / counts.sum()
+        half_log_det = factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        self.log_weight = share.log() - half_log_det - d / 2 * math.log(2 * math.pi)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -199,13 +204,16 @@ class GaussianMixture(Detector):
 
 @register("ssd")
 class SSD(Detector):
-    """Mahalanobis distance to clusters of unit features, labels unused: score = min_k (u - m_k)^T S_k^-1 (u - m_k), u = z / |z|.
+    """Mahalanobis distance to the nearest cluster of unit features, without labels.
+
+    score = min_k (u - m_k)^T S_k^-1 (u - m_k), u = z / |z|.
 
     Args:
-        clusters: k-means clusters; 1 is the paper's choice for features without labels.
+        clusters: number of k-means clusters; 1 is the paper's choice for features without labels.
 
-    Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051. Their features come from contrastive training;
-    here any network's. Clusters start at far-apart images (deterministic), ten rounds of Lloyd's algorithm.
+    Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051. Their features come from
+    contrastive training; ours from any network. Our clusters start at images far from each other,
+    which is deterministic, and follow ten rounds of Lloyd's algorithm.
     """
 
     clusters: int = 1
@@ -214,10 +222,8 @@ class SSD(Detector):
 
     def fit(self, train: Outputs) -> SSD:
         if self.clusters == 1:
-            self.means, self.whiteners = (
-                [statistics.mean(train, "unit")],
-                [statistics.whitener(train, "unit", False)],
-            )
+            self.means = [statistics.mean(train, "unit")]
+            self.whiteners = [statistics.whitener(train, "unit", False)]
             return self
         centres = _far_apart(train, self.clusters)
         for _ in range(10):
@@ -234,13 +240,12 @@ class SSD(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         u = statistics.vectors(batch, "unit").double()
-        return torch.stack(
-            [((u - m) @ a).square().sum(1) for m, a in zip(self.means, self.whiteners)], 1
-        ).amin(1)
+        clusters = zip(self.means, self.whiteners)
+        return torch.stack([((u - m) @ a).square().sum(1) for m, a in clusters], 1).amin(1)
 
 
 def _far_apart(train: Outputs, clusters: int) -> Tensor:
-    """(k, D) unit features, each the one farthest from those before it, starting from the first image."""
+    """Choose k unit features, (k, D): the first, then each time the farthest from those chosen."""
     first = next(statistics.known(train))
     chosen = statistics.vectors(first[:1], "unit").double()
     for _ in range(clusters - 1):
@@ -257,7 +262,10 @@ def _far_apart(train: Outputs, clusters: int) -> Tensor:
 def _assign(
     train: Outputs, centres: Tensor, second: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Counts (k,), sums (k, D) and, if asked for, second moments (k, D, D) of the unit features nearest to each centre."""
+    """Count and sum the unit features nearest to each centre.
+
+    Returns counts (k,), sums (k, D) and, if asked for, the sums of x x^T (k, D, D).
+    """
     counts, sums = centres.new_zeros(len(centres)), torch.zeros_like(centres)
     seconds = centres.new_zeros(len(centres), *centres.shape[1:] * 2) if second else None
     for chunk in statistics.known(train):

@@ -1,19 +1,24 @@
-"""Detectors that look at the logits alone. Any of them can also stand behind a feature shaping (`detector=`)."""
+"""Detectors that look at the logits alone.
+
+Any of them can also score the logits behind a feature shaping (`detector=` there).
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ood import statistics
 from ood.config import InputError
 from ood.detectors.base import Detector, register
 from ood.outputs import Outputs
 
-TEMPERATURES = (
-    0.05,
-    20.0,
-)  # bounds of a fitted temperature: a training set without errors has no finite optimum
+# bounds of a fitted temperature: a training set without errors has no finite optimum
+TEMPERATURES = (0.05, 20.0)
+TRANSLATION = 10000.0  # OpenMax: libMR adds it to the distances before the fit
 
 
 @register("msp")
@@ -60,7 +65,7 @@ class Energy(Detector):
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """-T logsumexp(z / T), (N,): larger = OOD."""
+    """Return the free energy -T logsumexp(z / T), (N,): larger = OOD."""
     return -temperature * (logits / temperature).logsumexp(1)
 
 
@@ -69,9 +74,11 @@ class WeightedEnergy(Detector):
     """Energy with a weight per class: score = -log sum_c relu(w_c) exp(z_c).
 
     Args:
-        weights: C numbers, the layer that VOS trains with its regulariser; None for ones, which is the energy itself.
+        weights: C numbers, the layer that VOS trains with its regulariser. None for ones, which
+            gives the plain energy.
 
-    Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197. Taken through logsumexp, so that large logits do not overflow.
+    Source: Du et al. (VOS), ICLR 2022, arXiv 2202.01197. We compute it by logsumexp, so large
+    logits do not overflow.
     """
 
     weights: tuple[float, ...] | None = None
@@ -89,27 +96,25 @@ class WeightedEnergy(Detector):
 
 @register("temp_scaling", "temperature_scaling")
 class TemperatureScaling(Detector):
-    """Maximum softmax probability at the temperature that minimises the negative log-likelihood of labelled ID images.
+    """Maximum softmax probability at the temperature with the least negative log-likelihood.
 
-    Source: Guo et al., ICML 2017, arXiv 1706.04599. They fit on a validation set; here it is the training set, which asks for
-    a lower temperature: pass validation outputs to `fit` to do as they did. The problem is convex in 1/T: Newton steps in
-    chunks reach the optimum (an LBFGS with a fixed number of small steps does not), bounded to T in [0.05, 20].
+    `fit` looks for T in [0.05, 20]. The problem is convex in 1/T, and Newton steps reach the
+    optimum. An LBFGS with a fixed number of small steps does not.
+
+    Source: Guo et al., ICML 2017, arXiv 1706.04599. They fit T on a validation set. The training
+    set, used here, asks for a lower T. Give `fit` validation outputs to do as they did.
     """
 
     requires_fit = True
 
     def fit(self, train: Outputs) -> TemperatureScaling:
+        sharpest, flattest = 1 / TEMPERATURES[0], 1 / TEMPERATURES[1]
         sharpness = 1.0  # s = 1 / T
         for _ in range(100):
-            slope, curvature = (
-                sum(parts)
-                for parts in zip(*(_likelihood(c, sharpness) for c in statistics.known(train)))
-            )
+            chunks = [_likelihood(chunk, sharpness) for chunk in statistics.known(train)]
+            slope, curvature = (sum(parts) for parts in zip(*chunks))
             change = max(-sharpness / 2, min(sharpness, -slope / max(curvature, 1e-12)))
-            before, sharpness = (
-                sharpness,
-                min(max(sharpness + change, 1 / TEMPERATURES[1]), 1 / TEMPERATURES[0]),
-            )
+            before, sharpness = sharpness, min(max(sharpness + change, flattest), sharpest)
             if abs(sharpness - before) < 1e-9 * before:
                 break
         self.temperature = 1 / sharpness
@@ -125,16 +130,15 @@ def _likelihood(chunk: Outputs, sharpness: float) -> tuple[float, float]:
     p = (sharpness * logits).softmax(1)
     expected = (p * logits).sum(1)
     variance = (p * logits.square()).sum(1) - expected.square()
-    return (
-        expected - logits.gather(1, chunk.labels[:, None])[:, 0]
-    ).sum().item(), variance.sum().item()
+    slope = expected - logits.gather(1, chunk.labels[:, None])[:, 0]
+    return slope.sum().item(), variance.sum().item()
 
 
 @register("entropy")
 class Entropy(Detector):
-    """Entropy of the softmax: score = -sum_c p_c log p_c.
+    """Entropy of the softmax: score = -sum_c p_c log p_c, natural logarithm.
 
-    Source: Hendrycks et al. (as a score), see Macedo et al., arXiv 2006.04005; natural logarithm.
+    Source: Hendrycks et al. (as a score), see Macedo et al., arXiv 2006.04005.
     """
 
     def score(self, batch: Outputs) -> Tensor:
@@ -147,11 +151,12 @@ class GEN(Detector):
     """Generalised entropy: score = sum over the M largest p_c of p_c^gamma (1 - p_c)^gamma.
 
     Args:
-        gamma: > 0; 0.1 in the paper, which keeps it in (0, 1); OpenOOD searches 0.01 to 10.
-        top: M, how many of the largest probabilities; 100 in the paper (ImageNet); all where there are fewer classes.
+        gamma: > 0; 0.1 in the paper, which keeps it in (0, 1). OpenOOD searches 0.01 to 10.
+        top: M, how many of the largest probabilities count; 100 in the paper (ImageNet). All
+            count where there are fewer classes.
 
-    Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and
-    the authors' code. The sum is the paper's; a mean over M (pytorch-ood) orders the images equally.
+    Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and the authors'
+    code. The paper sums; pytorch-ood takes the mean over M, which orders the images equally.
     """
 
     gamma: float = 0.1
@@ -166,19 +171,21 @@ class GEN(Detector):
 
 @register("klm")
 class KLMatching(Detector):
-    """Kullback-Leibler distance to the nearest mean softmax: score = min_k KL(p || d_k), d_k the mean p of images predicted as k.
+    """Distance to the nearest mean softmax: score = min_k KL(p || d_k).
 
-    Source: Hendrycks et al., ICML 2022, arXiv 1911.11132. Fitted on the training set (they: validation). Classes
-    that are never predicted have no d_k.
+    d_k is the mean p of the training images predicted as class k. A class that is never predicted
+    has no d_k.
+
+    Source: Hendrycks et al., ICML 2022, arXiv 1911.11132. They fit on a validation set, we on the
+    training set.
     """
 
     requires_fit = True
 
     def fit(self, train: Outputs) -> KLMatching:
-        counts = torch.zeros(train.logits.shape[1], dtype=torch.float64, device=train.logits.device)
-        sums = torch.zeros(
-            len(counts), len(counts), dtype=torch.float64, device=train.logits.device
-        )
+        classes, device = train.logits.shape[1], train.logits.device
+        counts = torch.zeros(classes, dtype=torch.float64, device=device)
+        sums = torch.zeros(classes, classes, dtype=torch.float64, device=device)
         for chunk in statistics.known(train):
             predicted = chunk.logits.argmax(1)
             counts.index_add_(0, predicted, torch.ones_like(predicted, dtype=torch.float64))
@@ -194,21 +201,26 @@ class KLMatching(Detector):
 
 @register("openmax")
 class OpenMax(Detector):
-    """Probability of the unknown class after Weibull-recalibrating the top logits by their distance to the class mean.
+    """Probability of an unknown class after the top logits are recalibrated by their distances.
 
-    w_c = 1 - rank weight * Weibull_c(|z - mean_c|) for the alpha largest logits (rank weights (alpha + 1 - i) / alpha), else 1;
-    score = softmax([sum_c z_c (1 - w_c), z_c w_c])_0.
+    The distance d_c = |z - mean_c| in logit space is compared with the largest distances that
+    training images of class c have. With rank i = 1 .. alpha of a logit among the largest:
+
+    w_c = 1 - (alpha + 1 - i) / alpha * Weibull_c(d_c) for the alpha largest logits, else 1;
+    score = softmax([sum_c z_c (1 - w_c), z_1 w_1, ..., z_C w_C])_0.
 
     Args:
-        tail: how many of a class's largest distances the Weibull distribution is fitted to; 20 in the paper, 25 in pytorch-ood.
+        tail: how many of a class's largest distances the Weibull distribution is fitted to; 20 in
+            the paper, 25 in pytorch-ood.
         alpha: how many top classes are recalibrated; 10 in the paper.
-        euclid_weight: 1 for Euclidean distances, 0 for cosine, between: their weighted sum (the paper's "eucos"); 1 as in
-            pytorch-ood, 0.5 in OpenOOD.
+        euclid_weight: 1 for Euclidean distances, 0 for cosine distances; between them, their
+            weighted sum (the paper's "eucos"). 1 as in pytorch-ood; OpenOOD has 0.5.
 
-    Source: Bendale & Boult, CVPR 2016, arXiv 1511.06233, algorithms 1-2. As in the authors' libMR the distances are shifted by
-    10,000 before the two-parameter fit, which we solve by Newton steps (libMR and scipy by simplex search). Class means are
-    over labelled images (the paper: correctly classified ones), as in pytorch-ood; unlike there, a score does not
-    depend on which classes the other images of a batch are predicted as.
+    Source: Bendale & Boult, CVPR 2016, arXiv 1511.06233, algorithms 1 and 2. As in the authors'
+    libMR, 10,000 is added to the distances before the two-parameter fit. We solve the fit by
+    Newton steps; libMR and scipy use simplex search. Class means are over labelled images, as in
+    pytorch-ood; the paper takes correctly classified images. In pytorch-ood a score depends on
+    which classes the other images of a batch are predicted as; here it does not.
     """
 
     tail: int = 25
@@ -218,15 +230,12 @@ class OpenMax(Detector):
 
     def fit(self, train: Outputs) -> OpenMax:
         counts, _ = statistics.class_sums(train, "features", "label")
-        sums = torch.zeros(
-            len(counts), train.logits.shape[1], dtype=torch.float64, device=train.logits.device
-        )
+        classes, device = len(counts), train.logits.device
+        sums = torch.zeros(classes, train.logits.shape[1], dtype=torch.float64, device=device)
         for chunk in statistics.known(train):
             sums.index_add_(0, chunk.labels, chunk.logits.double())
         self.centres = sums / counts.clamp(min=1)[:, None]  # (K, C)
-        largest = torch.full(
-            (len(counts), self.tail), -torch.inf, dtype=torch.float64, device=sums.device
-        )
+        largest = torch.full((classes, self.tail), -torch.inf, dtype=torch.float64, device=device)
         for chunk in statistics.known(train):
             distance = self.distances(chunk.logits.double()).gather(1, chunk.labels[:, None])[:, 0]
             for label in chunk.labels.unique():
@@ -234,54 +243,46 @@ class OpenMax(Detector):
                 largest[label] = both.topk(self.tail).values
         fitted = [_weibull(row[row > -torch.inf]) for row in largest]
         self.shape, self.scale, self.least = (
-            torch.tensor(v, dtype=torch.float64, device=sums.device) for v in zip(*fitted)
+            torch.tensor(v, dtype=torch.float64, device=device) for v in zip(*fitted)
         )  # (K,)
         return self
 
     def distances(self, logits: Tensor) -> Tensor:
-        """(N, K) distances in logit space to every class mean."""
-        distance = 0.0
-        if self.euclid_weight:
-            distance = (
-                distance
-                + self.euclid_weight * statistics.squared_distances(logits, self.centres).sqrt()
-            )
-        if self.euclid_weight != 1:
-            cosine = (
-                torch.nn.functional.normalize(logits, dim=1)
-                @ torch.nn.functional.normalize(self.centres, dim=1).T
-            )
-            distance = distance + (1 - self.euclid_weight) * (1 - cosine)
+        """Distances in logit space to every class mean, (N, K)."""
+        weight, distance = self.euclid_weight, 0.0
+        if weight:
+            euclidean = statistics.squared_distances(logits, self.centres).sqrt()
+            distance = distance + weight * euclidean
+        if weight != 1:
+            cosine = normalize(logits, dim=1) @ normalize(self.centres, dim=1).T
+            distance = distance + (1 - weight) * (1 - cosine)
         return distance
 
     def score(self, batch: Outputs) -> Tensor:
         logits = batch.logits.double()
         shifted = (self.distances(logits) + TRANSLATION - self.least).clamp(min=0)
-        outside = 1 - torch.exp(
-            -(self.shape * (shifted.log() - self.scale)).exp()
-        )  # (N, K) Weibull cdf; scale in logs
+        outside = 1 - torch.exp(-(self.shape * (shifted.log() - self.scale)).exp())  # (N, K) cdf
         alpha = min(self.alpha, logits.shape[1])
         top = logits.topk(alpha, dim=1).indices
-        rank = (
-            torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
-        )  # 1, ..., 1 / alpha
+        rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
         removed = torch.zeros_like(logits).scatter(1, top, rank * outside.gather(1, top))  # 1 - w
         revised = torch.cat([(logits * removed).sum(1, keepdim=True), logits * (1 - removed)], 1)
         return revised.softmax(1)[:, 0]
 
 
-TRANSLATION = 10000.0  # libMR's shift of the distances before the fit
-
-
 def _weibull(tail: Tensor) -> tuple[float, float, float]:
-    """Maximum likelihood (shape, log scale, least distance) of distances shifted to 10,000; a point mass when all are equal."""
+    """Fit a Weibull distribution to distances, by maximum likelihood.
+
+    Returns (shape, log of the scale, least distance). The distances are first shifted so that the
+    least is 10,000. All distances equal: a point mass.
+    """
     if not len(tail):
         return 1.0, float("-inf"), 0.0  # a class without images: everything is outside
     least = tail.amin()
-    log_y = torch.log1p((tail - least) / TRANSLATION)  # log(y / 10000), tiny numbers kept exactly
+    log_y = torch.log1p((tail - least) / TRANSLATION)  # log(y / 10000), exact for tiny numbers
     spread = log_y.std(correction=0).item()
     if len(tail) < 2 or spread < 1e-15:
-        return 1e9, float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))), least.item()
+        return 1e9, math.log(TRANSLATION), least.item()
     shape, u = 1.0, log_y / spread  # solve for k * spread
     for _ in range(100):  # sum w u / sum w - 1 / k - mean u = 0, w = exp(k u)
         weight = (shape * (u - u.amax())).exp()
@@ -292,22 +293,20 @@ def _weibull(tail: Tensor) -> tuple[float, float, float]:
         if abs(step) < 1e-12 * shape:
             break
     scale = u.amax().item() + ((shape * (u - u.amax())).exp().mean().log().item()) / shape
-    return (
-        shape / spread,
-        scale * spread + float(torch.log(torch.tensor(TRANSLATION, dtype=torch.float64))),
-        least.item(),
-    )
+    return shape / spread, scale * spread + math.log(TRANSLATION), least.item()
 
 
 @register("mcm")
 class MCM(Detector):
     """Maximum concept matching: score = -max_c softmax(cos(z, t_c) / T)_c.
 
-    Args:
-        temperature: T; 1 in the paper.
+    t_c are the rows of the last layer. For a CLIP model whose head holds the text embeddings of
+    the class names, this is the paper's zero-shot detector. For any other classifier it is the
+    cosine form of it.
 
-    t_c are the rows of the last layer: for a CLIP model whose head holds the text embeddings of the class names this is the
-    paper's zero-shot detector, for any other classifier its cosine form.
+    Args:
+        temperature: T > 0; 1 in the paper.
+
     Source: Ming et al., NeurIPS 2022, arXiv 2211.13445.
     """
 
@@ -315,6 +314,6 @@ class MCM(Detector):
     needs = frozenset({"features"})
 
     def score(self, batch: Outputs) -> Tensor:
-        text = torch.nn.functional.normalize(batch.head.weight.double(), dim=1)
-        cosine = torch.nn.functional.normalize(batch.features.double(), dim=1) @ text.T
+        text = normalize(batch.head.weight.double(), dim=1)
+        cosine = normalize(batch.features.double(), dim=1) @ text.T
         return -(cosine / self.temperature).softmax(1).amax(1)

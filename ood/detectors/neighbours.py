@@ -1,4 +1,7 @@
-"""Detectors that keep the training features (or a share of them) and look at the nearest ones, tile by tile."""
+"""Detectors that keep the training features, or a share of them, and look at the nearest ones.
+
+They work tile by tile, so that the matrix of all pairs never exists.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,18 @@ TILE = 1 << 23  # similarities held at a time
 
 @register("knn")
 class KNN(Detector):
-    """Distance to the k-th nearest training feature, all of length 1: score = |u - u_(k)|, u = z / |z|.
+    """Distance to the k-th nearest training feature: score = |u - u_(k)|, u = z / |z|.
 
     Args:
-        k: 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet in the paper (10 with a share of 1 %).
+        k: 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet in the paper (10 with a share of
+            1 %).
         normalise: False compares the features as they are.
-        fraction: share of the training set that is kept, drawn once; the paper's alpha, 1 in its main tables.
+        fraction: share of the training set that is kept, in (0, 1]; the paper's alpha, 1 in its
+            main tables. It is drawn once.
         seed: of the draw.
 
-    Source: Sun et al., ICML 2022, arXiv 2204.06507, and the authors' code (faiss; the squared distance orders equally).
+    Source: Sun et al., ICML 2022, arXiv 2204.06507, and the authors' code. Their faiss index
+    gives the squared distance, which orders the images equally.
     """
 
     k: int = 50
@@ -45,26 +51,27 @@ class KNN(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         x = statistics.vectors(batch, "unit" if self.normalise else "features").to(self.bank.dtype)
-        offset = (
-            None if self.normalise else -self.bank.square().sum(1) / 2
-        )  # largest x.y - |y|^2/2 = nearest
+        # the nearest y has the largest x.y - |y|^2 / 2
+        offset = None if self.normalise else -self.bank.square().sum(1) / 2
         nearest = kth(*top_tiled(x, self.bank, self.k, offset))
-        return (x.double() - self.bank[nearest].double()).norm(
-            dim=1
-        )  # exact, unlike sqrt(2 - 2 cos)
+        difference = x.double() - self.bank[nearest].double()  # exact, unlike sqrt(2 - 2 cos)
+        return difference.norm(dim=1)
 
 
 @register("nnguide")
 class NNGuide(Detector):
-    """Energy guided by neighbours: score = -S(z) * mean of the k largest S(z_i) cos(z, z_i), S = logsumexp of the logits.
+    """Energy guided by neighbours: score = -S(z) * mean of the k largest S(z_i) cos(z, z_i).
+
+    S = logsumexp of the logits; z_i are the training features.
 
     Args:
-        k: 10 in pytorch-ood, 100 with a share of 1 % in the paper (ImageNet).
-        fraction: share of the training set that is kept, drawn once.
+        k: 10 in pytorch-ood; 100 with a share of 1 % in the paper (ImageNet).
+        fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
         seed: of the draw.
 
-    Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code. The product takes S > 0 for granted: where all
-    logits are low S is negative and the order reverses. `fit` counts such training images (`not_positive`), ood.evaluation.diagnosis warns.
+    Source: Park, Jung & Teoh, ICCV 2023, arXiv 2309.14888, and the authors' code. The product
+    assumes S > 0. Where all logits are low, S is negative and the order reverses. `fit` counts
+    such training images (`not_positive`), and ood.evaluation.diagnosis warns.
     """
 
     k: int = 10
@@ -84,22 +91,24 @@ class NNGuide(Detector):
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        guidance = top_tiled(
-            statistics.vectors(batch, "unit").to(self.bank.dtype), self.bank, self.k
-        )[0].mean(1)
+        u = statistics.vectors(batch, "unit").to(self.bank.dtype)
+        guidance = top_tiled(u, self.bank, self.k)[0].mean(1)
         return energy(batch.logits) * guidance
 
 
 @register("relation")
 class Relation(Detector):
-    """Neural relation graph: score = -sum_i r_i^power over edges r_i = max(0, cos(z, z_i)) * <p, p_i> above a threshold.
+    """Neural relation graph: score = -sum of r_i^power over the edges r_i above a threshold.
+
+    r_i = max(0, cos(z, z_i)) * <p, p_i>, where p is the softmax and i runs over the training set.
 
     Args:
-        power: the kernel's temperature; 1 by default, 1, 2, 4, 6, 8 searched in OpenOOD.
+        power: the kernel's temperature, > 0; 1 by default. OpenOOD searches 1, 2, 4, 6, 8.
         threshold: smaller relations count as no edge; 0.03 in the authors' code.
-        fraction, seed: share of the training set that is kept, drawn once.
+        fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
+        seed: of the draw.
 
-    Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, and the authors' code. p = softmax.
+    Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, and the authors' code.
     """
 
     power: float = 1.0
@@ -116,32 +125,33 @@ class Relation(Detector):
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        u, p = (
-            statistics.vectors(batch, "unit").to(self.bank.dtype),
-            batch.logits.softmax(1).to(self.bank.dtype),
-        )
+        u = statistics.vectors(batch, "unit").to(self.bank.dtype)
+        p = batch.logits.softmax(1).to(self.bank.dtype)
         edges = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for rows, tile in tiles(len(u), len(self.bank)):
-            relation = (u[rows] @ self.bank[tile].T).clamp(min=0) * (
-                p[rows] @ self.probabilities[tile].T
-            )
-            edges[rows] += (
-                torch.where(relation > self.threshold, relation, 0).double().pow(self.power).sum(1)
-            )
+            cosine, agreement = u[rows] @ self.bank[tile].T, p[rows] @ self.probabilities[tile].T
+            relation = cosine.clamp(min=0) * agreement
+            relation = torch.where(relation > self.threshold, relation, 0).double()
+            edges[rows] += relation.pow(self.power).sum(1)
         return -edges
 
 
 @register("combood")
 class CombOOD(Mahalanobis):
-    """Nearest neighbour and Mahalanobis together: score = D log d_k(z) + MD_0(z), d_k squared to the k-th unit neighbour.
+    """Nearest neighbour and Mahalanobis together: score = D log d_k(z) + MD_0(z).
+
+    d_k is the squared distance to the k-th neighbour among features of length 1. MD_0 is the
+    squared Mahalanobis distance to one Gaussian over all classes.
 
     Args:
-        k: neighbour whose distance counts; ours: 50 as in `knn`.
-        fraction, seed: share of the training set that is kept, drawn once.
+        k: neighbour whose distance counts; ours is 50, as in `knn`.
+        fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
+        seed: of the draw.
 
-    Source: Rajasekaran et al., SDM 2024, arXiv 2602.07042: the log-density of a k-NN estimate plus that of one Gaussian. Their
-    Gaussian is over power-transformed minima and maxima of every layer; ours over the penultimate features, as they do in
-    their second variant, without the power transform. Their near-OOD numbers on ImageNet are disputed (OpenOOD #307).
+    Source: Rajasekaran et al., SDM 2024, arXiv 2602.07042, who add the log-density of a k-NN
+    estimate to the log-density of one Gaussian. Their Gaussian is over power-transformed minima
+    and maxima of every layer. Ours is over the penultimate features, as in their second variant,
+    without the power transform. Their near-OOD numbers on ImageNet are disputed (OpenOOD #307).
     """
 
     k: int = 50
@@ -157,17 +167,18 @@ class CombOOD(Mahalanobis):
         return self
 
     def score(self, batch: Outputs) -> Tensor:
-        u, x = (
-            statistics.vectors(batch, "unit").to(self.bank.dtype),
-            batch.features.double() - self.centre,
-        )
+        u = statistics.vectors(batch, "unit").to(self.bank.dtype)
+        x = batch.features.double() - self.centre
         nearest = kth(*top_tiled(u, self.bank, self.k))
         squared = (u.double() - self.bank[nearest].double()).square().sum(1).clamp(min=1e-12)
         return x.shape[1] * squared.log() + (x @ self.whitener).square().sum(1)
 
 
 def draw(train: Outputs, fraction: float, seed: int) -> tuple[list[Outputs], int]:
-    """A share of the ID training rows as chunks, without replacement, in their order; and how many rows."""
+    """Draw a share of the ID training rows without replacement, and keep their order.
+
+    Returns the rows as chunks, and how many there are.
+    """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction is {fraction}; it must lie in (0, 1]")
     total = statistics.count(train)
@@ -176,31 +187,28 @@ def draw(train: Outputs, fraction: float, seed: int) -> tuple[list[Outputs], int
     chosen[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:wanted]] = True
     parts, start = [], 0
     for chunk in statistics.known(train):
-        parts.append(
-            chunk
-            if fraction == 1
-            else chunk[
-                chosen[start : start + len(chunk)].nonzero().flatten().to(chunk.labels.device)
-            ]
-        )
+        rows = chosen[start : start + len(chunk)].nonzero().flatten().to(chunk.labels.device)
+        parts.append(chunk if fraction == 1 else chunk[rows])
         start += len(chunk)
     return parts, wanted
 
 
 def keep(train: Outputs, fraction: float, seed: int, view: str) -> Tensor:
-    """The vectors of `draw`, (M, D)."""
+    """Return the vectors of the rows that `draw` chooses, (M, D)."""
     return torch.cat([statistics.vectors(part, view) for part in draw(train, fraction, seed)[0]])
 
 
 def require(detector, available: int) -> None:
+    """Raise InputError when fewer images are kept than neighbours are asked for."""
     if detector.k > available:
         raise InputError(
-            f"{detector.name}: k = {detector.k} neighbours, but only {available} training images are kept"
+            f"{detector.name}: k = {detector.k} neighbours, but only {available} training images "
+            "are kept"
         )
 
 
 def tiles(rows: int, bank: int):
-    """Pairs of slices over rows and bank whose products hold at most TILE values."""
+    """Cut the matrix (rows, bank) into pairs of slices of at most TILE values each."""
     width = min(bank, max(1024, TILE // max(rows, 1)))
     height = max(1, TILE // width)
     return (
@@ -213,7 +221,10 @@ def tiles(rows: int, bank: int):
 def top_tiled(
     x: Tensor, bank: Tensor, k: int, offset: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k largest of x @ bank.T (+ offset), in no order: values (N, k) and indices (N, k), without the (N, M) matrix."""
+    """Find the k largest of x @ bank.T (+ offset) per row, without the (N, M) matrix.
+
+    Returns values (N, k) and indices (N, k), in no order.
+    """
     values = x.new_full((len(x), k), -torch.inf)
     indices = torch.zeros(len(x), k, dtype=torch.long, device=x.device)
     for rows, tile in tiles(len(x), len(bank)):
@@ -231,15 +242,17 @@ def top_tiled(
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, in no order. NumPy's partition is an order of magnitude faster than topk on a CPU."""
+    """Find the k largest of each row, in no order.
+
+    On a CPU, NumPy's partition is an order of magnitude faster than topk.
+    """
     if values.is_cuda:
         return values.topk(k, dim=1, sorted=False)
-    where = torch.from_numpy(
-        np.argpartition(values.numpy(), values.shape[1] - k, axis=1)[:, values.shape[1] - k :]
-    )
+    first = values.shape[1] - k
+    where = torch.from_numpy(np.argpartition(values.numpy(), first, axis=1)[:, first:])
     return values.gather(1, where), where
 
 
 def kth(values: Tensor, indices: Tensor) -> Tensor:
-    """The index that belongs to the smallest of the k largest values, (N,)."""
+    """Return the index of the smallest of the k largest values, (N,)."""
     return indices.gather(1, values.argmin(1, keepdim=True))[:, 0]

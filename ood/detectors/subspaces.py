@@ -1,4 +1,7 @@
-"""Detectors that split the features into a principal subspace and a rest. Fitted from first and second moments."""
+"""Detectors that split the features into a principal subspace and a rest.
+
+They are fitted from first and second moments.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ class Residual(Detector):
     """Norm outside the principal subspace: score = |P_rest (z - o)|, o = -pinv(W) b.
 
     Args:
-        dim: dimension of the principal subspace; None for 1000 where there are 2,048 features or more, 512 from 768 on (the
-            ViM authors' rule), else half of the features.
+        dim: dimension of the principal subspace, 1 to D - 1. None for the ViM authors' rule: 1000
+            for 2,048 features or more, 512 from 768 on, else half of the features.
 
-    Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807; alone it is their "Residual" baseline.
+    Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807, where it is the baseline "Residual".
     """
 
     dim: int | None = None
@@ -31,9 +34,9 @@ class Residual(Detector):
 
     def fit(self, train: Outputs) -> Residual:
         self.origin = statistics.origin(train)  # (D,)
-        self.rest = statistics.eigen(train, "features", "origin")[1][
-            :, principal(self.dim, len(self.origin), self.name) :
-        ].contiguous()
+        columns = statistics.eigen(train, "features", "origin")[1]
+        dim = principal(self.dim, len(self.origin), self.name)
+        self.rest = columns[:, dim:].contiguous()  # (D, D - dim)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -42,29 +45,26 @@ class Residual(Detector):
 
 @register("vim")
 class ViM(Residual):
-    """Virtual-logit matching: score = alpha |P_rest (z - o)| - logsumexp(logits), alpha = mean max logit / mean residual norm.
+    """Virtual-logit matching: score = alpha |P_rest (z - o)| - logsumexp(logits).
+
+    alpha = sum of the largest logits / sum of the residual norms, over the training set.
 
     Args:
         dim: as in `residual`.
 
-    Source: Wang et al., CVPR 2022, arXiv 2203.10807: the softmax probability of a virtual logit alpha |...|, of which
-    this is a monotone function.
+    Source: Wang et al., CVPR 2022, arXiv 2203.10807. Their score is the softmax probability of a
+    virtual logit alpha |P_rest (z - o)|; ours is a monotone function of it.
     """
 
     needs = frozenset({"features", "logits"})
 
     def fit(self, train: Outputs) -> ViM:
         super().fit(train)
-        largest, norms = (
-            sum(p).item()
-            for p in zip(
-                *(
-                    (c.logits.double().amax(1).sum(), super(ViM, self).score(c).sum())
-                    for c in statistics.known(train)
-                )
-            )
-        )
-        self.alpha = largest / max(norms, 1e-300)
+        largest_logits, residual_norms = 0.0, 0.0
+        for chunk in statistics.known(train):
+            largest_logits += chunk.logits.double().amax(1).sum().item()
+            residual_norms += super().score(chunk).sum().item()
+        self.alpha = largest_logits / max(residual_norms, 1e-300)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -72,28 +72,37 @@ class ViM(Residual):
 
 
 def principal(dim: int | None, features: int, name: str) -> int:
-    """The dimension asked for, or the default. Raises InputError when nothing would be left outside."""
+    """Return the dimension asked for, or the default.
+
+    Raises: InputError when nothing would be left outside the subspace.
+    """
     if dim is None:
         return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
     if not 0 < dim < features:
         raise InputError(
-            f"{name}: dim is {dim}, the principal subspace of {features} features must have 1 to {features - 1} dimensions"
+            f"{name}: dim is {dim}, the principal subspace of {features} features must have "
+            f"1 to {features - 1} dimensions"
         )
     return dim
 
 
 @register("neco")
 class NECO(Detector):
-    """Share of the norm inside the principal subspace: score = -|P_d x| / |x|, x the standardised features.
+    """Share of the norm inside the principal subspace: score = -|P_d x| / |x|.
+
+    x are the standardised features: each one minus its mean, divided by its deviation.
 
     Args:
-        dim: d; None for 100, or half of the features where there are fewer than 200 (the paper tunes it per network).
-        standardise: False for the raw features, which the authors advise when classes have collapsed (ViT on CIFAR).
+        dim: d, 1 to D - 1. None for 100, or for half of the features where there are fewer than
+            200. The paper tunes it per network.
+        standardise: False for the raw features. The authors advise it when classes have collapsed
+            (ViT on CIFAR).
         max_logit: multiply by the largest logit, as the authors do for every network but ResNet.
 
-    Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. For DeiT and Swin their code divides
-    the projection of standardised features by the norm of raw ones; `standardise` here holds for both. With `max_logit` the
-    largest logit has to be positive, else the order reverses: `fit` counts the training images where it is not (`not_positive`),
+    Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. For DeiT
+    and Swin their code divides the projection of standardised features by the norm of raw ones;
+    here `standardise` holds for both. With `max_logit` the largest logit has to be positive, else
+    the order reverses. `fit` counts the training images where it is not (`not_positive`), and
     ood.evaluation.diagnosis warns.
     """
 
@@ -106,25 +115,20 @@ class NECO(Detector):
     def fit(self, train: Outputs) -> NECO:
         matrix, mean = statistics.covariance(train), statistics.mean(train)
         deviation = matrix.diagonal().clamp(min=0).sqrt()
-        deviation = torch.where(
-            deviation > 1e-12 * deviation.amax(), deviation, 1.0
-        )  # a dead feature is left as it is
-        self.shift, self.scale = (
-            (mean, deviation)
-            if self.standardise
-            else (torch.zeros_like(mean), torch.ones_like(mean))
-        )
+        alive = deviation > 1e-12 * deviation.amax()  # a dead feature is left as it is
+        deviation = torch.where(alive, deviation, 1.0)
+        if not self.standardise:
+            mean, deviation = torch.zeros_like(mean), torch.ones_like(mean)
+        self.shift, self.scale = mean, deviation
         columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)[1].flip(1)
-        self.principal = columns[
-            :, : principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)
-        ].contiguous()
-        lowest = (
-            sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train))
-            if self.max_logit
-            else 0
-        )
-        self.not_positive = lowest / statistics.count(train)
+        dim = principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)
+        self.principal = columns[:, :dim].contiguous()  # (D, d)
+        self.not_positive = self._share_not_positive(train) if self.max_logit else 0.0
         return self
+
+    def _share_not_positive(self, train: Outputs) -> float:
+        lowest = sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train))
+        return lowest / statistics.count(train)
 
     def score(self, batch: Outputs) -> Tensor:
         x = (batch.features.double() - self.shift) / self.scale
@@ -137,10 +141,11 @@ class KernelPCA(Detector):
     """Reconstruction error of kernel PCA: score = |phi(u) - m - P (phi(u) - m)|, u = z / |z|.
 
     Args:
-        kernel: 'cosine', phi(u) = u (the paper's CoP), or 'cosine-gaussian', random Fourier features of u (CoRP).
-        variance: share of the variance that the kept components explain, in (0, 1]; CoP: 0.85 on CIFAR-10, 0.99 on ImageNet;
-            CoRP: 0.8 and 0.5.
-        gamma: exp(-gamma |u - v|^2) of the Gaussian kernel; 2 on CIFAR-10, 3 on ImageNet.
+        kernel: 'cosine' for phi(u) = u (the paper's CoP), or 'cosine-gaussian' for random Fourier
+            features of u (CoRP).
+        variance: share of the variance that the kept components explain, in (0, 1]. CoP: 0.85 on
+            CIFAR-10, 0.99 on ImageNet. CoRP: 0.8 and 0.5.
+        gamma: > 0, of the Gaussian kernel exp(-gamma |u - v|^2); 2 on CIFAR-10, 3 on ImageNet.
         features: number of random Fourier features; 2048 on CIFAR-10, 4096 on ImageNet.
         seed: of the random features.
 
@@ -157,42 +162,41 @@ class KernelPCA(Detector):
 
     def fit(self, train: Outputs) -> KernelPCA:
         if self.kernel == "cosine":
-            self.centre, (values, columns) = (
-                statistics.mean(train, "unit"),
-                statistics.eigen(train, "unit"),
-            )
+            self.centre = statistics.mean(train, "unit")
+            values, columns = statistics.eigen(train, "unit")
         else:
-            generator = torch.Generator().manual_seed(self.seed)
-            d, device = train.features.shape[1], train.features.device
-            self.frequency = (
-                (2 * self.gamma) ** 0.5
-                * torch.randn(d, self.features, generator=generator, dtype=torch.float64)
-            ).to(device)
-            self.phase = (
-                2 * torch.pi * torch.rand(self.features, generator=generator, dtype=torch.float64)
-            ).to(device)
-            total, second = 0.0, 0.0
-            for phi in (self.mapped(chunk) for chunk in statistics.known(train)):
-                total, second = total + phi.sum(0), second + phi.T @ phi
-            self.centre = total / statistics.count(train)
-            values, columns = torch.linalg.eigh(
-                second / statistics.count(train) - torch.outer(self.centre, self.centre)
-            )
-            values, columns = values.flip(0).clamp(min=0), columns.flip(1)
+            self._draw(train)
+            values, columns = self._eigen_of_mapped(train)
         explained = values.cumsum(0) / values.sum().clamp(min=1e-300)
-        self.kept = columns[
-            :, : min(int((explained < self.variance).sum()) + 1, len(values))
-        ].contiguous()  # (M, q)
+        count = min(int((explained < self.variance).sum()) + 1, len(values))
+        self.kept = columns[:, :count].contiguous()  # (M, q)
         return self
 
+    def _draw(self, train: Outputs) -> None:
+        """Draw the random features: frequencies (D, M) and phases (M,)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        d, device = train.features.shape[1], train.features.device
+        normal = torch.randn(d, self.features, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(self.features, generator=generator, dtype=torch.float64)
+        self.frequency = ((2 * self.gamma) ** 0.5 * normal).to(device)
+        self.phase = (2 * torch.pi * uniform).to(device)
+
+    def _eigen_of_mapped(self, train: Outputs) -> tuple[Tensor, Tensor]:
+        """Set m, and return eigenvalues (descending) and eigenvectors of the covariance of phi."""
+        total, second = 0.0, 0.0
+        for phi in (self.mapped(chunk) for chunk in statistics.known(train)):
+            total, second = total + phi.sum(0), second + phi.T @ phi
+        self.centre = total / statistics.count(train)
+        matrix = second / statistics.count(train) - torch.outer(self.centre, self.centre)
+        values, columns = torch.linalg.eigh(matrix)
+        return values.flip(0).clamp(min=0), columns.flip(1)
+
     def mapped(self, batch: Outputs) -> Tensor:
-        """phi, (N, M)."""
+        """phi(u), (N, M)."""
         u = statistics.vectors(batch, "unit").double()
-        return (
-            u
-            if self.kernel == "cosine"
-            else (2 / self.features) ** 0.5 * torch.cos(u @ self.frequency + self.phase)
-        )
+        if self.kernel == "cosine":
+            return u
+        return (2 / self.features) ** 0.5 * torch.cos(u @ self.frequency + self.phase)
 
     def score(self, batch: Outputs) -> Tensor:
         phi = self.mapped(batch) - self.centre
@@ -203,15 +207,18 @@ class KernelPCA(Detector):
 class PNML(Detector):
     """Regret of the predictive normalised maximum likelihood learner of the last layer.
 
-    u = z / |z|, g = u^T G u, x = g / (1 + g), G the pseudo-inverse of the sum of u_i u_i^T over the training set;
+    u = z / |z|, g = u^T G u, x = g / (1 + g), where G is the pseudo-inverse of the sum of
+    u_i u_i^T over the training set;
     score = log sum_c p_c / (p_c + p_c^x (1 - p_c)) / log C.
 
     Args:
-        logits: what p is the softmax of: 'normalised', the head at u (the authors' released code), or 'network', its own logits.
+        logits: what p is the softmax of. 'normalised' is the head at u (the authors' released
+            code), 'network' the network's own logits.
         eps: p is clamped to [eps, 1 - eps]; 1e-12 as in pytorch-ood.
 
-    Source: Bibas, Feder & Hassner, NeurIPS 2021, arXiv 2110.09246, eq. 20, and the authors' code (which also weighs the part of
-    u outside the training span; it is empty as soon as there are more images than features).
+    Source: Bibas, Feder & Hassner, NeurIPS 2021, arXiv 2110.09246, eq. 20, and the authors' code.
+    Their code also weighs the part of u outside the training span. That part is empty as soon as
+    there are more images than features.
     """
 
     logits: Literal["normalised", "network"] = "normalised"
@@ -226,12 +233,9 @@ class PNML(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         u = statistics.vectors(batch, "unit")
-        p = (
-            (batch.head(u) if self.logits == "normalised" else batch.logits)
-            .double()
-            .softmax(1)
-            .clamp(self.eps, 1 - self.eps)
-        )
-        projected = ((u.double() @ self.inverse) * u.double()).sum(1, keepdim=True).clamp(min=0)
+        logits = batch.head(u) if self.logits == "normalised" else batch.logits
+        p = logits.double().softmax(1).clamp(self.eps, 1 - self.eps)
+        u = u.double()
+        projected = ((u @ self.inverse) * u).sum(1, keepdim=True).clamp(min=0)
         regret = (p / (p + (1 - p) * p.pow(projected / (1 + projected)))).sum(1).log()
-        return regret / max(torch.log(torch.tensor(float(p.shape[1]))).item(), 1e-300)
+        return regret / max(torch.tensor(float(p.shape[1])).log().item(), 1e-300)
