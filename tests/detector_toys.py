@@ -1,4 +1,7 @@
-"""Toys for the tests of detectors: arrays around class centres, a tiny trained network and the images it knows."""
+"""Toys for the tests of detectors.
+
+They are arrays around class centres, a tiny trained network and the images it knows.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ from ood.outputs import Head, Outputs, extract
 
 
 def outputs(n, seed=0, shift=0.0, classes=6, dimension=24, rectified=True):
-    """ID-like outputs: features around class centres, rectified; `shift` moves them towards none of them."""
+    """Make ID-like outputs: rectified features around class centres.
+
+    `shift` in [0, 1] takes the centres away, so that the images belong to no class.
+    """
     generator = torch.Generator().manual_seed(seed)
     if classes <= 6:
         centres = (
@@ -33,7 +39,10 @@ def outputs(n, seed=0, shift=0.0, classes=6, dimension=24, rectified=True):
 
 
 class Gratings(nn.Module):
-    """Two convolutions, dropout, a linear layer: the smallest classifier that answers features, feature_maps, embed and fc."""
+    """The smallest classifier with features, feature_maps, embed and fc.
+
+    It has two convolutions, dropout and a linear layer.
+    """
 
     def __init__(self):
         super().__init__()
@@ -101,7 +110,10 @@ def network():
 
 @pytest.fixture(scope="module")
 def passed(network):
-    """passed(detector, images, batch_size): the detector fitted on gratings and the outputs of those images, with its measurements."""
+    """passed(detector, images, batch_size): fit the detector on gratings and pass the images.
+
+    Returns the outputs of the images with the detector's measurements.
+    """
     training, preprocess = gratings(150, 0), Preprocess((0.5,), (0.25,))
 
     def run(detector, images, batch_size=50, fitted=True):

@@ -1,4 +1,7 @@
-"""Every registered detector: the contract and the properties that all must have. Formulas are in test_detectors_formulas.py."""
+"""Every registered detector: the contract and the properties that all must have.
+
+Formulas are in test_detectors_formulas.py.
+"""
 
 import copy
 import dataclasses
@@ -116,7 +119,8 @@ NO_RANKING = {
 }
 
 
-# cheaper, or fit for so few features: nac's default steepness saturates, and 80 to 85 % of 16 features are two choices
+# settings that are cheaper or that suit few features: nac's default steepness saturates, and
+# 80 to 85 % of 16 features leave two choices
 SMALL = {
     "adascale_a": {"lower": 10.0, "upper": 90.0},
     "adascale_l": {"lower": 10.0, "upper": 90.0},
@@ -350,7 +354,7 @@ def test_image_detectors_with_one_two_and_a_thousand_classes(name, classes):
 
 
 def test_what_cannot_work_with_a_network_is_said_before_the_pass():
-    """1,000 classes of 2,048 features would take 33.6 GB; no dropout; and `all` leaves out just these."""
+    """gmm would take 33.6 GB for 1,000 classes; there is no dropout: `all` leaves out these two."""
     network, passes = torch.nn.Module(), []
     network.fc = torch.nn.Linear(2048, 1000)
     network.features = lambda x: passes.append(1)
@@ -406,7 +410,10 @@ def test_dropout_is_recognised_wherever_its_rate_is_kept():
     ],
 )
 def test_images_whose_logit_score_is_not_positive_are_counted(name, field, train):
-    """The authors' formulas multiply with it or divide by it: lower all biases and they rank the other way round."""
+    """The authors' formulas multiply or divide by the logit score.
+
+    With all biases lowered they rank the other way round.
+    """
     shifts = {0.0: 0.0, -30.0: 1.0, -float(train.logits.amax(1).median()): 0.5}
     for shift, share in shifts.items():
         if share == 0.5 and field.get("detector") != "maxlogit" and name != "neco":
@@ -515,7 +522,8 @@ def test_statistics_are_shared(train, monkeypatch):
     for name in ("mds", "rmds", "vim", "residual", "nci", "fdbd", "neco", "dice", "she"):
         made(name).fit(fresh)
     assert len(seen) < 16, (
-        "one pass for the mean, one for the second moment, one per kind of class mean (and two looks at the width)"
+        "one pass for the mean, one for the second moment, one per kind of class mean "
+        "(and two looks at the width)"
     )
 
 

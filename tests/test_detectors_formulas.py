@@ -1,4 +1,7 @@
-"""Detectors against pytorch-ood on the same arrays, and against explicit loops over one image and one class at a time."""
+"""Detectors against pytorch-ood on the same arrays, and against explicit loops.
+
+The loops take one image and one class at a time.
+"""
 
 import dataclasses
 import math
@@ -118,7 +121,10 @@ def test_temperature_reaches_the_optimum_that_pytorch_ood_stops_short_of(arrays)
 
 @pytest.mark.parametrize("weight", [1.0, 0.3, 0.0])
 def test_openmax_equals_pytorch_ood_where_a_batch_holds_every_class(weight, arrays):
-    """There the distance to a class counts only if some image of the batch is predicted as it; ours does not look at the batch."""
+    """pytorch-ood counts a class only if some image of the batch is predicted as it.
+
+    Ours does not look at the batch.
+    """
     train, test = arrays
     assert len(test.logits.argmax(1).unique()) == 6
     theirs = peer.OpenMax(None, tailsize=20, alpha=4, euclid_weight=weight).fit_logits(
@@ -232,7 +238,10 @@ def test_shaping_equals_pytorch_ood_on_1x1_maps(name, ours, theirs, arrays):
 
 
 def test_vra_of_the_paper_zeroes_below(arrays):
-    """Both libraries clip to [low, high]; the paper suppresses what lies below, and VRA+ lifts what lies between."""
+    """The paper sets to zero what lies below, and VRA+ lifts what lies between.
+
+    Both libraries clip to [low, high].
+    """
     train, test = arrays
     low, high = np.quantile(train.features.double(), (0.5, 0.9))
     for i, found in enumerate(score("vra", arrays, lower=50.0, upper=90.0, gamma=0.3)):
@@ -748,7 +757,10 @@ def test_nac_stages_equals_nac_on_the_last_stage(network, passed):
 
 
 def test_measurements_serve_other_hyperparameters_without_a_pass(network):
-    """What a search varies (percentiles, weights, the score behind a shaping) does not enter the name of the measurements."""
+    """The name of the measurements leaves out what a search varies.
+
+    That is percentiles, weights and the score behind a shaping.
+    """
     for name, changed in (
         ("adascale_a", {"lower": 60.0, "weight": 3.0, "detector": "msp"}),
         ("rankfeat", {"detector": "msp"}),

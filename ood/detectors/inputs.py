@@ -1,7 +1,12 @@
-"""Detectors that perturb the image along a gradient, or pass it several times: they run inside the pass over a data set."""
+"""Detectors that perturb the image along a gradient, or pass it several times.
+
+They run inside the pass over a data set.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,16 +26,21 @@ NO_DROPOUT = "dropout: this network has no dropout (build it with dropout > 0)"
 
 @register("odin")
 class ODIN(ImageDetector):
-    """Temperature and input perturbation: x' = x - eps * sign(grad CE(z / T, argmax z)), score = -max softmax(z(x') / T).
+    """Temperature and input perturbation: score = -max softmax(z(x') / T).
+
+    x' = x - eps * sign(grad CE(z / T, argmax z)).
 
     Args:
-        temperature: T, 1000 in the paper.
-        magnitude: eps, in pixel units of [0, 1]; 0.0014 is the paper's value for CIFAR-10, 0.002 for CIFAR-100.
-        unit: 'pixel' divides the step by the normalisation's std, so that eps is a step in raw pixels (the authors' code);
-            'normalised' adds it to the normalised image as it is (the copy in the DICE authors' repository).
+        temperature: T > 0; 1000 in the paper.
+        magnitude: eps >= 0, in pixel units of [0, 1]; 0.0014 is the paper's value for CIFAR-10,
+            0.002 for CIFAR-100. 0 leaves the perturbation out.
+        unit: 'pixel' divides the step by the normalisation's std, so that eps is a step in raw
+            pixels (the authors' code). 'normalised' takes the step on the normalised image as it
+            is (the copy in the DICE authors' repository).
 
-    Source: Liang, Li & Srikant, ICLR 2018, arXiv 1706.02690, and the authors' code: a zero gradient counts as +1, the
-    perturbed image is not clipped, softmax in float64 because scores lie close together at T = 1000.
+    Source: Liang, Li & Srikant, ICLR 2018, arXiv 1706.02690, and the authors' code. As there, a
+    zero gradient counts as +1 and the perturbed image is not clipped. Our softmax is in float64,
+    because scores lie close together at T = 1000.
     """
 
     temperature: float = 1000.0
@@ -50,7 +60,10 @@ class ODIN(ImageDetector):
 
 
 def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ...]) -> Tensor:
-    """images - magnitude * sign(d loss / d images) / std per channel, a zero gradient counting as +1; detached, the graph is kept."""
+    """Return images - magnitude * sign(d loss / d images) / std, with std per channel.
+
+    A zero gradient counts as +1. The result is detached; the graph of the loss is kept.
+    """
     (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
     step = magnitude / torch.tensor(std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
     return (images - step * torch.where(gradient >= 0, 1.0, -1.0)).detach()
@@ -58,13 +71,17 @@ def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ..
 
 @register("mds_odin")
 class MahalanobisODIN(ImageDetector):
-    """Mahalanobis distance of the perturbed image: x' = x - eps * sign(grad MD(z(x))), score = MD(z(x')), MD as in `mds`.
+    """Mahalanobis distance of the perturbed image: score = MD(z(x')), MD as in `mds`.
+
+    x' = x - eps * sign(grad MD(z(x))).
 
     Args:
-        magnitude: eps, in pixel units of [0, 1]; 0.0014 in the authors' search, 0.002 in pytorch-ood.
+        magnitude: eps >= 0, in pixel units of [0, 1]; 0.0014 in the authors' search, 0.002 in
+            pytorch-ood. 0 leaves the perturbation out.
         unit: see `odin`.
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. A zero gradient counts as +1, as in their code.
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. A zero gradient
+    counts as +1, as in their code.
     """
 
     magnitude: float = 0.0014
@@ -83,27 +100,25 @@ class MahalanobisODIN(ImageDetector):
         self.gaussian.to(batch.features.device)
         distance = self.gaussian.nearest(batch.features)
         if self.magnitude:
-            loss, std = (
-                distance.sum(),
-                batch.std if self.unit == "pixel" else (1.0,) * len(batch.std),
-            )
+            std = batch.std if self.unit == "pixel" else (1.0,) * len(batch.std)
+            moved = perturb(batch.images, distance.sum(), self.magnitude, std)
             with torch.no_grad():
-                moved = perturb(batch.images, loss, self.magnitude, std)
                 distance = self.gaussian.nearest(batch.network.features(moved))
         return distance
 
 
 @register("dropout", "mc_dropout")
 class MonteCarloDropout(ImageDetector):
-    """Softmax over several passes with dropout on: score = mean over classes of its variance, or -max of its mean.
+    """Softmax p over several passes with dropout: score = mean_c of the variance of p_c.
 
     Args:
-        samples: passes; 30 as in pytorch-ood.
-        mode: 'var', variance over the passes, averaged over classes, or 'mean', maximum of the mean softmax.
+        samples: number of passes; 30 as in pytorch-ood.
+        mode: 'var' for the formula above, or 'mean' for score = -max_c of the mean of p_c.
         seed: of the dropout masks of every batch.
 
-    Source: Gal & Ghahramani, ICML 2016, arXiv 1506.02142. Batch norm stays in evaluation mode. Masks differ from image to
-    image and with the position in a batch, so that scores of single images depend on the batch size by chance.
+    Source: Gal & Ghahramani, ICML 2016, arXiv 1506.02142. Batch norm stays in evaluation mode.
+    Masks differ between the positions in a batch, so the score of an image depends on the batch
+    size by chance.
     """
 
     samples: int = 30
@@ -117,25 +132,13 @@ class MonteCarloDropout(ImageDetector):
 
     def score_images(self, batch: Pass) -> Tensor:
         devices = [batch.images.device] if batch.images.is_cuda else []
-        quiet = [
-            m
-            for m in batch.network.modules()
-            if not isinstance(m, nn.modules.batchnorm._BatchNorm) and not m.training
-        ]
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), _dropping(batch.network):
             torch.manual_seed(self.seed)
-            for module in quiet:
-                module.training = True
-            try:
-                first, total, square = batch.network(batch.images).double().softmax(1), 0.0, 0.0
-                for _ in range(
-                    self.samples
-                ):  # moments around the first pass: no cancellation, no list of passes
-                    change = batch.network(batch.images).double().softmax(1) - first
-                    total, square = total + change, square + change.square()
-            finally:
-                for module in quiet:
-                    module.training = False
+            # moments around the first pass: no cancellation, no list of passes
+            first, total, square = batch.network(batch.images).double().softmax(1), 0.0, 0.0
+            for _ in range(self.samples):
+                change = batch.network(batch.images).double().softmax(1) - first
+                total, square = total + change, square + change.square()
         if not bool(square.any()):
             raise InputError(f"{NO_DROPOUT}: all passes agree")
         if self.mode == "mean":
@@ -143,8 +146,25 @@ class MonteCarloDropout(ImageDetector):
         return ((square - total.square() / self.samples) / max(self.samples - 1, 1)).mean(1)
 
 
+@contextlib.contextmanager
+def _dropping(network: nn.Module) -> Iterator[None]:
+    """Put all modules but batch norms into training mode, and back at the end."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    quiet = [m for m in network.modules() if not isinstance(m, batch_norm) and not m.training]
+    for module in quiet:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in quiet:
+            module.training = False
+
+
 def _drops(module: nn.Module) -> bool:
-    """Whether a module has a rate above 0: nn.Dropout's p, an attribute like `dropout`, `drop_prob`, `attn_drop_rate`."""
+    """Tell whether a module has a dropout rate above 0.
+
+    A rate is nn.Dropout's p, or an attribute like `dropout`, `drop_prob` or `attn_drop_rate`.
+    """
     dropping = "drop" in type(module).__name__.lower() or type(module).__name__ == "StochasticDepth"
     return any(
         isinstance(rate, float)
@@ -156,23 +176,31 @@ def _drops(module: nn.Module) -> bool:
 
 @dataclass(eq=False)
 class AdaSCALE(Shaping, ImageDetector):
-    """What both forms share: SCALE with a percentile per image, from how much a trivial perturbation moves its strongest features.
+    """What both forms of AdaSCALE share: SCALE's ratio r, with a percentile p of its own per image.
 
-    x' = x + 0.5 sign(grad f_y) at the `share` of pixels with the smallest |grad f_y|, y = argmax f; z' = z(x');
-    Q = weight * sum of |z - z'| over the k2 % largest z + sum of max(z', 0) over the k1 % largest z; F its distribution on ID images;
-    p = lower + (1 - F(Q)) (upper - lower);  r = sum z+ / sum of the largest (100 - p) % of z+.
+    p follows from how much a trivial perturbation moves the strongest features:
+
+    x' = x + step sign(grad f_y) at the `share` of pixels with the smallest |grad f_y|,
+    y = argmax f, z' = z(x');
+    Q = weight * sum of |z - z'| over the k2 % largest z
+        + sum of max(z', 0) over the k1 % largest z;
+    p = lower + (1 - F(Q)) (upper - lower), F the distribution of Q on ID images;
+    r = sum z+ / sum of the largest (100 - p) % of z+.
 
     Args:
         detector: see `Shaping`.
-        lower, upper: percentiles (0-100) between which p lies; 80 and 85 for ResNet-50 in the authors' configuration (75, 85 by
-            default in OpenOOD, which searches all pairs of 60-99).
-        k1, k2: per cent of the features, 5 and 1 (authors); at least one feature.
+        lower: least p, a percentile (0-100); 80 for ResNet-50 in the authors' configuration. 75
+            is the default of OpenOOD, which searches all pairs of 60-99.
+        upper: largest p; 85 in both.
+        k1: per cent of the features, 5 (authors); at least one feature counts.
+        k2: the same, 1 (authors).
         weight: lambda, 10 (authors).
-        share: o, fraction of the pixels (channels counted apart) that are changed, 0.05 (authors).
-        step: of the change, in units of the normalised image, 0.5 (authors' code).
-        samples: ID images that F is kept of, evenly spread; 5000 (authors).
+        share: o, fraction of the pixels that are changed, channels counted apart; 0.05 (authors).
+        step: of the change, in units of the normalised image; 0.5 (authors' code).
+        samples: how many ID images, evenly spread, F is kept of; 5000 (authors).
 
-    Source: Regmi et al., arXiv 2503.08023, and the authors' code in OpenOOD (F from training images here, validation there).
+    Source: Regmi et al., arXiv 2503.08023, and the authors' code in OpenOOD. We take F from
+    training images, they from validation images.
     """
 
     lower: float = 80.0
@@ -189,44 +217,32 @@ class AdaSCALE(Shaping, ImageDetector):
     measured_by: ClassVar[tuple[str, ...]] = ("k1", "k2", "share", "step")
 
     def score_images(self, batch: Pass) -> Tensor:
-        """(B, 2): the sum over z' and the sum of changes that Q is made of."""
+        """The two sums that Q is made of, (B, 2): over z', and over the changes |z - z'|."""
         (gradient,) = torch.autograd.grad(
             batch.logits.amax(1).sum(), batch.images, retain_graph=True
         )
         flat = gradient.flatten(1)
-        least = (
-            flat.abs().topk(max(1, int(flat.shape[1] * self.share)), dim=1, largest=False).indices
-        )
-        change = (
-            torch.zeros_like(flat)
-            .scatter(1, least, self.step * flat.sign().gather(1, least))
-            .view_as(batch.images)
-        )
+        count = max(1, int(flat.shape[1] * self.share))
+        least = flat.abs().topk(count, dim=1, largest=False).indices
+        steps = self.step * flat.sign().gather(1, least)
+        change = torch.zeros_like(flat).scatter(1, least, steps).view_as(batch.images)
         with torch.no_grad():
-            z, moved = (
-                batch.features.detach(),
-                batch.network.features((batch.images + change).detach()).float(),
-            )
-            strongest = [
-                z.topk(max(1, int(z.shape[1] * k / 100)), dim=1).indices for k in (self.k1, self.k2)
-            ]
-            return torch.stack(
-                [
-                    moved.clamp(min=0).gather(1, strongest[0]).sum(1),
-                    (z - moved).abs().gather(1, strongest[1]).sum(1),
-                ],
-                1,
-            )
+            z = batch.features.detach()
+            moved = batch.network.features((batch.images + change).detach()).float()
+            k1, k2 = (max(1, int(z.shape[1] * k / 100)) for k in (self.k1, self.k2))
+            kept = moved.clamp(min=0).gather(1, z.topk(k1, dim=1).indices)
+            changed = (z - moved).abs().gather(1, z.topk(k2, dim=1).indices)
+            return torch.stack([kept.sum(1), changed.sum(1)], 1)
 
     def q(self, batch: Outputs) -> Tensor:
+        """Q, (N,) float64."""
         kept, changed = self.measured(batch).double().unbind(1)
         return kept + self.weight * changed
 
     def learn(self, train: Outputs) -> None:
         values = torch.cat([self.q(chunk) for chunk in statistics.known(train)]).sort().values
-        self.reference = values[
-            torch.linspace(0, len(values) - 1, min(self.samples, len(values))).round().long()
-        ]
+        spread = torch.linspace(0, len(values) - 1, min(self.samples, len(values)))
+        self.reference = values[spread.round().long()]
 
     def ratio(self, batch: Outputs) -> Tensor:
         """r, (N, 1)."""
@@ -240,7 +256,10 @@ class AdaSCALE(Shaping, ImageDetector):
 
 @register("adascale_a")
 class AdaSCALEActivations(AdaSCALE):
-    """AdaSCALE on the activations: score = energy of W (z exp(r)) + b; r and the arguments as in `AdaSCALE`."""
+    """AdaSCALE on the activations: score = energy of W (z exp(r)) + b.
+
+    r and the arguments are those of `AdaSCALE`.
+    """
 
     def logits(self, batch: Outputs) -> Tensor:
         return batch.head(batch.features * self.ratio(batch).exp())
@@ -248,7 +267,10 @@ class AdaSCALEActivations(AdaSCALE):
 
 @register("adascale_l")
 class AdaSCALELogits(AdaSCALE):
-    """AdaSCALE on the logits: score = energy of r^2 f; r and the arguments as in `AdaSCALE`."""
+    """AdaSCALE on the logits: score = energy of r^2 f.
+
+    r and the arguments are those of `AdaSCALE`.
+    """
 
     def logits(self, batch: Outputs) -> Tensor:
         return batch.logits * self.ratio(batch).square()

@@ -18,14 +18,17 @@ TINY = 1e-6  # keeps the relative deviation finite, as in the authors' code
 
 @register("rankfeat")
 class RankFeat(Shaping, ImageDetector):
-    """Removed dominant singular component: score = energy of the logits of X - s_1 u_1 v_1^T, X (C, H W) the last feature map.
+    """Removed dominant singular component: score = energy of the logits of X - s_1 u_1 v_1^T.
+
+    X (C, H W) is the last feature map. The component comes from the smaller of its two Gram
+    matrices.
 
     Args:
         detector: see `Shaping`.
 
-    Source: Song, Sebe & Wang, NeurIPS 2022, arXiv 2209.08590. On the last stage, as pytorch-ood; the paper also averages
-    the logits of the last but one, which needs the stages after it once more. v_1 comes from the smaller of the two Gram
-    matrices.
+    Source: Song, Sebe & Wang, NeurIPS 2022, arXiv 2209.08590, on the last stage, as in
+    pytorch-ood. The paper also averages in the logits of the last stage but one, which needs a
+    second run of the stages after it.
     """
 
     needs = frozenset({"images", "maps"})
@@ -37,24 +40,27 @@ class RankFeat(Shaping, ImageDetector):
         return self.scorer.requires_fit
 
     def score_images(self, batch: Pass) -> Tensor:
-        """(B, C) logits without the dominant component."""
-        return batch.network.fc(
-            batch.network.embed(remove_rank1(batch.maps[-1].detach().to(batch.features.dtype)))
-        )
+        """Logits without the dominant component, (B, C)."""
+        last = batch.maps[-1].detach().to(batch.features.dtype)
+        return batch.network.fc(batch.network.embed(remove_rank1(last)))
 
     def logits(self, batch: Outputs) -> Tensor:
         return self.measured(batch)
 
 
 def remove_rank1(maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W) minus their largest singular component as (C, H W) matrices. Raises InputError for maps that are not finite."""
+    """Remove the largest singular component of maps (B, C, H, W), seen as matrices (C, H W).
+
+    Raises: InputError for maps that are not finite.
+    """
     matrix = maps.flatten(2)  # (B, C, P)
     wide = matrix.shape[1] <= matrix.shape[2]
     gram = (matrix @ matrix.mT if wide else matrix.mT @ matrix).double()
     if not torch.isfinite(gram).all():
         bad = int((~torch.isfinite(gram).flatten(1).all(1)).sum())
         raise InputError(
-            f"rankfeat: the last feature maps of {bad} of {len(maps)} images of a batch hold NaN or infinite values"
+            f"rankfeat: the last feature maps of {bad} of {len(maps)} images of a batch "
+            "hold NaN or infinite values"
         )
     top = torch.linalg.eigh(gram)[1][:, :, -1:].to(matrix.dtype)  # (B, min(C, P), 1)
     return (matrix - (top @ (top.mT @ matrix) if wide else (matrix @ top) @ top.mT)).view_as(maps)
@@ -62,17 +68,20 @@ def remove_rank1(maps: Tensor) -> Tensor:
 
 @register("gram")
 class Gram(ImageDetector):
-    """Deviation of Gram matrices from the range seen in training: score = sum_l delta_l / E[delta_l].
+    """Deviation of Gram matrices from their range in training: score = sum_l delta_l / E[delta_l].
 
-    g_lp = row sums of F^p F^pT of stage l, to the power 1/p (signed); delta_l = sum over p and rows of how far g lies outside
-    the least and largest value of training images predicted as the same class, relative to that bound; E over a held-out tenth.
+    g_lp are the row sums of F^p F^pT of stage l, to the power 1/p (signed). delta_l is how far g
+    lies outside the range of the training images predicted as the same class. It is relative to
+    the violated bound and summed over p and rows. E is the mean over a held-out tenth of the
+    training images.
 
     Args:
         powers: p; 1 to 5 as in OpenOOD, 1 to 10 in the paper.
 
-    Source: Sastry & Oore, ICML 2020, arXiv 1912.12510, and the authors' code (row sums; E over a part of the test
-    set). Every tenth training image serves for E. Row sums are F^p (F^pT 1): no C x C matrix. The pass leaves one number
-    per channel and power for each image: the sum of channels times the powers, 4 bytes each.
+    Source: Sastry & Oore, ICML 2020, arXiv 1912.12510, and the authors' code (row sums; E over a
+    part of the test set). Here every tenth training image serves for E. Row sums are
+    F^p (F^pT 1), without a C x C matrix. The pass leaves one number of 4 bytes per image, channel
+    and power.
     """
 
     powers: tuple[int, ...] = (1, 2, 3, 4, 5)
@@ -82,10 +91,9 @@ class Gram(ImageDetector):
     measures_train: ClassVar[bool] = True
 
     def score_images(self, batch: Pass) -> Tensor:
-        """(B, P * sum of C_l), ordered by stage, then power."""
-        return torch.cat(
-            [gram_rows(m.detach().float(), p) for m in batch.maps for p in self.powers], 1
-        )
+        """Row sums g, (B, P * sum of C_l), ordered by stage, then power."""
+        rows = [gram_rows(m.detach().float(), p) for m in batch.maps for p in self.powers]
+        return torch.cat(rows, 1)
 
     def fit(self, train: Outputs) -> Gram:
         classes, width = train.logits.shape[1], self.measured(train[:1]).shape[1]
@@ -98,42 +106,35 @@ class Gram(ImageDetector):
             tenth = torch.arange(start, start + len(chunk), device=device) % 10 == 9
             start += len(chunk)
             held.append(chunk[tenth.nonzero().flatten()])
-            g, index = (
-                self.measured(chunk)[~tenth],
-                chunk.logits.argmax(1)[~tenth, None].expand(-1, width),
-            )
+            g, predicted = self.measured(chunk)[~tenth], chunk.logits.argmax(1)[~tenth]
+            index = predicted[:, None].expand(-1, width)
             self.low.scatter_reduce_(0, index, g, "amin")
             self.high.scatter_reduce_(0, index, g, "amax")
         seen = torch.isfinite(self.low[:, :1])  # a class never predicted: the overall range
         self.low = torch.where(seen, self.low, self.low.amin(0))
         self.high = torch.where(seen, self.high, self.high.amax(0))
-        sizes = [tap.shape[1] * len(self.powers) for tap in train.taps]
-        total = sum(
-            (self.deviations(part, sizes).sum(0) for part in held if len(part)),
-            torch.zeros(len(sizes), dtype=torch.float64, device=device),
-        )
+        total = torch.zeros(len(train.taps), dtype=torch.float64, device=device)
+        for part in held:
+            total = total + self.deviations(part).sum(0)
         expected = total / max(1, sum(len(part) for part in held))
         self.expected = torch.where(expected > 0, expected, 1.0)  # (L,)
         return self
 
-    def deviations(self, batch: Outputs, sizes: list[int]) -> Tensor:
+    def deviations(self, batch: Outputs) -> Tensor:
         """delta, (N, L) float64."""
         g, y = self.measured(batch).double(), batch.logits.argmax(1)
         low, high = self.low[y].double(), self.high[y].double()
-        outside = (low - g).clamp(min=0) / (low + TINY).abs() + (g - high).clamp(min=0) / (
-            high + TINY
-        ).abs()
-        return torch.stack([part.sum(1) for part in outside.split(sizes, 1)], 1)
+        below = (low - g).clamp(min=0) / (low + TINY).abs()
+        above = (g - high).clamp(min=0) / (high + TINY).abs()
+        stages = [tap.shape[1] * len(self.powers) for tap in batch.taps]
+        return torch.stack([part.sum(1) for part in (below + above).split(stages, 1)], 1)
 
     def score(self, batch: Outputs) -> Tensor:
-        return (
-            self.deviations(batch, [tap.shape[1] * len(self.powers) for tap in batch.taps])
-            / self.expected
-        ).sum(1)
+        return (self.deviations(batch) / self.expected).sum(1)
 
 
 def gram_rows(maps: Tensor, power: int) -> Tensor:
-    """Row sums of F^p F^pT, signed p-th root, (B, C); F (B, C, H W)."""
+    """Return the signed p-th root of the row sums of F^p F^pT, (B, C); F is (B, C, H W)."""
     f = maps.flatten(2).pow(power)
     rows = (f * f.sum(1, keepdim=True)).sum(2)
     return rows.sign() * rows.abs().pow(1 / power)

@@ -1,4 +1,7 @@
-"""Detectors that reshape the features or the last layer and then score the new logits, by the energy or by any logit detector."""
+"""Detectors that reshape the features or the last layer and then score the new logits.
+
+The score is the energy, or any detector of logits.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,11 @@ from ood.outputs import Outputs
 
 @dataclass(eq=False)
 class Shaping(Detector):
-    """What all of them share: score = that of `detector` on the logits of the shaped features.
+    """What all shapings share: `detector` scores the logits of the shaped features.
 
     Args:
-        detector: which logit detector scores the new logits: 'energy', 'msp', 'maxlogit', 'gen', ... or 'gen:gamma=0.5'.
+        detector: the logit detector that scores the new logits: 'energy', 'msp', 'maxlogit',
+            'gen', ..., with its own hyper-parameters as in 'gen:gamma=0.5'.
     """
 
     detector: str = "energy"
@@ -35,7 +39,8 @@ class Shaping(Detector):
         self.scorer = create(name, **values)
         if self.scorer.needs != {"logits"}:
             raise InputError(
-                f"{self.name}: detector='{self.detector}' must look at logits alone, like energy, msp, maxlogit, gen, klm"
+                f"{self.name}: detector='{self.detector}' must look at logits alone, "
+                "like energy, msp, maxlogit, gen, klm"
             )
 
     @property
@@ -49,14 +54,14 @@ class Shaping(Detector):
         return self
 
     def learn(self, train: Outputs) -> None:
-        """What the shaping itself takes from the training set."""
+        """Learn what the shaping itself needs from the training set."""
 
     def shape(self, features: Tensor) -> Tensor:
-        """The new features, (N, D)."""
+        """Return the new features, (N, D)."""
         return features
 
     def logits(self, batch: Outputs) -> Tensor:
-        """The new logits, (N, C)."""
+        """Return the new logits, (N, C)."""
         return batch.head(self.shape(batch.features))
 
     def score(self, batch: Outputs) -> Tensor:
@@ -64,17 +69,15 @@ class Shaping(Detector):
 
 
 class _WithLogits:
-    """A training set whose logits are replaced chunk by chunk, for fitting the detector behind a shaping."""
+    """A training set whose logits are replaced chunk by chunk.
+
+    The detector behind a shaping is fitted to it.
+    """
 
     def __init__(self, train: Outputs, logits: Callable[[Outputs], Tensor]):
         self.train, self.made, self.memo = train, logits, {}
-        self.features, self.logits, self.labels, self.head, self.taps = (
-            train.features,
-            train.logits,
-            train.labels,
-            train.head,
-            train.taps,
-        )
+        for part in ("features", "logits", "labels", "head", "taps"):
+            setattr(self, part, getattr(train, part))
 
     def __len__(self) -> int:
         return len(self.train)
@@ -93,10 +96,11 @@ class ReAct(Shaping):
     Args:
         detector: see `Shaping`.
         percentile: c is this percentile (0-100) of all training features; 90 in the paper.
-        threshold: c itself, in feature units; overrides `percentile` and needs no training set (1.0 for the ResNet-50 of the paper).
+        threshold: c itself, in feature units. It overrides `percentile` and needs no training set;
+            1.0 for the ResNet-50 of the paper.
 
-    Source: Sun, Guo & Li, NeurIPS 2021, arXiv 2111.12797. The authors take the percentile over about 2,000 ID validation
-    images, we over the whole training set.
+    Source: Sun, Guo & Li, NeurIPS 2021, arXiv 2111.12797. The authors take the percentile over
+    about 2,000 ID validation images, we over the whole training set.
     """
 
     percentile: float = 90.0
@@ -107,11 +111,9 @@ class ReAct(Shaping):
         return self.threshold is None
 
     def learn(self, train: Outputs) -> None:
-        self.clip = (
-            statistics.quantile(train, self.percentile / 100)
-            if self.threshold is None
-            else self.threshold
-        )
+        self.clip = self.threshold
+        if self.threshold is None:
+            self.clip = statistics.quantile(train, self.percentile / 100)
 
     def shape(self, features: Tensor) -> Tensor:
         return features.clamp(max=self.clip if self.threshold is None else self.threshold)
@@ -119,20 +121,24 @@ class ReAct(Shaping):
 
 @register("dice")
 class DICE(Shaping):
-    """Directed sparsification: score = energy of (M * W) h + b, M = 1 where the contribution W * mean(h) is above its percentile.
+    """Directed sparsification: score = energy of (M * W) h + b.
+
+    M (C, D) is 1 where the contribution W * mean(h) is above its percentile, else 0.
 
     Args:
         detector: see `Shaping`.
-        percentile: p of the contributions that is cut off, 0-100, over all C*D entries at once; the paper takes 90 for
-            CIFAR and 70 for ImageNet (and writes fractions).
-        feature_mean: .npy file with the mean training feature, (D,), as the authors publish it; else it is fitted.
-        clip: largest feature value (ReAct before DICE), in feature units; None for no clipping. The authors pair
-            percentile 10 with clip 1.0, or 15 with 1.5, on ImageNet.
-        clip_percentile: the same as a percentile (0-100) of the training features. The mean is that of the unclipped
-            features, as in the released code.
+        percentile: p, the share of contributions that is cut off, 0-100, over all C*D entries at
+            once. The paper takes 90 for CIFAR and 70 for ImageNet, and writes fractions.
+        feature_mean: .npy file with the mean training feature, (D,), as the authors publish it.
+            None fits it.
+        clip: largest feature value (ReAct before DICE), in feature units; None for no clipping.
+            The authors pair percentile 10 with clip 1.0, or 15 with 1.5, on ImageNet.
+        clip_percentile: the same as a percentile (0-100) of the training features. The mean is
+            taken over unclipped features, as in the released code.
 
-    Source: Sun & Li, ECCV 2022, arXiv 2111.09805, eq. 3-5. One matrix product with a masked weight; the released code
-    broadcasts to (B, C, D) and sums. Contributions are signed, the comparison is strict and the bias stays, as there.
+    Source: Sun & Li, ECCV 2022, arXiv 2111.09805, eq. 3-5. We use one matrix product with a masked
+    weight; the released code broadcasts to (B, C, D) and sums. As there, contributions are signed,
+    the comparison is strict and the bias stays.
     """
 
     percentile: float = 90.0
@@ -145,53 +151,58 @@ class DICE(Shaping):
         return self.feature_mean is None or self.clip_percentile is not None
 
     def learn(self, train: Outputs) -> None:
-        mean = (
-            statistics.mean(train)
-            if self.feature_mean is None
-            else read_mean(self.feature_mean, train.head.weight.shape[1])
-        )
-        self.mask, self.contribution_threshold = contribution_mask(
-            train.head.weight, mean, self.percentile
-        )  # (C, D)
+        weight = train.head.weight
+        if self.feature_mean is None:
+            mean = statistics.mean(train)
+        else:
+            mean = read_mean(self.feature_mean, weight.shape[1])
+        found = contribution_mask(weight, mean, self.percentile)
+        self.mask, self.contribution_threshold = found  # (C, D), scalar
         self.limit = self.clip
         if self.clip_percentile is not None:
             self.limit = statistics.quantile(train, self.clip_percentile / 100)
 
     def logits(self, batch: Outputs) -> Tensor:
-        features = batch.features if self.limit is None else batch.features.clamp(max=self.limit)
-        return linear(
-            features,
-            (self.mask * batch.head.weight).to(features.dtype),
-            batch.head.bias.to(features.dtype),
-        )
+        h = batch.features if self.limit is None else batch.features.clamp(max=self.limit)
+        weight = self.mask * batch.head.weight
+        return linear(h, weight.to(h.dtype), batch.head.bias.to(h.dtype))
 
 
 @register("dice_react")
 class DICEReAct(DICE):
-    """DICE on rectified activations: `dice` with the features clipped at a percentile of the training features.
+    """DICE on rectified activations: `dice` on features clipped at a percentile.
 
     Args:
-        percentile: as in `dice`.
-        clip_percentile: 90, ReAct's value; set `clip` and make this null for a fixed value.
+        detector, percentile, feature_mean, clip: as in `dice`.
+        clip_percentile: percentile (0-100) of the training features that clips; 90 is ReAct's
+            value. For a fixed value set `clip` and make this null.
 
-    Source: Sun & Li, ECCV 2022, table 1 (DICE + ReAct); the released code offers it for ImageNet only.
+    Source: Sun & Li, ECCV 2022, table 1 (DICE + ReAct). The released code offers it for ImageNet
+    only.
     """
 
     clip_percentile: float | None = 90.0
 
 
 def contribution_mask(weight: Tensor, mean: Tensor, percentile: float) -> tuple[Tensor, float]:
-    """M (C, D) in the weight's type and the threshold: the percentile of W * mean over all entries, in float64."""
+    """Return M (C, D) in the weight's type, and the threshold.
+
+    The threshold is the percentile of W * mean over all entries, in float64.
+    """
     contribution = weight.double() * mean.double()  # (C, D), signed
     threshold = float(np.percentile(contribution.cpu().numpy(), percentile))
     return (contribution > threshold).to(weight.dtype), threshold
 
 
 def read_mean(path: str, dimension: int) -> Tensor:
-    """The mean feature from a .npy file, (D,) float64. Raises InputError when it is missing or of another length."""
+    """Read the mean feature from a .npy file, (D,) float64.
+
+    Raises: InputError when the file is missing or does not hold D finite numbers.
+    """
     if not Path(path).is_file():
         raise InputError(
-            f"no feature mean in '{path}'; give a .npy file of {dimension} numbers, or leave feature_mean out to fit it"
+            f"no feature mean in '{path}'; give a .npy file of {dimension} numbers, "
+            "or leave feature_mean out to fit it"
         )
     try:
         values = np.load(path, allow_pickle=False)
@@ -199,25 +210,29 @@ def read_mean(path: str, dimension: int) -> Tensor:
         raise InputError(f"'{path}' is not a plain .npy file: {error}") from None
     if values.shape != (dimension,) or not np.isfinite(values).all():
         raise InputError(
-            f"feature mean in '{path}' has shape {values.shape}; this network's features need ({dimension},) finite numbers"
+            f"feature mean in '{path}' has shape {values.shape}; "
+            f"this network's features need ({dimension},) finite numbers"
         )
     return torch.from_numpy(values.astype(np.float64))
 
 
 @register("ash")
 class ASH(Shaping):
-    """Activation shaping: prune the lowest activations of each image, then 's' scale, 'b' binarise or 'p' keep the rest; energy.
+    """Activation shaping: score = energy of W a(h) + b; a sets the lowest activations to zero.
 
-    With A the sum of all activations and B the sum of the kept ones: 's' multiplies the kept ones by exp(A / B), 'b' sets each of
-    them to A / (how many), 'p' leaves them.
+    Let A be the sum of all n activations of an image, B the sum of the k that are kept. A kept
+    activation becomes: 's' h exp(A / B); 'b' A / k; 'p' h.
 
     Args:
         detector: see `Shaping`.
-        variant: 's', 'b' or 'p'; 's' is the paper's best, OpenOOD implements 'b'.
-        percentile: share that is pruned, 0-100; 90 is OpenOOD's default, 65-95 the usual search (pytorch-ood: 65).
+        variant: 's' (scale), 'b' (binarise) or 'p' (prune only). 's' is the paper's best; OpenOOD
+            implements 'b'.
+        percentile: share that is pruned, 0-100; 90 is OpenOOD's default, 65 pytorch-ood's, 65-95
+            the usual search.
 
-    Source: Djurisic et al., ICLR 2023, arXiv 2209.09858, on the pooled penultimate features as in the authors'
-    code; pytorch-ood prunes the map before pooling. Assumes rectified features: sums of both signs are no scale.
+    Source: Djurisic et al., ICLR 2023, arXiv 2209.09858, on the pooled penultimate features, as in
+    the authors' code. pytorch-ood prunes the map before pooling. The formula assumes rectified
+    features: a sum over both signs is no scale.
     """
 
     variant: Literal["s", "b", "p"] = "s"
@@ -235,13 +250,15 @@ class ASH(Shaping):
 
 @register("scale")
 class SCALE(Shaping):
-    """Scaled activations: score = energy of W (h exp(r)) + b, r = sum h / sum of the largest (100 - percentile) % of h.
+    """Scaled activations: score = energy of W (h exp(r)) + b.
+
+    r = sum of h / sum of the largest (100 - percentile) % of h.
 
     Args:
         detector: see `Shaping`.
         percentile: share left out of the denominator, 0-100; 85 in the paper and OpenOOD.
 
-    Source: Xu et al., ICLR 2024, arXiv 2310.00227. Assumes rectified features.
+    Source: Xu et al., ICLR 2024, arXiv 2310.00227. The formula assumes rectified features.
     """
 
     percentile: float = 85.0
@@ -252,11 +269,13 @@ class SCALE(Shaping):
 
 @register("lts")
 class LTS(Shaping):
-    """Logit scaling: score = energy of S f, S = (sum h+ / sum of the largest `share` of h+)^2, h+ = max(h, 0).
+    """Logit scaling: score = energy of S f, S = (sum of h+ / sum of the largest h+)^2.
+
+    h+ = max(h, 0); the largest ones are the `share` of an image's activations.
 
     Args:
         detector: see `Shaping`.
-        share: of the activations in the denominator, in (0, 1]; 0.05 in the paper.
+        share: which part of the activations the denominator sums, in (0, 1]; 0.05 in the paper.
 
     Source: Djurisic et al., arXiv 2409.01175.
     """
@@ -264,23 +283,26 @@ class LTS(Shaping):
     share: float = 0.05
 
     def logits(self, batch: Outputs) -> Tensor:
-        return (
-            batch.head(batch.features)
-            * scaling(batch.features.clamp(min=0), 100 * (1 - self.share)).square()
-        )
+        s = scaling(batch.features.clamp(min=0), 100 * (1 - self.share)).square()
+        return batch.head(batch.features) * s
 
 
 @register("vra")
 class VRA(Shaping):
-    """Variational rectified activations: score = energy of W v(h) + b, v = 0 below a, h + gamma between, b above.
+    """Variational rectified activations: score = energy of W v(h) + b.
+
+    v(h) = 0 below a, h + gamma between a and b, and b above b.
 
     Args:
         detector: see `Shaping`.
-        lower, upper: percentiles (0-100) of the training features that give a and b; 60 and 95 are ours, within the paper's
-            search of 50-70 and 80-99.
-        gamma: added between (VRA+, 0.2-0.7 in the paper); 0 is VRA.
-        below: 'zero' as in the paper; 'clip' lifts small activations to a, as OpenOOD and pytorch-ood do.
-        per_feature: a and b of each feature by itself (pytorch-ood), not of all values together (the paper, OpenOOD).
+        lower: percentile (0-100) of the training features that gives a; 60 is ours, within the
+            paper's search of 50-70.
+        upper: percentile that gives b; 95 is ours, within the paper's search of 80-99.
+        gamma: added between a and b; 0 is VRA, 0.2-0.7 the paper's VRA+.
+        below: 'zero' as in the paper. 'clip' lifts small activations to a, as OpenOOD and
+            pytorch-ood do.
+        per_feature: take a and b of each feature by itself (pytorch-ood), not of all values
+            together (the paper, OpenOOD).
 
     Source: Xu et al., NeurIPS 2023, arXiv 2302.11716.
     """
@@ -295,73 +317,77 @@ class VRA(Shaping):
     def learn(self, train: Outputs) -> None:
         if not 0 <= self.lower <= self.upper <= 100:
             raise InputError(
-                f"vra: percentiles must rise from lower to upper within 0-100, got {self.lower} and {self.upper}"
+                "vra: percentiles must rise from lower to upper within 0-100, "
+                f"got {self.lower} and {self.upper}"
             )
         wanted = (self.lower / 100, self.upper / 100)
-        self.low, self.high = (
-            statistics.feature_quantiles(train, wanted)
-            if self.per_feature
-            else torch.tensor(statistics.quantiles(train, wanted))
-        )
+        if self.per_feature:
+            self.low, self.high = statistics.feature_quantiles(train, wanted)  # (D,) each
+        else:
+            self.low, self.high = torch.tensor(statistics.quantiles(train, wanted))
 
     def shape(self, features: Tensor) -> Tensor:
         low, high = self.low.to(features), self.high.to(features)
         floor = low if self.below == "clip" else torch.zeros_like(low)
-        return torch.where(
-            features < low, floor, torch.where(features > high, high, features + self.gamma)
-        )
+        kept = torch.where(features > high, high, features + self.gamma)
+        return torch.where(features < low, floor, kept)
 
 
 @register("ras")
 class RAS(Shaping):
-    """Ranked activation shift: score = energy of W h' + b, h' the mean sorted training feature put in the order of h.
+    """Ranked activation shift: score = energy of W h' + b.
+
+    h' is the mean sorted training feature, put into the order of h.
 
     Args:
         detector: see `Shaping`.
-        order: 'value' sorts the activations (the released code); 'magnitude' sorts and replaces |h| and keeps the signs (how we
-            read the abstract's "sorted activation magnitudes"). On rectified features they differ in exact zeros alone, which
-            'value' replaces by the lower end of the profile and 'magnitude' leaves at zero.
+        order: 'value' sorts the activations (the released code). 'magnitude' sorts and replaces
+            |h| and keeps the signs, which is how we read the abstract's "sorted activation
+            magnitudes". On rectified features they differ in exact zeros alone: 'value' replaces
+            them by the lower end of the profile, 'magnitude' leaves them at zero.
 
-    Source: Guglielmo & Masana, arXiv 2604.08572 (2026), and the authors' code (gigug/RAS). We know the paper by its abstract
-    only and cannot tell whether its algorithm is another than the released one, which is the default. Equal activations
-    are ranked in the order of the features, in the released code as its sort happens to leave them.
+    Source: Guglielmo & Masana, arXiv 2604.08572 (2026), and the authors' code (gigug/RAS), which
+    is the default. We know only the abstract of the paper, and cannot tell whether its algorithm
+    differs from the code. Ties: we rank equal activations by feature index. The released code
+    leaves their order to the sort, so it is not defined.
     """
 
     order: Literal["value", "magnitude"] = "value"
     learns = True
 
     def learn(self, train: Outputs) -> None:
-        total = sum(
-            self.ranked(chunk.features).sort(1).values.double().sum(0)
-            for chunk in statistics.known(train)
-        )
+        ordered = (self.ranked(c.features).sort(1).values for c in statistics.known(train))
+        total = sum(values.double().sum(0) for values in ordered)
         self.profile = total / statistics.count(train)  # (D,) ascending
 
     def ranked(self, features: Tensor) -> Tensor:
+        """Return what is sorted: the features or their magnitudes, (N, D)."""
         return features.abs() if self.order == "magnitude" else features
 
     def shape(self, features: Tensor) -> Tensor:
         ranks = self.ranked(features).argsort(dim=1, stable=True)
-        shifted = torch.zeros_like(features).scatter(
-            1, ranks, self.profile.to(features).expand_as(features)
-        )
+        profile = self.profile.to(features).expand_as(features)
+        shifted = torch.zeros_like(features).scatter(1, ranks, profile)
         return shifted * features.sign() if self.order == "magnitude" else shifted
 
 
 @register("optfs")
 class OptFS(Shaping):
-    """Optimal feature shaping: score = -w_y (theta(h) h), y = argmax f, theta constant on each of the bins of the activations.
+    """Optimal feature shaping: score = -w_y (theta(h) h), y = argmax f.
 
-    theta is the mean contribution w_y h (y the predicted class) that falls into a bin, scaled to length 1000: the closed form
-    that maximises the expected largest logit of ID images. Activations outside the outermost bins are set to zero.
+    theta is constant on each bin of the activations: the contribution w_y h of the training set
+    that falls into the bin, scaled to length 1000 over all bins. It is the closed form that
+    maximises the expected largest logit of ID images. Activations outside the bins become zero.
 
     Args:
-        detector: 'vanilla', the formula above: y from the network's own logits, no bias (default of the authors' code); else a
-            logit detector of the logits W (theta(h) h) + b: 'energy' is the authors' other choice, any of `Shaping` works.
-        bins: of equal width; 100 in the paper.
+        detector: 'vanilla' for the formula above, with y from the network's own logits and no bias
+            (default of the authors' code). Any detector of `Shaping` scores the logits
+            W (theta(h) h) + b instead; 'energy' is the authors' other choice.
+        bins: number of bins of equal width; 100 in the paper.
         tail: quantile (0-1) of the training features left out at either end; 0.001 in the paper.
 
-    Source: Zhao et al., ICLR 2024, arXiv 2402.00865, and the authors' code (use_ood_score, 'vanilla' or 'energy').
+    Source: Zhao et al., ICLR 2024, arXiv 2402.00865, and the authors' code (use_ood_score,
+    'vanilla' or 'energy').
     """
 
     detector: str = "vanilla"
@@ -391,14 +417,13 @@ class OptFS(Shaping):
         gain = torch.zeros(self.bins + 1, dtype=torch.float64, device=train.features.device)
         for chunk in statistics.known(train):
             contribution = chunk.head.weight[chunk.logits.argmax(1)] * chunk.features
-            gain += torch.bincount(
-                self.bin(chunk.features).flatten(), contribution.double().flatten(), self.bins + 1
-            )
+            where, what = self.bin(chunk.features).flatten(), contribution.double().flatten()
+            gain += torch.bincount(where, what, self.bins + 1)
         self.theta = 1000 * gain / gain[:-1].norm().clamp(min=1e-300)
         self.theta[-1] = 0.0  # everything outside
 
     def bin(self, features: Tensor) -> Tensor:
-        """The bin of each value; `bins` for those outside."""
+        """Return the bin of each value; its number is `bins` for values outside."""
         index = torch.floor((features.double() - self.left) / self.width)
         return torch.where((index >= 0) & (index < self.bins), index, self.bins).long()
 
@@ -407,17 +432,20 @@ class OptFS(Shaping):
 
 
 def largest(features: Tensor, percentile: float) -> torch.return_types.topk:
-    """The (100 - percentile) % largest activations of each row, at least one: n - round(n percentile / 100) of n."""
+    """Find the (100 - percentile) % largest activations of each row.
+
+    They are n - round(n percentile / 100) of n, but at least one.
+    """
     n = features.shape[1]
     return features.topk(max(1, n - int(np.round(n * percentile / 100))), dim=1, sorted=False)
 
 
 def scaling(features: Tensor, percentile: float) -> Tensor:
-    """sum h / sum of the largest (100 - percentile) % of h, (N, 1)."""
-    return features.sum(1, keepdim=True) / nonzero(
-        largest(features, percentile).values.sum(1, keepdim=True)
-    )
+    """Return sum of h / sum of the largest (100 - percentile) % of h, (N, 1)."""
+    kept = largest(features, percentile).values.sum(1, keepdim=True)
+    return features.sum(1, keepdim=True) / nonzero(kept)
 
 
 def nonzero(values: Tensor) -> Tensor:
+    """Replace exact zeros by the smallest positive number, for a division."""
     return torch.where(values == 0, torch.finfo(values.dtype).tiny, values)
