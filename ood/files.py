@@ -1,4 +1,4 @@
-"""Files written whole or not at all, values as JSON holds them, names as file names."""
+"""Files written whole or not at all, values as JSON, names as file names, tables as Markdown."""
 
 from __future__ import annotations
 
@@ -55,3 +55,20 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def markdown_table(head: list[str], body: list[list[str]], align: bool = True) -> str:
+    """Write a Markdown table, without a newline at its end.
+
+    Args:
+        head: the titles of the columns.
+        body: the cells, one list per line.
+        align: put the first column to the left and the others, which hold numbers, to the right.
+    """
+    titles, *lines = (f"| {' | '.join(map(_cell, line))} |" for line in (head, *body))
+    rule = "| :-- |" + " --: |" * (len(head) - 1) if align else "|---" * len(head) + "|"
+    return "\n".join([titles, rule, *lines])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -188,7 +188,7 @@ def main() -> None:
     files.write_text(
         out_dir / "table.md",
         "\n\n".join(
-            [*text, table["caption"], report.markdown_table(table["columns"], table["rows"])]
+            [*text, table["caption"], files.markdown_table(table["columns"], table["rows"])]
         )
         + "\n",
     )

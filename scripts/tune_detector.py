@@ -224,7 +224,7 @@ def main() -> None:
     table = as_table(results, flags.validation, len(rest), ood)
     text = (
         f"# Hyper-parameters for {experiment.id_dataset}\n\n"
-        + report.markdown_table(table["columns"], table["rows"])
+        + files.markdown_table(table["columns"], table["rows"])
         + "\n\n"
         + table["caption"]
         + "\n"

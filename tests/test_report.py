@@ -1,4 +1,4 @@
-"""Reports and figures: files parsed back, the numbers in the tables, paper beside ours, atomic writes, non-empty PNGs."""
+"""Reports and figures: files read back, numbers in tables, paper beside ours, whole PNG files."""
 
 import csv
 import dataclasses
@@ -13,14 +13,19 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from ood import files, provenance
+import ood.provenance
+from ood import files
 from ood.cli import RunError
+from ood.config import InputError
 from ood.evaluation import plots, report
 from ood.evaluation.report import COLUMNS, Report, averages, result_row
 from ood.metrics import Metrics, evaluate
 from ood.provenance import provenance
 
-HEADER = "detector,dataset,group,n_id,n_ood,fpr95,auroc,aupr_in,aupr_out,detection_error,fpr95_ood_positive"
+HEADER = (
+    "detector,dataset,group,n_id,n_ood,"
+    "fpr95,auroc,aupr_in,aupr_out,detection_error,fpr95_ood_positive"
+)
 SETS = {"svhn": "near", "lsun": "near", "isun": "far", "dtd": "far"}
 RANDOM = np.random.default_rng(3)
 
@@ -336,11 +341,11 @@ def test_provenance_names_the_gpu_of_a_described_device(monkeypatch):
 
 
 def test_no_git_no_revision(tmp_path, monkeypatch):
-    assert provenance._git_revision(tmp_path) is None
+    assert ood.provenance._git_revision(tmp_path) is None
     (tmp_path / ".git").mkdir()
-    assert provenance._git_revision(tmp_path) is None, "not a repository"
+    assert ood.provenance._git_revision(tmp_path) is None, "not a repository"
     monkeypatch.setenv("PATH", "")
-    assert provenance._git_revision(tmp_path) is None, "no git program"
+    assert ood.provenance._git_revision(tmp_path) is None, "no git program"
 
 
 def test_plain_values():
@@ -541,3 +546,28 @@ def test_figures_leave_matplotlibs_state_alone(tmp_path):
         pyplot.get_fignums() == []
         and {k: v for k, v in pyplot.rcParams.items() if v != before[k]} == {}
     )
+
+
+def test_rows_from_scores_are_in_the_order_of_the_detectors_and_name_a_nan():
+    scores = {
+        "known": {"a": RANDOM.normal(size=30), "b": RANDOM.normal(size=30)},
+        "x": {"a": RANDOM.normal(size=20), "b": RANDOM.normal(size=20)},
+        "y": {"a": RANDOM.normal(size=10), "b": RANDOM.normal(size=10)},
+    }
+    made = report.result_rows(scores, "known", {"y": "far"})
+    assert [(r["detector"], r["dataset"], r["group"], r["n_id"], r["n_ood"]) for r in made] == [
+        ("a", "x", "", 30, 20),
+        ("a", "y", "far", 30, 10),
+        ("b", "x", "", 30, 20),
+        ("b", "y", "far", 30, 10),
+    ]
+    expected = evaluate(scores["known"]["b"], scores["y"]["b"])
+    assert {m: made[3][m] for m in Metrics._fields} == expected._asdict()
+    scores["y"]["b"] = np.full(10, np.nan)
+    with pytest.raises(InputError, match="b on y: 10 of 10 are NaN"):
+        report.result_rows(scores, "known")
+
+
+def test_further_keys_of_metrics_json(rows, facts):
+    content = json.loads(Report(rows, facts, more={"jitter": 0.5, "gone": math.nan}).json())
+    assert content["jitter"] == 0.5 and content["gone"] is None and len(content["rows"]) == 8

@@ -90,7 +90,7 @@ def test_cost_inside_the_pass_is_measured_and_missing_where_the_cache_had_it(tmp
     assert (
         "| odin | 0.000 | – |" in text
         and "| gram | – | – |" in text
-        and "What odin, gram did inside the pass is included; – where it was read from the cache"
+        and "What odin, gram did inside the pass is included; – where the cache already held it"
         in text
     )
 

@@ -1,6 +1,7 @@
-"""Records of measurements: scripts write them, scripts/build_docs.py turns them into the pages of docs/.
+"""Records of measurements: scripts write them, scripts/build_docs.py turns them into docs/.
 
-A record is docs/data/<name>.json: what was run, on what, with which seeds, and tables of what came out. Nothing in docs/ is typed by hand.
+A record is docs/data/<name>.json. It says what was run, on what machine and with which seeds, and
+holds the tables that came out. Nothing in docs/results.md and docs/benchmarks.md is typed by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from pathlib import Path
 from ood import files, provenance
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
+BUILT = (
+    "Built by `python3 scripts/build_docs.py` from the records in `docs/data/`, "
+    "which the commands named below write."
+)
 PAGES = {"results": "Results", "benchmarks": "Benchmarks"}
 
 
@@ -29,22 +34,28 @@ def write(
     seconds: dict | None = None,
     folder: Path = FOLDER,
 ) -> Path:
-    """Write docs/data/<name>.json.
+    """Write docs/data/<name>.json and return its path.
 
     Args:
-        page: 'results' or 'benchmarks'; `order` sorts the sections of a page (100-199 part 1, 200-299 part 2, ...).
-        tables: [{"caption": str, "columns": [str, ...], "rows": [[str | number, ...], ...]}], as they are to be read (units in the column names).
+        page: 'results' or 'benchmarks'.
+        order: position of the section on its page (100-199 part 1, 200-299 part 2, ...).
+        title: heading of the section.
+        tables: [{"caption": str, "columns": [str, ...], "rows": [[str | number, ...], ...]}].
+            Units belong in the names of the columns.
         text: paragraphs before the tables: data, differences from the paper, what was not run.
         command: what rebuilds the record; default: the command line of this process.
+        device: what it ran on, as text.
+        seeds: of the runs.
+        seconds: {stage: seconds}.
+        folder: the folder of the pages.
     """
-    made = provenance.provenance(
-        command or " ".join(["python3", *sys.argv]), {}, None, device, {}, seconds or {}
-    )
+    command = command or " ".join(["python3", *sys.argv])
+    made = provenance.provenance(command, {}, None, device, {}, seconds or {})
     record = {
         "page": page,
         "order": order,
         "title": title,
-        "command": command or " ".join(["python3", *sys.argv]),
+        "command": command,
         "seeds": seeds,
         "text": list(text),
         "tables": tables,
@@ -56,51 +67,41 @@ def write(
 
 
 def build(folder: Path = FOLDER) -> list[Path]:
-    """Rebuild docs/results.md and docs/benchmarks.md from all records."""
-    records = [json.loads(p.read_text()) for p in sorted((folder / "data").glob("*.json"))]
+    """Rebuild docs/results.md and docs/benchmarks.md from all records; return their paths."""
+    records = [json.loads(p.read_text("utf-8")) for p in sorted((folder / "data").glob("*.json"))]
     written = []
     for page, title in PAGES.items():
         chosen = sorted((r for r in records if r["page"] == page), key=lambda r: r["order"])
-        parts = [
-            f"# {title}\n\nBuilt by `python3 scripts/build_docs.py` from the records in `docs/data/`, which the commands named below write.\n"
-        ]
-        parts += [_section(record) for record in chosen]
+        parts = [f"# {title}\n\n{BUILT}\n", *map(_section, chosen)]
         files.write_text(folder / f"{page}.md", "\n".join(parts))
         written.append(folder / f"{page}.md")
     return written
 
 
 def _section(record: dict) -> str:
+    """A record as Markdown: heading, paragraphs, tables, command and machine."""
     lines = [f"## {record['title']}", ""]
     for paragraph in record["text"]:
         lines += [paragraph, ""]
     for table in record["tables"]:
         if table.get("caption"):
             lines += [f"**{table['caption']}**", ""]
-        lines += ["| " + " | ".join(table["columns"]) + " |", "|" + "---|" * len(table["columns"])]
-        lines += [
-            "| " + " | ".join(_cell(value) for value in row) + " |" for row in table["rows"]
-        ] + [""]
+        body = [[_text(value) for value in row] for row in table["rows"]]
+        lines += [files.markdown_table(table["columns"], body, align=False), ""]
     seeds = f" Seeds: {', '.join(map(str, record['seeds']))}." if record["seeds"] else ""
     lines += [f"Command: `{record['command']}`.{seeds} {_machine(record['provenance'])}", ""]
     return "\n".join(lines)
 
 
-def _cell(value) -> str:
-    return (
-        "–"
-        if value is None
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else str(value).replace("|", "\\|")
-    )
+def _text(value) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _machine(made: dict) -> str:
-    versions = made.get("versions", {})
-    named = ", ".join(
-        f"{name} {versions[name]}"
-        for name in ("python", "torch", "torchvision", "numpy")
-        if name in versions
-    )
-    return f"Machine: {made.get('device')}; {named}; {str(made.get('time', made.get('date', '')))[:10]}."
+    """One sentence: device, versions, date."""
+    versions, shown = made.get("versions", {}), ("python", "torch", "torchvision", "numpy")
+    named = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
+    date = str(made.get("time", made.get("date", "")))[:10]
+    return f"Machine: {made.get('device')}; {named}; {date}."

@@ -1,11 +1,13 @@
-"""Result rows to files: metrics.csv, metrics.json, report.md and the table on the console. The only place that multiplies by 100.
+"""Write results: metrics.csv, metrics.json, report.md, and the table on the console.
 
-    report = Report(rows, provenance(command, config, seed, device, digests, seconds), paper=config.paper, title="DICE on CIFAR-10")
+    scores = {"cifar10": {"msp": array, ...}, "svhn": {"msp": array, ...}}
+    rows = result_rows(scores, "cifar10", groups={"svhn": "near"})
+    report = Report(rows, provenance(...), paper=config.paper, title="DICE on CIFAR-10")
     report.write(out_dir)
     print(report.console())
 
-A row is a dict with the keys COLUMNS (`result_row` makes one from `Metrics`); more keys are kept in metrics.json. Every file is written
-whole or not at all.
+A row is a dict with the keys COLUMNS. Further keys of a row are kept in metrics.json. All numbers
+are fractions; only this module multiplies by 100. Every file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ood.files import file_stem, plain, replacing, write_text
+from ood import metrics
+from ood.files import file_stem, markdown_table, plain, replacing, write_text
 from ood.metrics import Metrics
 
 COLUMNS = ("detector", "dataset", "group", "n_id", "n_ood", *Metrics._fields)
@@ -38,14 +41,33 @@ HIGHER_IS_BETTER = {"auroc", "aupr_in", "aupr_out"}
 AVERAGE = "average"
 MISSING = "–"
 LEGEND = """\
-- All numbers are percentages; `metrics.csv` holds the same as fractions at full precision. **Bold**: the best of our values in a column.
-- A score is larger for outliers; an input is accepted as in-distribution (ID) if its score is at most the threshold. Equal scores are accepted together.
-- **FPR95** (lower is better): ID is the positive class. Share of OOD inputs accepted at the first threshold that accepts at least 95 % of ID.
-- **AUROC** (higher is better): probability that an OOD input scores above an ID input, ties counted half; the same for either positive class.
-- **AUPR-In / AUPR-Out** (higher is better): average precision with ID / OOD as the positive class, from counts, so they depend on the ratio of ID to OOD images.
-- **Detection error** (lower is better): smallest mean of the two error rates, (rejected ID + accepted OOD) / 2, over all thresholds.
-- **FPR95 (OOD positive)** (lower is better): the convention of pytorch-ood and OpenOOD. Share of ID inputs flagged at the first threshold that flags at least 95 % of OOD.
+- All numbers are percentages. `metrics.csv` holds them as fractions at full precision. \
+**Bold**: the best of our values in a column.
+- A score is larger for outliers. An input is accepted as in-distribution (ID) if its score is at \
+most the threshold. Equal scores are accepted together.
+- **FPR95** (lower is better): ID is the positive class. Share of OOD inputs accepted at the first \
+threshold that accepts at least 95 % of ID.
+- **AUROC** (higher is better): probability that an OOD input scores above an ID input; a tie \
+counts one half. It is the same for either positive class.
+- **AUPR-In / AUPR-Out** (higher is better): average precision with ID / OOD as the positive \
+class. It is computed from counts, so it depends on the ratio of ID to OOD images.
+- **Detection error** (lower is better): smallest mean of the two error rates, \
+(rejected ID + accepted OOD) / 2, over all thresholds.
+- **FPR95 (OOD positive)** (lower is better): the convention of pytorch-ood and OpenOOD. Share of \
+ID inputs flagged at the first threshold that flags at least 95 % of OOD.
 - Averages are unweighted means over the OOD sets, whatever their sizes."""
+INTERVALS = (
+    "AUROC: DeLong. FPR95: bootstrap of {rounds:,} rounds in which ID and OOD images are drawn "
+    "separately. All OOD sets share the ID images, and the intervals of an average account for it. "
+    "The difference to the detector with the best average AUROC is a paired DeLong test on the "
+    "same images, not corrected for the number of detectors. Only the test images count as random, "
+    "not the training of the network. Intervals per OOD set: [metrics.json](metrics.json)."
+)
+COSTS = (
+    "These costs come on top of the forward pass, which all detectors share. The passes of a "
+    "method are included. Statistics of the training set that several detectors need are computed "
+    "once and counted for the first of them."
+)
 
 
 def result_row(
@@ -63,51 +85,95 @@ def result_row(
     }
 
 
+def result_rows(
+    scores: dict[str, dict[str, np.ndarray]], id_name: str, groups: dict[str, str] | None = None
+) -> list[dict]:
+    """Evaluate every detector on every OOD set.
+
+    Args:
+        scores: {data set: {detector: (N,)}}, larger = OOD, with the ID set under `id_name`.
+        groups: {OOD set: "near", "far" or ""}.
+
+    Returns: one row per detector and OOD set, in the order of the detectors, then of the sets.
+    Raises: InputError for a score that is NaN, with the names of detector and data set.
+    """
+    groups, rows = groups or {}, []
+    for detector, known in scores[id_name].items():
+        ordered = metrics.prepare(known, f"{detector} on {id_name}")
+        for name in scores:
+            if name == id_name:
+                continue
+            novel = metrics.prepare(scores[name][detector], f"{detector} on {name}")
+            found = metrics.evaluate(ordered, novel)
+            group = groups.get(name, "")
+            rows.append(result_row(detector, name, found, len(ordered), len(novel), group))
+    return rows
+
+
 def averages(rows: list[dict]) -> list[dict]:
-    """Unweighted means over OOD sets, per detector: one row per named group, one with group "all"; `n_sets` says over how many."""
+    """Average every detector's rows over the OOD sets, without weights.
+
+    Returns: one row per detector and named group, and one with the group "all". `n_sets` is the
+    number of sets in the mean.
+    """
     groups = [g for g in _unique(row["group"] for row in rows) if g not in ("", "all")]
     means = []
     for detector in _unique(row["detector"] for row in rows):
         own = [row for row in rows if row["detector"] == detector]
         for group in [*groups, "all"]:
             chosen = [row for row in own if group in ("all", row["group"])]
-            if chosen:
-                means.append(
-                    {
-                        "detector": detector,
-                        "dataset": AVERAGE,
-                        "group": group,
-                        "n_sets": len(chosen),
-                        **{
-                            m: math.fsum(row[m] for row in chosen) / len(chosen)
-                            for m in Metrics._fields
-                        },
-                    }
-                )
+            if not chosen:
+                continue
+            sums = {m: math.fsum(row[m] for row in chosen) for m in Metrics._fields}
+            means.append(
+                {
+                    "detector": detector,
+                    "dataset": AVERAGE,
+                    "group": group,
+                    "n_sets": len(chosen),
+                    **{m: total / len(chosen) for m, total in sums.items()},
+                }
+            )
     return means
 
 
 @dataclasses.dataclass
 class Report:
-    """One evaluation: `rows` (fractions) and where they come from."""
+    """One evaluation: its rows and where they come from.
+
+    Attributes:
+        rows: dicts with the keys COLUMNS; metrics are fractions.
+        provenance: what `ood.provenance.provenance` gives.
+        paper: {detector: {name: {metric: fraction}}}. A name is a data set, its label, "average" or
+            "average <group>".
+        source: where the paper's numbers are printed.
+        title: heading of report.md.
+        setting: {what: value}, shown below the heading.
+        accuracy: of the classifier on the ID test set, a fraction.
+        labels: {data set: how the paper prints it}.
+        datasets: every OOD set of the benchmark. The paper's averages are shown only if all of them
+            were evaluated.
+        figures: paths of images, or (path, caption).
+        notes: sentences below the tables.
+        uncertainty: what `ood.evaluation.uncertainty.summarise` gives.
+        costs: {detector: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}.
+        more: further keys of metrics.json.
+    """
 
     rows: list[dict]
     provenance: dict
-    paper: dict | None = (
-        None  # {detector: {data set, its label, "average" or "average <group>": {metric: fraction}}}
-    )
-    source: str | None = None  # where the paper's numbers stand
+    paper: dict | None = None
+    source: str | None = None
     title: str = "OOD detection"
-    setting: dict = dataclasses.field(default_factory=dict)  # {what: value}, shown first
-    accuracy: float | None = None  # of the classifier on the ID test set, a fraction
-    labels: dict = dataclasses.field(default_factory=dict)  # {data set: how the paper prints it}
-    datasets: tuple[str, ...] | None = (
-        None  # every OOD set of the benchmark; the paper's averages are shown only if all were evaluated
-    )
-    figures: tuple = ()  # paths of images, or (path, caption)
-    notes: tuple[str, ...] = ()  # sentences below the tables
-    uncertainty: dict | None = None  # what `uncertainty.summarise` gives
-    costs: dict | None = None  # {detector: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}
+    setting: dict = dataclasses.field(default_factory=dict)
+    accuracy: float | None = None
+    labels: dict = dataclasses.field(default_factory=dict)
+    datasets: tuple[str, ...] | None = None
+    figures: tuple = ()
+    notes: tuple[str, ...] = ()
+    uncertainty: dict | None = None
+    costs: dict | None = None
+    more: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not self.rows:
@@ -123,24 +189,32 @@ class Report:
             seen.add(key)
 
     def write(self, out_dir: str | Path) -> None:
-        """Write metrics.csv, metrics.json and report.md into `out_dir`. Raises RunError when the disk refuses."""
+        """Write metrics.csv, metrics.json and report.md into `out_dir`.
+
+        Raises: RunError when the disk refuses.
+        """
         write_text(Path(out_dir) / "metrics.csv", self.csv())
         write_text(Path(out_dir) / "metrics.json", self.json())
         write_text(Path(out_dir) / "report.md", self.markdown(out_dir))
 
     def csv(self) -> str:
-        """Header COLUMNS, one line per row, floats with every digit (float(text) gives the same float)."""
+        """The text of metrics.csv: header COLUMNS, one line per row.
+
+        Floats have every digit: float(text) gives the same float.
+        """
+        exact = {name: lambda value: repr(float(value)) for name in Metrics._fields}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in self.rows:
-            writer.writerow(
-                [repr(float(row[c])) if c in Metrics._fields else row[c] for c in COLUMNS]
-            )
+            writer.writerow([exact.get(name, lambda value: value)(row[name]) for name in COLUMNS])
         return text.getvalue()
 
     def json(self) -> str:
-        """rows, averages, accuracy, the paper's numbers and the provenance; nan is null."""
+        """The text of metrics.json: rows, averages, the paper's numbers, provenance.
+
+        nan and inf become null.
+        """
         content = {
             "title": self.title,
             "setting": self.setting,
@@ -152,44 +226,36 @@ class Report:
             "paper": self.paper or {},
             "source": self.source,
             "provenance": self.provenance,
+            **self.more,
         }
         return json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
 
     def console(self, width: int = 120) -> str:
-        """Aligned text: FPR95 / AUROC per detector and OOD set; for a single detector, all metrics per OOD set."""
+        """A table of aligned text.
+
+        Several detectors: FPR95 / AUROC per detector and OOD set. One detector: all metrics.
+        """
         table = _Table(self)
         head = "% (ID positive); averages are unweighted means over the OOD sets"
         if len(table.detectors) == 1:
+            name = table.detectors[0]
             lines = [["OOD set", *TITLES.values()]]
-            lines += [
-                [table.heading(c), *(table.ours(table.detectors[0], c, m) for m in TITLES)]
-                for c in table.columns
-            ]
-            return f"{table.detectors[0]}, in {head}\n" + _align(lines, width)
-        lines = [["detector", *(table.heading(c) for c in table.columns)]]
-        lines += [
-            [
-                d,
-                *(
-                    f"{table.ours(d, c, 'fpr95')} / {table.ours(d, c, 'auroc')}"
-                    for c in table.columns
-                ),
-            ]
-            for d in table.detectors
-        ]
+            for column in table.columns:
+                values = [table.ours(name, column, metric) for metric in TITLES]
+                lines.append([table.heading(column), *values])
+            return f"{name}, in {head}\n" + _align(lines, width)
+        lines = [["detector", *map(table.heading, table.columns)]]
+        for name in table.detectors:
+            pairs = [[table.ours(name, c, m) for m in ("fpr95", "auroc")] for c in table.columns]
+            lines.append([name, *(" / ".join(pair) for pair in pairs)])
         return f"FPR95 / AUROC in {head}\n" + _align(lines, width)
 
     def markdown(self, out_dir: str | Path = ".") -> str:
         """The text of report.md; links to the figures are relative to `out_dir`."""
         table = _Table(self)
-        setting = {
-            **self.setting,
-            **(
-                {}
-                if self.accuracy is None
-                else {"accuracy of the classifier": f"{_percent(self.accuracy)} %"}
-            ),
-        }
+        setting = dict(self.setting)
+        if self.accuracy is not None:
+            setting["accuracy of the classifier"] = f"{_percent(self.accuracy)} %"
         parts = [
             f"# {self.title}",
             _bullets(f"{key}: {value}" for key, value in setting.items()),
@@ -198,22 +264,18 @@ class Report:
             _data_table(self),
         ]
         for metric, better in (("fpr95", "lower is better"), ("auroc", "higher is better")):
-            shown = f"{TITLES[metric]} in %, {better}" + (
-                ", paper / ours" if table.compared(metric) else ""
-            )
-            parts += [f"## {shown}", table.markdown(metric)]
-        over = (
-            "average over the OOD sets"
-            if len(table.datasets) > 1
-            else table.heading(table.columns[0])
-        )
+            compared = ", paper / ours" if table.compared(metric) else ""
+            parts += [f"## {TITLES[metric]} in %, {better}{compared}", table.markdown(metric)]
+        several = len(table.datasets) > 1
+        over = "average over the OOD sets" if several else table.heading(table.columns[0])
         parts += [
             f"## All metrics in %, {over}",
             table.all_metrics(),
             "Per OOD set: [metrics.csv](metrics.csv).",
+            *self._uncertainty(over),
+            *self._costs(),
+            _bullets([*table.remarks(), *self.notes]),
         ]
-        parts += self._uncertainty(over) + self._costs()
-        parts += [_bullets([*table.remarks(), *self.notes])]
         if self.figures:
             parts += ["## Figures", *(_image(figure, out_dir) for figure in self.figures)]
         parts += ["## How to read the numbers", LEGEND]
@@ -222,72 +284,39 @@ class Report:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _uncertainty(self, over: str) -> list[str]:
-        """The section of intervals, and whether the best detector is better than the others by more than chance."""
+        """The section of intervals, and of the tests against the detector with the best AUROC."""
         found = self.uncertainty
         if not found:
             return []
         body = []
         for detector in _unique(row["detector"] for row in self.rows):
-            cells = [
-                f"{_percent(list(found[m][detector].values())[-1][0])} – {_percent(list(found[m][detector].values())[-1][1])}"
-                for m in ("auroc", "fpr95")
-            ]
-            versus = found["versus_best"].get(detector)
-            cells += (
-                ["best", MISSING]
-                if versus is None
-                else [
-                    f"{100 * versus['difference']:.2f} ({100 * versus['low']:.2f} to {100 * versus['high']:.2f})",
-                    "< 0.0001" if versus["p_value"] < 1e-4 else f"{versus['p_value']:.4f}",
-                ]
-            )
-            body.append([detector, *cells])
-        level = f"{100 * found['level']:g} %"
-        text = (
-            f"AUROC: DeLong; FPR95: bootstrap of {found['rounds']:,} rounds, ID and OOD images drawn separately; the ID images are shared by the OOD sets, and the "
-            "intervals of an average know it. The difference to the detector with the best average AUROC is a paired DeLong test on the same images, not "
-            "corrected for the number of detectors. Only the test images count as random, not the training of the network. Intervals per OOD set: "
-            "[metrics.json](metrics.json)."
-        )
+            ends = [list(found[m][detector].values())[-1] for m in ("auroc", "fpr95")]
+            cells = [f"{_percent(low)} – {_percent(high)}" for low, high in ends]
+            body.append([detector, *cells, *_versus(found["versus_best"].get(detector))])
+        head = ["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"]
         return [
-            f"## {level} intervals, {over}",
-            markdown_table(
-                ["detector", "AUROC", "FPR95", f"AUROC - best ({found['best']})", "p"], body
-            ),
-            text,
+            f"## {100 * found['level']:g} % intervals, {over}",
+            markdown_table(head, body),
+            INTERVALS.format(rounds=found["rounds"]),
         ]
 
     def _costs(self) -> list[str]:
+        """The section of what each detector took beyond the shared pass."""
         if not self.costs:
             return []
-        body = [
-            [
-                name,
-                *(
-                    MISSING if cost.get(key) is None else f"{cost[key]:.{digits}f}"
-                    for key, digits in (("fit_seconds", 3), ("ms_per_image", 4), ("mib", 3))
-                ),
-            ]
-            for name, cost in self.costs.items()
-        ]
-        inside = [name for name, cost in self.costs.items() if cost.get("in_pass")]
-        return [
-            "## Cost",
-            markdown_table(
-                ["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"], body
-            ),
-            "Beyond the forward pass, which all detectors share; a method's own passes are included. Statistics of the training set that several "
-            "detectors need are computed once, by the first of them."
-            + (
-                f" What {', '.join(inside)} did inside the pass is included; {MISSING} where it was read from the cache, so that nothing was measured."
-                if inside
-                else ""
-            ),
-        ]
+        head = ["detector", "fit, s", "scoring, ms / image", "fitted state, MiB"]
+        text, inside = COSTS, [name for name, cost in self.costs.items() if cost.get("in_pass")]
+        if inside:
+            text += (
+                f" What {', '.join(inside)} did inside the pass is included; "
+                f"{MISSING} where the cache already held it, so that nothing was measured."
+            )
+        body = [[name, *cost_cells(cost)] for name, cost in self.costs.items()]
+        return ["## Cost", markdown_table(head, body), text]
 
 
 class _Table:
-    """Rows as a matrix: detectors by columns, a column being (data set or "average", group)."""
+    """Rows as a matrix: detectors by columns. A column is (data set or "average", group)."""
 
     def __init__(self, report: Report):
         self.report = report
@@ -297,29 +326,25 @@ class _Table:
         groups = _unique(row["group"] for row in report.rows)
         self.columns: list[tuple[str, str]] = []
         for group in groups:
-            members = [
-                (name, group)
-                for name in _unique(row["dataset"] for row in report.rows if row["group"] == group)
-            ]
+            inside = (row["dataset"] for row in report.rows if row["group"] == group)
+            members = [(name, group) for name in _unique(inside)]
             several = len(members) > 1 and len(groups) > 1 and group not in ("", "all")
             self.columns += members + ([(AVERAGE, group)] if several else [])
         self.columns += [(AVERAGE, "all")] if len(self.datasets) > 1 else []
-        sizes = {
-            group: sum(1 for name, g in self.columns if name != AVERAGE and group in ("all", g))
-            for group in [*groups, "all"]
-        }
+        single = [group for name, group in self.columns if name != AVERAGE]
+        sizes = {group: single.count(group) for group in groups} | {"all": len(single)}
         for row in averages(report.rows):
-            if (
-                row["n_sets"] == sizes[row["group"]]
-            ):  # a mean over fewer sets than its neighbours' is not comparable
+            # A mean over fewer sets than those of its neighbours cannot be compared with them.
+            if row["n_sets"] == sizes[row["group"]]:
                 self.cells[row["detector"], AVERAGE, row["group"]] = row
-        # The paper's mean is over its own list of sets. Without a list, the sets for which it gives single numbers are that list.
+        # The paper's mean is over its own list of sets. Where no list is given, the sets for which
+        # the paper gives single numbers are that list.
         names = set(self.datasets) | {report.labels.get(name) for name in self.datasets}
         wanted = report.datasets or _unique(
-            n
+            name
             for numbers in (report.paper or {}).values()
-            for n in numbers
-            if not n.startswith(AVERAGE)
+            for name in numbers
+            if not name.startswith(AVERAGE)
         )
         self.not_evaluated = [name for name in wanted if name not in names]
 
@@ -337,20 +362,18 @@ class _Table:
         return _percent(self.value(detector, column, metric))
 
     def theirs(self, detector: str, column: tuple[str, str], metric: str) -> float | None:
-        """The paper's number, if it has one that may stand beside ours."""
+        """The paper's number, or None if it has none that may stand beside ours."""
         if column[0] == AVERAGE and self.not_evaluated:
             return None
         numbers = (self.report.paper or {}).get(detector, {})
-        return (
-            numbers.get(column[0] if column[0] != AVERAGE else self.heading(column))
-            or numbers.get(self.heading(column))
-            or {}
-        ).get(metric)
+        heading = self.heading(column)
+        name = heading if column[0] == AVERAGE else column[0]
+        return (numbers.get(name) or numbers.get(heading) or {}).get(metric)
 
     def compared(self, metric: str) -> bool:
-        return any(
-            self.theirs(d, c, metric) is not None for d in self.detectors for c in self.columns
-        )
+        """Whether the paper has a number of this metric for any cell."""
+        pairs = [(d, c) for d in self.detectors for c in self.columns]
+        return any(self.theirs(d, c, metric) is not None for d, c in pairs)
 
     def cell(self, detector: str, column: tuple[str, str], metric: str) -> str:
         text = self.ours(detector, column, metric)
@@ -376,36 +399,46 @@ class _Table:
         )
 
     def remarks(self) -> list[str]:
-        """What a reader of paper / ours has to know: the source, the largest difference, what is not compared."""
+        """Sentences for a reader of paper / ours.
+
+        They name the source, the largest difference, and what is not compared.
+        """
         if not self.report.paper:
             return []
         found = [f"Paper: {self.report.source}."] if self.report.source else []
         if any(self.compared(metric) for metric in TITLES):
             found.append("A cell with a single number is ours; the paper gives none for it.")
-        for metric in ("fpr95", "auroc"):
-            pairs = [
-                (self.value(d, c, metric) - theirs, d, c)
-                for d in self.detectors
-                for c in self.columns
-                if (theirs := self.theirs(d, c, metric)) is not None
-                and not math.isnan(self.value(d, c, metric))
-            ]
-            if pairs:
-                gap, detector, column = max(pairs, key=lambda pair: abs(pair[0]))
-                found.append(
-                    f"Largest difference in {TITLES[metric]}, ours - paper: {100 * gap:+.2f} points ({detector}, {self.heading(column)})."
-                )
-        if self.not_evaluated and any(
-            n.startswith(AVERAGE) for numbers in self.report.paper.values() for n in numbers
-        ):
+        found += [self._largest_gap(metric) for metric in ("fpr95", "auroc")]
+        averaged = (name for numbers in self.report.paper.values() for name in numbers)
+        if self.not_evaluated and any(name.startswith(AVERAGE) for name in averaged):
             found.append(
-                f"The paper's averages are left out: they include sets that were not evaluated here ({', '.join(self.not_evaluated)})."
+                "The paper's averages are left out: they include sets that were not evaluated here "
+                f"({', '.join(self.not_evaluated)})."
             )
-        return found
+        return [sentence for sentence in found if sentence]
+
+    def _largest_gap(self, metric: str) -> str:
+        """The cell that differs most from the paper's, as a sentence; "" where none is compared."""
+        gaps = []
+        for detector in self.detectors:
+            for column in self.columns:
+                theirs, ours = (f(detector, column, metric) for f in (self.theirs, self.value))
+                if theirs is not None and not math.isnan(ours):
+                    gaps.append((ours - theirs, detector, column))
+        if not gaps:
+            return ""
+        gap, detector, column = max(gaps, key=lambda found: abs(found[0]))
+        return (
+            f"Largest difference in {TITLES[metric]}, ours - paper: {100 * gap:+.2f} points "
+            f"({detector}, {self.heading(column)})."
+        )
 
 
 def write_scores(out_dir: str | Path, scores: dict[str, dict[str, np.ndarray]]) -> list[Path]:
-    """Write out_dir/scores/<data set>.npz with one array (N,) per detector, from {data set: {detector: (N,)}}."""
+    """Write out_dir/scores/<data set>.npz with one array (N,) per detector; return the paths.
+
+    Args: scores: {data set: {detector: (N,)}}.
+    """
     paths = []
     for dataset, arrays in scores.items():
         path = Path(out_dir) / "scores" / f"{file_stem(dataset)}.npz"
@@ -413,6 +446,25 @@ def write_scores(out_dir: str | Path, scores: dict[str, dict[str, np.ndarray]]) 
             np.savez(file, **{name: np.asarray(values) for name, values in arrays.items()})
         paths.append(path)
     return paths
+
+
+def cost_cells(cost: dict) -> list[str]:
+    """Seconds to fit, milliseconds per image and MiB as text; MISSING for what was not measured."""
+    digits = {"fit_seconds": 3, "ms_per_image": 4, "mib": 3}
+    return [MISSING if cost.get(k) is None else f"{cost[k]:.{n}f}" for k, n in digits.items()]
+
+
+def p_text(value: float) -> str:
+    """A p-value with four digits."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def _versus(found: dict | None) -> list[str]:
+    """A difference in AUROC with its interval, and its p-value; None: this detector is the best."""
+    if found is None:
+        return ["best", MISSING]
+    difference, low, high = (f"{100 * found[k]:.2f}" for k in ("difference", "low", "high"))
+    return [f"{difference} ({low} to {high})", p_text(found["p_value"])]
 
 
 def _percent(fraction: float) -> str:
@@ -427,74 +479,61 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def markdown_table(head: list[str], body: list[list[str]]) -> str:
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in [head, *body]]
-    lines.insert(1, [":--", *["--:"] * (len(head) - 1)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _align(lines: list[list[str]], width: int) -> str:
-    """First column left, the others right-aligned; columns that do not fit into `width` go into further blocks."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    """Align the first column to the left and the others to the right.
+
+    Columns that do not fit into `width` characters go into further blocks.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines)]
     blocks, start = [], 1
     while start < len(widths):
         stop, used = start + 1, widths[0] + 2 + widths[start]
         while stop < len(widths) and used + 2 + widths[stop] <= width:
             used, stop = used + 2 + widths[stop], stop + 1
-        blocks.append(
-            "\n".join(
-                "  ".join(
-                    [
-                        line[0].ljust(widths[0]),
-                        *(line[i].rjust(widths[i]) for i in range(start, stop)),
-                    ]
-                )
-                for line in lines
-            )
-        )
+        shown = range(start, stop)
+        block = [
+            "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in shown)])
+            for line in lines
+        ]
+        blocks.append("\n".join(block))
         start = stop
     return "\n\n".join(blocks)
 
 
 def _data_table(report: Report) -> str:
+    """The OOD sets with their groups and numbers of images."""
     sets = {row["dataset"]: row for row in report.rows}
     grouped = any(row["group"] for row in report.rows)
-    body = [
-        [
-            report.labels.get(name) or name,
-            *([row["group"]] * grouped),
-            f"{row['n_ood']:,}",
-            f"{row['n_id']:,}",
-        ]
-        for name, row in sets.items()
-    ]
+    body = []
+    for name, row in sets.items():
+        group = [row["group"]] if grouped else []
+        counts = [f"{row['n_ood']:,}", f"{row['n_id']:,}"]
+        body.append([report.labels.get(name) or name, *group, *counts])
     return markdown_table(["OOD set", *["group"] * grouped, "OOD images", "ID images"], body)
 
 
 def _image(figure, out_dir: str | Path) -> str:
-    path, caption = (
-        figure
-        if isinstance(figure, (tuple, list))
-        else (figure, Path(figure).stem.replace("_", " "))
-    )
+    """A Markdown image; `figure` is a path or (path, caption)."""
+    if not isinstance(figure, (tuple, list)):
+        figure = figure, Path(figure).stem.replace("_", " ")
+    path, caption = figure
     return f"![{caption}]({quote(Path(os.path.relpath(path, out_dir)).as_posix())})"
 
 
 def _provenance_line(made: dict) -> str:
-    """One line: when, with what, on what, how long."""
+    """One line: when, with which versions, on what machine, how long."""
     versions, machine, git = made.get("versions", {}), made.get("machine", {}), made.get("git")
-    total = made.get("seconds", {}).get("total")
-    facts = [
-        made.get("time"),
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-        git
-        and f"revision {git['revision'][:10]}" + (" with local changes" if git["dirty"] else ""),
-        machine
-        and (
-            machine.get("gpu")
-            or f"{machine.get('cpu')}, {machine.get('threads')} thread{'s' * (machine.get('threads') != 1)}"
-        ),
-        None if made.get("seed") is None else f"seed {made['seed']}",
-        None if total is None else f"{total:.1f} s",
-    ]
+    total, facts = made.get("seconds", {}).get("total"), []
+    facts += [made.get("time"), ", ".join(f"{name} {text}" for name, text in versions.items())]
+    if git:
+        changed = " with local changes" if git["dirty"] else ""
+        facts.append(f"revision {git['revision'][:10]}{changed}")
+    if machine:
+        threads = machine.get("threads")
+        processor = f"{machine.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
+        facts.append(machine.get("gpu") or processor)
+    if made.get("seed") is not None:
+        facts.append(f"seed {made['seed']}")
+    if total is not None:
+        facts.append(f"{total:.1f} s")
     return " · ".join(fact for fact in facts if fact)
