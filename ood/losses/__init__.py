@@ -1,7 +1,9 @@
 """Objective functions: names, arguments, defaults and labels (below 0: outliers) as in pytorch-ood.
 
-    from ood.losses import EnergyRegularizedLoss          # was: from pytorch_ood.loss import ...
-    loss = EnergyRegularizedLoss(alpha=0.1)(logits, y)    # same as create("energy_bounded", alpha=0.1)
+    from ood.losses import EnergyRegularizedLoss  # was: from pytorch_ood.loss import ...
+
+    loss = EnergyRegularizedLoss(alpha=0.1)(logits, y)
+    loss = create("energy_bounded", alpha=0.1)(logits, y)  # the same by name
 
 Only the import changes. The numbers are those of pytorch-ood 0.4.0, except where its formula is not
 the paper's. These losses differ on purpose:

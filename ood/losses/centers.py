@@ -1,6 +1,7 @@
-"""Losses that place a centre for every class in feature or logit space: the modules of centres, and four papers' objectives.
+"""Losses that place a centre for every class in feature or logit space.
 
-Distances are given to `forward` as pytorch-ood has it: loss(loss.distance(z), y).
+The file holds the modules of centres and the objectives of four papers. As in pytorch-ood, forward
+takes distances: loss(loss.distance(z), y).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from ood.losses.base import (
 
 
 class ClassCenters(nn.Module):
-    """Centres (K, D), `params`, drawn from a standard normal distribution; called with (N, D) it gives |x - mu|^2, (N, K)."""
+    """Class centres, one for every class, drawn from a standard normal distribution.
+
+    `params` holds the centres (K, D). A call with x (N, D) gives squared distances (N, K).
+    """
 
     def __init__(self, n_classes: int, n_features: int, fixed: bool = False):
         super().__init__()
@@ -44,14 +48,15 @@ class ClassCenters(nn.Module):
         return squared_distances(x, self._params)
 
     def predict(self, x: Tensor) -> Tensor:
-        """softmin of the squared distances, (N, K)."""
+        """Softmin of the squared distances: (N, D) -> (N, K)."""
         return F.softmin(self(x), 1)
 
 
 class RunningCenters(nn.Module):
-    """The mean over batches of each class's mean, (K, D).
+    """Running class means (K, D): for each class, the average of its means in the batches seen.
 
-    Differs from pytorch-ood's: every class counts the batches in which it occurred, so that one which is rare is not drawn to 0.
+    Differs from pytorch-ood's: every class counts only the batches in which it occurred. The mean
+    of a rare class is therefore not drawn to 0.
     """
 
     def __init__(self, n_classes: int, n_embedding: int):
@@ -65,16 +70,17 @@ class RunningCenters(nn.Module):
         return self.running_centers
 
     def reset(self) -> None:
+        """Forget all batches."""
         self.running_centers.zero_()
         self.num_batches_tracked.zero_()
 
     def calculate_centers(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean of each class in the batch, (K, D); 0 for classes without a row."""
+        """Mean of each class in the batch: (N, D), (N,) -> (K, D). A class without rows has 0."""
         sums = x.new_zeros(self.num_classes, x.shape[1]).index_add(0, y, x)
         return sums / y.bincount(minlength=self.num_classes).clamp_min(1)[:, None]
 
     def update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Take a batch (labels >= 0) into the running means. Returns its own means."""
+        """Take a batch (labels >= 0) into the running means. Returns the batch's means (K, D)."""
         mu, present = self.calculate_centers(x, y), y.bincount(minlength=self.num_classes) > 0
         self.num_batches_tracked += present
         step = present / self.num_batches_tracked.clamp_min(1)
@@ -82,29 +88,37 @@ class RunningCenters(nn.Module):
         return mu
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squared distances, centres first as in pytorch-ood: (N, D) -> (K, N)."""
+        """Squared distances (N, D) -> (K, N); centres come first, as in pytorch-ood."""
         return squared_distances(self.running_centers, x)
 
 
 def nearest_centre(centres: Tensor) -> tuple[Tensor, Tensor]:
-    """(weight, bias) with softmax(W z + b) = softmin_k |z - mu_k|^2: W = 2 mu, b = -|mu|^2."""
+    """Linear head (W, b) with softmax(W z + b) = softmin_k |z - mu_k|^2: W = 2 mu, b = -|mu|^2."""
     return 2 * centres, -centres.square().sum(1)
 
 
 @register("center")
 class CenterLoss(Loss):
-    """Features near the centre of their class, up to a radius: L = mean over batch and classes of max(0, |z - mu_y|^2 - r).
+    """Keep features near the centre of their class, up to a radius.
 
-    The classes are told apart by a cross-entropy beside it: -loss center minimises CE + weight * L, centres learned with the rest;
-    weight: 0.02, which at ten classes is about the paper's lambda of 0.003.
+        L = 1/(B C) sum_i max(0, |z_i - mu_{y_i}|^2 - r)
+
+    L alone does not tell classes apart; a cross-entropy beside it does. -loss center minimises
+    CE + weight * L, and the centres are learned with the rest. The weight is 0.02. At ten classes
+    this is about the paper's lambda of 0.003.
+
     Args:
-        n_classes, n_dim: C and D. radius: r, subtracted from the SQUARED distance, as in pytorch-ood.
-        magnitude: factor on the first centres: unit vectors where C = D, else standard normal ones. pytorch-ood applies it only to
-            fixed unit vectors.
-        fixed: centres are not learned.
-    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016 (no arXiv id), eq. 2 and 5, which sums
-        1/2 |z - mu|^2 over the batch (2 / (B C) times that is ours, and pytorch-ood's) and moves centres by a rule of its own,
-        a step of 0.5 towards the batch's mean; here, as in the usual PyTorch versions, by the gradient.
+        n_classes: C, the number of classes.
+        n_dim: D, the length of the features.
+        magnitude: factor on the initial centres. They are unit vectors where C = D, else drawn from
+            a standard normal distribution. pytorch-ood applies it only to fixed unit vectors.
+        radius: r, subtracted from the SQUARED distance, as in pytorch-ood.
+        fixed: whether the centres stay where they are.
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition",
+        ECCV 2016 (no arXiv id), eq. 2 and 5. Equation 2 sums 1/2 |z - mu|^2 over the batch. Ours,
+        like pytorch-ood's, is that sum times 2 / (B C). The paper moves a centre by its own rule
+        (equation 5), a step of 0.5 towards the batch's mean. Here, as in the usual PyTorch
+        versions, centres follow the gradient.
     """
 
     inputs = ("distances",)
@@ -142,22 +156,29 @@ class CenterLoss(Loss):
 
 
 def _own(distances: Tensor, y: Tensor) -> Tensor:
-    """Distance to the centre of the own class, (B,); that of class 0 for outliers."""
+    """Distance of each row to the centre of its class, (B,); to that of class 0 for outliers."""
     return distances.gather(1, y.clamp_min(0)[:, None])[:, 0]
 
 
 @register("cac")
 class CACLoss(Loss):
-    """Logits near the anchor of their class and away from the others; anchors are fixed unit vectors times a magnitude.
+    """Draw logits to the anchor of their class and away from the other anchors.
 
         d_c = |z - magnitude e_c|,    L = mean [ log(1 + sum_{c != y} exp(d_y - d_c)) + alpha d_y ]
 
+    Anchors are fixed: unit vectors e_c times a magnitude.
+
     Args:
-        n_classes: C, which is also the dimension of z. magnitude: 1 is pytorch-ood's, 10 the authors' (alpha in the paper) and -loss's.
-        alpha: weight of the anchor term (lambda in the paper): 1 is pytorch-ood's, 0.1 the authors' and -loss's.
-        squared: distances are squared, as in pytorch-ood; the paper and its code take them as they are.
-    Source: Miller et al., "Class Anchor Clustering: a Loss for Distance-based Open Set Recognition", WACV 2021, arXiv 2004.02434, eq. 3-6.
-        pytorch-ood 0.4.0 sums over classes 0..C-2 instead of all but y; the two agree where y = C-1.
+        n_classes: C, which is also the length of z.
+        magnitude: length of the anchors, alpha in the paper. The default 1 is pytorch-ood's. The
+            authors and -loss take 10.
+        alpha: weight of the anchor term, lambda in the paper. The default 1 is pytorch-ood's. The
+            authors and -loss take 0.1.
+        squared: whether distances are squared, as in pytorch-ood. The paper and its code take plain
+            distances.
+    Source: Miller et al., "Class Anchor Clustering: a Loss for Distance-based Open Set
+        Recognition", WACV 2021, arXiv 2004.02434, eq. 3-6. pytorch-ood 0.4.0 sums over the classes
+        0..C-2 instead of all but y. The two agree where y = C-1.
     """
 
     inputs = ("distances",)
@@ -173,12 +194,8 @@ class CACLoss(Loss):
             magnitude > 0 and alpha >= 0,
             f"cac: magnitude is {magnitude}, alpha is {alpha}; they must be above 0 and at least 0",
         )
-        self.n_classes, self.magnitude, self.alpha, self.squared = (
-            n_classes,
-            magnitude,
-            alpha,
-            squared,
-        )
+        self.n_classes, self.magnitude = n_classes, magnitude
+        self.alpha, self.squared = alpha, squared
         self._centers = ClassCenters(n_classes, n_classes, fixed=True)
         self._centers.params.data = magnitude * torch.eye(n_classes)
 
@@ -187,34 +204,42 @@ class CACLoss(Loss):
         return self._centers
 
     def distance(self, z: Tensor) -> Tensor:
-        """(B, C) -> (B, C)."""
-        return (
-            self._centers(z)
-            if self.squared
-            else torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
-        )
+        """Distance of logits to every anchor: (B, C) -> (B, C)."""
+        if self.squared:
+            return self._centers(z)
+        return torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
 
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(-distances, y) + self.alpha * mean_where(_own(distances, y), y >= 0)
 
     @staticmethod
     def score(distances: Tensor) -> Tensor:
-        """(B,) min_c d_c (1 - softmin_c(d)), larger = OOD: eq. 7 and the authors' code. pytorch-ood gives -max_c of the same."""
+        """Score min_c d_c (1 - softmin_c(d)): (B, C) -> (B,), larger = OOD.
+
+        Source: eq. 7 and the authors' code. pytorch-ood returns -max_c of the same product.
+        """
         return (distances * (1 - F.softmin(distances, 1))).amin(1)
 
 
 @register("ii")
 class IILoss(Loss):
-    """Small spread within the classes, large distance between the two nearest class means of the batch.
+    """Shrink the spread within classes, and push the two nearest class means apart.
 
         L = 1/N sum_i |z_i - mu_{y_i}|^2  -  alpha min_{j != k} |mu_j - mu_k|^2
 
-    In training the means are the batch's (running means follow them), in eval mode the running ones. With fewer than two classes in a
-    batch the second term is 0 (pytorch-ood: -1e24).
-    Args: n_classes, n_embedding: C and D. alpha: 1, the paper's.
-    Source: Hassen and Chan, "Learning a Neural-network-based Representation for Open Set Recognition", SDM 2020, arXiv 1802.04365, eq. 2-4. The
-        paper takes means over the whole training set after it; here they are running, as in pytorch-ood. -loss ii minimises
-        CE + weight * L (weight 0.1), a combination that the paper also has: alone, at the rates of a classifier, features collapse to one point.
+    In training, mu are the means of the batch, and running means follow them. In eval mode, mu are
+    the running means. With fewer than two classes in a batch the second term is 0 (pytorch-ood:
+    -1e24).
+
+    Args:
+        n_classes: C, the number of classes.
+        n_embedding: D, the length of the features.
+        alpha: weight of the second term. The default 1 is the paper's.
+    Source: Hassen and Chan, "Learning a Neural-network-based Representation for Open Set
+        Recognition", SDM 2020, arXiv 1802.04365, eq. 2-4. The paper computes the means over the
+        whole training set afterwards. Here they are running means, as in pytorch-ood. -loss ii
+        minimises CE + weight * L with a weight of 0.1, a combination that the paper also has. With
+        L alone, at the learning rates of a classifier, the features collapse to one point.
     """
 
     inputs = ("features",)
@@ -233,10 +258,11 @@ class IILoss(Loss):
         return self.running_centers
 
     def distance(self, z: Tensor) -> Tensor:
-        """Squared distances to the running means, (B, D) -> (B, C)."""
+        """Squared distances to the running means: (B, D) -> (B, C)."""
         return squared_distances(z, self.running_centers.centers)
 
     def predict(self, z: Tensor) -> Tensor:
+        """Softmin of the squared distances: (B, D) -> (B, C)."""
         return F.softmin(self.distance(z), 1)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -244,18 +270,23 @@ class IILoss(Loss):
         mu = self.running_centers.update(z, y) if self.training else self.running_centers.centers
         spread = (z - mu[y]).square().sum() / max(len(y), 1)
         present = y.bincount(minlength=self.num_classes) > 0
-        pairs = (
-            present[:, None] & present & ~torch.eye(len(present), dtype=torch.bool, device=z.device)
-        )
+        itself = torch.eye(len(present), dtype=torch.bool, device=z.device)
+        pairs = present[:, None] & present & ~itself
         least = squared_distances(mu, mu).masked_fill(~pairs, torch.inf).amin()
         return spread - self.alpha * torch.where(pairs.any(), least, 0)
 
 
 class CenterRegularizationLoss(nn.Module):
-    """Outliers at least `margin` away from every centre: sum_k max(0, margin^2 - |z - mu_k|^2) per row with y < 0, 0 for others.
+    """Push outliers at least `margin` away from every centre.
 
-    Args: margin: the radius included. reduction: over the outliers: "sum" (pytorch-ood's default), "mean", "none".
-    forward(squared distances (B, C), y). pytorch-ood 0.4.0 squares the distances, which are squares already, once more.
+        L_i = sum_k max(0, margin^2 - |z_i - mu_k|^2)  if y_i < 0,   else 0
+
+    forward(squared distances (B, C), y). Differs from pytorch-ood 0.4.0, which squares the
+    distances once more although they are squares already.
+
+    Args:
+        margin: the least distance to a centre, the radius included.
+        reduction: over the outliers, "sum" (pytorch-ood's default), "mean" or "none".
     """
 
     def __init__(self, margin: float, reduction: str | None = "sum"):
@@ -269,18 +300,26 @@ class CenterRegularizationLoss(nn.Module):
 
 @register("mchad")
 class MCHADLoss(Loss):
-    """ID features within a hypersphere around the centre of their class, nearer to it than to others; outliers outside of all of them.
+    """Keep ID features in a sphere around the centre of their class, and outliers outside.
 
-        L = w_center E_in[ max(0, d_y - r^2) ] + w_nll E_in[ -log softmin_y(d) ] + w_oe E_out[ sum_k max(0, (r + m)^2 - d_k) ],
-        d_k = |z - mu_k|^2, centres learned
+        L = w_center E_in[ max(0, d_y - r^2) ] + w_nll E_in[ -log softmin_y(d) ]
+            + w_oe E_out[ sum_k max(0, (r + m)^2 - d_k) ],    d_k = |z - mu_k|^2
+
+    The centres mu are learned. The second term keeps a feature nearer to its own centre than to
+    others. The head that decides is the softmin of the distances.
 
     Args:
-        n_classes, n_dim: C and D. radius, margin: r and m; 0 and 0 are pytorch-ood's, with which outliers change nothing; -loss takes
-            a margin of 8, because centres begin about sqrt(2 D) apart.
-        weight_center, weight_nll, weight_oe: 1 each; -loss takes 0.1, 1, 0.1 (found by trying on digits, not published).
-    Source: Kirchheim et al., "Multi-Class Hypersphere Anomaly Detection", ICPR 2022 (no arXiv id), eq. 3-6. pytorch-ood 0.4.0, of the same
-        authors, divides the first term by C, compares squared distances with r, and in the third squares distances twice, leaves r
-        out and sums over the batch. The head: softmin of the distances.
+        n_classes: C, the number of classes.
+        n_dim: D, the length of the features.
+        radius: r. The default 0 is pytorch-ood's.
+        margin: m. The default 0 is pytorch-ood's; with a radius of 0, outliers then change nothing.
+            -loss takes 8, because centres begin about sqrt(2 D) apart.
+        weight_center, weight_nll, weight_oe: factors of the three terms, 1 each. -loss takes 0.1, 1
+            and 0.1, found by trials on digits, not published.
+    Source: Kirchheim et al., "Multi-Class Hypersphere Anomaly Detection", ICPR 2022 (no arXiv id),
+        eq. 3-6. pytorch-ood 0.4.0, of the same authors, divides the first term by C and compares
+        squared distances with r. In its third term it squares distances twice, leaves r out and
+        sums over the batch.
     """
 
     inputs = ("distances",)
@@ -304,12 +343,8 @@ class MCHADLoss(Loss):
             radius >= 0 and margin >= 0,
             f"mchad: radius is {radius}, margin is {margin}; they must be at least 0",
         )
-        self.radius, self.weight_center, self.weight_nll, self.weight_oe = (
-            radius,
-            weight_center,
-            weight_nll,
-            weight_oe,
-        )
+        self.radius, self.weight_center = radius, weight_center
+        self.weight_nll, self.weight_oe = weight_nll, weight_oe
         self._centers = ClassCenters(n_classes, n_dim)
         self.outside = CenterRegularizationLoss(radius + margin, "mean")
 

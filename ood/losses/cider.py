@@ -1,4 +1,4 @@
-"""CIDER: features on a sphere, close to the prototype of their class, prototypes far from each other."""
+"""CIDER: features on a sphere near the prototype of their class, and prototypes far apart."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ from ood.losses.base import Loss, cross_entropy, register, require, unit
 
 @register("cider")
 class CIDERLoss(Loss):
-    """Compactness and dispersion of hyperspherical embeddings.
+    """Draw embeddings to the prototype of their class, and push the prototypes apart.
 
-        L = weight * E[ -log softmax_y( z . mu_c / t ) ] + 1/C sum_i log 1/(C-1) sum_{j != i} exp( mu_i . mu_j / t )
-        mu_c <- unit( momentum mu_c + (1 - momentum) z )   for every z of class c, one after the other, in training
+        L = weight * E[ -log softmax_y( z . mu_c / t ) ]
+            + 1/C sum_i log 1/(C-1) sum_{j != i} exp( mu_i . mu_j / t )
+        mu_c <- unit( momentum mu_c + (1 - momentum) z )
 
-    forward(projections z (B, n_dim) of length 1, y). The gradient of the second term reaches z through the moved prototypes, that of
-    the first takes them as constants. A prototype is 0 until its class is seen, and then its first z.
+    In training, every z of class c moves the prototype mu_c, one z after the other. The first term
+    takes the prototypes as constants. The gradient of the second term reaches z through the moved
+    prototypes. A prototype is 0 until its class is seen, and then its first z.
+
+    forward(projections z (B, n_dim) of length 1, y).
+
     Args:
-        n_classes: C. n_dim: of the projection, 128. t: 0.1. weight: lambda_c, 2. momentum: 0.95 (the authors' for CIFAR-10; 0.5 for
-            CIFAR-100).
-    Source: Ming et al., "How to Exploit Hyperspherical Embeddings for Out-of-Distribution Detection?" (CIDER), ICLR 2023, arXiv 2203.04450, eq.
-        5-8. Not in pytorch-ood. Each image comes twice, augmented differently, as the authors have it (`views`: a step then holds
-        2 * batch_size rows; their 512 is batch_size 512). The authors begin with class means. In training the network's head is a
-        probe, and a detector sees the features before the projection, as the authors' do (knn).
+        n_classes: C, the number of classes.
+        n_dim: length of the projection, 128.
+        t: temperature, 0.1.
+        weight: lambda_c, 2.
+        momentum: 0.95, the authors' value for CIFAR-10. For CIFAR-100 they take 0.5.
+    Source: Ming et al., "How to Exploit Hyperspherical Embeddings for Out-of-Distribution
+        Detection?" (CIDER), ICLR 2023, arXiv 2203.04450, eq. 5-8. Not in pytorch-ood. As in the
+        authors' code, each image comes twice, augmented differently (`views`). A step then holds
+        2 * batch_size rows; the authors' 512 is batch_size 512. The authors start from class
+        means. In training the network's head is a probe. A detector sees the features before the
+        projection, as the authors' detector (knn) does.
     """
 
     inputs = ("projections",)
@@ -54,12 +64,14 @@ class CIDERLoss(Loss):
         moved = self.moved(z, y) if self.training else self.prototypes
         if self.training:
             self.prototypes = moved.detach()
-        return self.weight * cross_entropy(z @ self.prototypes.T / self.t, y) + self.dispersion(
-            moved
-        )
+        compactness = cross_entropy(z @ self.prototypes.T / self.t, y)
+        return self.weight * compactness + self.dispersion(moved)
 
     def moved(self, z: Tensor, y: Tensor) -> Tensor:
-        """The prototypes after the batch: the r-th image of every class moves its prototype at the same time, r = 1, 2, ..."""
+        """Compute the prototypes after the batch, (C, n_dim).
+
+        Step r takes the r-th image of every class and moves all their prototypes at once.
+        """
         prototypes, counts = self.prototypes.to(z), y.bincount(minlength=len(self.prototypes))
         order = y.argsort(stable=True)
         first = counts.cumsum(0) - counts  # where a class begins in `order`
@@ -71,10 +83,10 @@ class CIDERLoss(Loss):
         return prototypes
 
     def dispersion(self, prototypes: Tensor) -> Tensor:
+        """Compute the second term from prototypes (C, n_dim). It is 0 for a single class."""
         count = len(prototypes)
         if count < 2:
             return prototypes.sum() * 0
-        similar = (prototypes @ prototypes.T / self.t).masked_fill(
-            torch.eye(count, dtype=torch.bool, device=prototypes.device), -torch.inf
-        )
+        itself = torch.eye(count, dtype=torch.bool, device=prototypes.device)
+        similar = (prototypes @ prototypes.T / self.t).masked_fill(itself, -torch.inf)
         return torch.logsumexp(similar, 1).mean() - math.log(count - 1)

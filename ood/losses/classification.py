@@ -1,4 +1,8 @@
-"""Losses that see ID images only: the plain cross-entropy, and three that change what the softmax or the head is given."""
+"""Losses that see ID images only.
+
+The first is the plain cross-entropy. The others change what the softmax or the head is given, or
+let the network predict a confidence.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,14 @@ from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, regis
 
 @register("cross_entropy")
 class CrossEntropyLoss(Loss):
-    """-log softmax_y(f(x)), over the rows with y >= 0.
+    """Cross-entropy -log softmax_y(f(x)) over the rows with y >= 0.
 
-    Args: reduction: "mean" over the ID rows (0 without any), "sum", or "none": one value per row, 0 for outliers.
-    Logits (B, C) and labels (B,), or (B, C, H, W) and (B, H, W). Differs from pytorch-ood's: no warning about outliers.
+    forward(logits (B, C), y (B,)), or (B, C, H, W) and (B, H, W). Differs from pytorch-ood's: it
+    does not warn about outliers.
+
+    Args:
+        reduction: "mean" over the ID rows (0 without any), "sum", or "none": one value per row, 0
+            for outliers.
     """
 
     def __init__(self, reduction: str | None = "mean"):
@@ -29,21 +37,25 @@ class CrossEntropyLoss(Loss):
 def logit_norm_loss(
     logits: Tensor, y: Tensor, t: float = 1.0, reduction: str | None = "mean"
 ) -> Tensor:
-    """Cross-entropy of f / (t (|f| + 1e-7)) over the rows with y >= 0, see LogitNorm."""
+    """Cross-entropy of f / (t (|f| + 1e-7)) over the rows with y >= 0; see LogitNorm."""
     known = y >= 0
     return cross_entropy(unit(logits[known], 1e-7) / t, y[known], reduction)
 
 
 @register("logitnorm")
 class LogitNorm(Loss):
-    """Cross-entropy of normalised logits: the network cannot lower it by making them longer.
+    """Cross-entropy of normalised logits, which longer logits cannot lower.
 
         L = -log softmax_y( f / (t |f|) )
 
-    Args: t: temperature tau. 1 is pytorch-ood's default; the paper's for CIFAR-10 is 0.04, which -loss takes (with 1 the loss
-        cannot fall below log(1 + (C - 1) / e^(C / (C - 1)))).
-    Source: Wei et al., "Mitigating Neural Network Overconfidence with Logit Normalization", ICML 2022, arXiv 2205.09310, eq. 7.
-        |f| + 1e-7 as in the authors' code. Differs from pytorch-ood's: logits beyond 1e19 do not overflow.
+    Args:
+        t: temperature tau. The default 1 is pytorch-ood's. With it the loss cannot fall below
+            log(1 + (C - 1) / e^(C / (C - 1))). The paper's value for CIFAR-10 is 0.04, and -loss
+            takes that.
+        reduction: as in CrossEntropyLoss.
+    Source: Wei et al., "Mitigating Neural Network Overconfidence with Logit Normalization",
+        ICML 2022, arXiv 2205.09310, eq. 7. The length is |f| + 1e-7 as in the authors' code.
+        Differs from pytorch-ood's: logits beyond 1e19 do not overflow.
     """
 
     recipe = {"t": 0.04}
@@ -59,14 +71,19 @@ class LogitNorm(Loss):
 
 @register("t2fnorm")
 class T2FNormLoss(Loss):
-    """Cross-entropy over normalised features in training; the test sees them as they are, so that their length tells ID from OOD.
+    """Cross-entropy over features that are normalised in training only.
 
         training: f = W h / (t |h|) + b        test: f = W h / t + b
 
-    The head (W, b) is kept here; `classifier` gives (W / t, b), which the network's own head becomes.
-    Args: n_classes, n_dim: C and D. t: temperature tau, 0.1 as in the paper (and OpenOOD).
-    Source: Regmi et al., "T2FNorm: Train-time Feature Normalization for OOD Detection in Image Classification", CVPR Workshops 2024,
-        arXiv 2305.17797.
+    At test time the length of the features tells ID from OOD. The head (W, b) is kept in the loss.
+    `classifier` gives (W / t, b), which the network's own head becomes.
+
+    Args:
+        n_classes: C, the number of classes.
+        n_dim: D, the length of the features.
+        t: temperature tau, 0.1 as in the paper and in OpenOOD.
+    Source: Regmi et al., "T2FNorm: Train-time Feature Normalization for OOD Detection in Image
+        Classification", CVPR Workshops 2024, arXiv 2305.17797.
     """
 
     inputs = ("features",)
@@ -87,18 +104,23 @@ class T2FNormLoss(Loss):
 
 @register("ish")
 class ISHLoss(Loss):
-    """Cross-entropy whose gradient on the head's weights weighs each image by how much of its feature mass the largest entries hold.
+    """Cross-entropy that weighs images in the gradient of the head's weights.
 
-        f = W h + b,   dL/dW = (dL/df)^T (h e^r),   r = sum_j h_j / sum_{j in top (1 - percentile)} h_j
+        f = W h + b,   dL/dW = (dL/df)^T (h e^r),
+        r = sum_j h_j / sum_{j in top (1 - percentile)} h_j
 
-    The value, and the gradient on h and b, are those of the cross-entropy.
+    The weight e^r is large where the largest entries hold little of the feature's sum. The value,
+    and the gradient on h and b, are the same as for the cross-entropy.
+
     Args:
         fc: the network's head, (D -> C).
-        percentile: of the entries left out of the denominator, 0-100; 85 is the paper's. Kept are n - round(n percentile / 100) of n,
-            as in detector scale.
-        prune: also set those entries of h e^r to 0 ("minksample_expscale" of the authors' code; else "expscale").
-    Source: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement" (SCALE and ISH), ICLR 2024, arXiv
-        2310.00227. Not in pytorch-ood. The authors' optimiser gives the head a weight decay of its own; ours has one.
+        percentile: share of the entries that the denominator leaves out, 0-100. The paper's value
+            is 85. Of n entries, n - round(n percentile / 100) remain, as in detector scale.
+        prune: also set the left-out entries of h e^r to 0. The authors' code calls this
+            "minksample_expscale", and the default "expscale".
+    Source: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection
+        Enhancement" (SCALE and ISH), ICLR 2024, arXiv 2310.00227. Not in pytorch-ood. The authors'
+        optimiser gives the head its own weight decay; ours has one for all parameters.
     """
 
     inputs = ("features",)
@@ -114,31 +136,35 @@ class ISHLoss(Loss):
         return cross_entropy(plain + (steered - steered.detach()), y)
 
     def shaped(self, h: Tensor) -> Tensor:
-        """h e^r, (B, D)."""
+        """Compute h e^r: (B, D) -> (B, D)."""
         top, where = largest(h.abs(), self.percentile)
-        total = h.sum(1, keepdim=True)
-        ratio = torch.where(
-            top.sum(1, keepdim=True) > 0, total / top.sum(1, keepdim=True).clamp_min(1e-12), 1.0
-        )
+        total, kept = h.sum(1, keepdim=True), top.sum(1, keepdim=True)
+        ratio = torch.where(kept > 0, total / kept.clamp_min(1e-12), 1.0)
         base = torch.zeros_like(h).scatter(1, where, top) if self.prune else h
         return base * ratio.clamp(max=50).exp()
 
 
 @register("confidence")
 class ConfidenceLoss(Loss):
-    """The network also predicts a confidence c; where it is low the true label is mixed into the prediction, at a price.
+    """Learn a confidence c beside the classes, by giving hints at a price.
 
         p' = c p + (1 - c) onehot(y),    L = mean -log p'_y + alpha * mean -log c
 
-    forward(logits (B, C), confidence (B, 1) in [0, 1], y); outliers are left out. Score: 1 - c.
+    Where c is low, the true label is mixed into the prediction. The score is 1 - c.
+
+    forward(logits (B, C), confidence (B, 1) in [0, 1], y). Outliers are left out.
+
     Args:
-        alpha: lambda, the price. 1 is pytorch-ood's default; the paper starts from 0.1 (so does -loss) and adapts it.
+        alpha: lambda, the price. The default 1 is pytorch-ood's. The paper and -loss start from 0.1
+            and adapt it.
         eps: probabilities are clipped to [eps, 1].
-        hints: share of the images, drawn anew each time, whose label is mixed in. The paper's text: half of them; 1: all (pytorch-ood).
-        budget: beta; where given, alpha is divided by 0.99 after each training batch with mean -log c > beta, else by 1.01. The
-            paper's 0.3 is what -loss takes; None: alpha stays.
-    Source: DeVries and Taylor, "Learning Confidence for Out-of-Distribution Detection in Neural Networks", arXiv 1802.04865, eq. 2-5, and
-        the authors' code for the factors. The perturbation of test images is detector odin's.
+        hints: share of the images whose label is mixed in, drawn anew for each batch. The default 1
+            is pytorch-ood's. The paper's text and -loss take one half.
+        budget: beta. After a training batch with mean -log c > beta, alpha is divided by 0.99, else
+            by 1.01. The paper and -loss take 0.3. With None, alpha stays.
+    Source: DeVries and Taylor, "Learning Confidence for Out-of-Distribution Detection in Neural
+        Networks", arXiv 1802.04865, eq. 2-5. The factors are from the authors' code. Detector odin
+        does the perturbation of test images.
     """
 
     inputs = ("logits", "confidence")
@@ -167,9 +193,8 @@ class ConfidenceLoss(Loss):
         p = logits.softmax(1).gather(1, y[:, None])[:, 0]
         nll = reduced(-(hinted * p + (1 - hinted)).clamp(self.eps, 1).log(), "mean")
         price = reduced(-c.clamp(self.eps, 1).log(), "mean")
-        loss = (
-            nll + self.alpha.clone() * price
-        )  # a copy: the buffer changes before the backward pass
+        # alpha is copied because the buffer changes before the backward pass
+        loss = nll + self.alpha.clone() * price
         if self.training and self.budget is not None:
             self.alpha.div_(torch.where(price.detach() > self.budget, 0.99, 1.01).to(self.alpha))
         return loss

@@ -1,4 +1,4 @@
-"""One-class losses: a fixed centre in feature space, ID images near it, labelled outliers far from it."""
+"""One-class losses: ID features near a fixed centre, labelled outliers far from it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from torch import Tensor
 from ood.losses.base import Loss, known_reduction, reduced, register, require
 from ood.losses.centers import ClassCenters
 
-LEAST = 0.1  # an entry of the centre closer to 0 is moved there: a network can give 0 with all its weights at 0 (authors' code)
+# Entries of the centre that are closer to 0 are moved to this distance, as in the authors' code. A
+# network could reach a centre of zeros by setting all its weights to 0.
+LEAST = 0.1
 
 
 class _Hypersphere(Loss):
-    """A centre that is given, drawn from a normal distribution, or set to the mean feature when a training begins."""
+    """Base of both losses: it holds the centre.
+
+    The centre is given, or drawn from a normal distribution. A training without a given centre sets
+    it to the mean feature before its first epoch.
+    """
 
     inputs = ("features",)
     brings = ("centre",)
@@ -35,32 +41,42 @@ class _Hypersphere(Loss):
         return self._center
 
     def squared(self, x: Tensor) -> Tensor:
-        """|x - centre|^2, (B, D) -> (B,)."""
+        """Squared distance |x - centre|^2: (B, D) -> (B,)."""
         return (x - self._center.params[0]).square().sum(1)
 
     def epoch_begins(self, epoch: int, outputs: Callable, *modules) -> None:
-        """The mean feature of the untrained network becomes the centre, unless one was given."""
+        """Before the first epoch, set the centre to the mean feature, unless one was given."""
         if epoch == 1 and not self.given:
             total, count = 0, 0
             for features, _, _ in outputs():
                 total, count = total + features.double().sum(0), count + len(features)
             mean = (total / max(count, 1)).to(self._center.params)
-            self._center.params.data[0] = torch.where(
-                mean.abs() < LEAST, torch.where(mean < 0, -LEAST, LEAST), mean
-            )
+            moved = torch.where(mean < 0, -LEAST, LEAST)
+            self._center.params.data[0] = torch.where(mean.abs() < LEAST, moved, mean)
 
 
 @register("deep_svdd")
 class DeepSVDDLoss(_Hypersphere):
-    """ID features within a ball: L = max(0, |h - c|^2 - r^2). Score: `distance`, |h - c|^2 - r^2.
+    """Keep ID features within a ball around a centre.
 
-    forward(features (B, D), y=None): without labels every row is ID; rows with y < 0 are left out.
+        L = max(0, |h - c|^2 - r^2)
+
+    The score is `distance`, |h - c|^2 - r^2.
+
+    forward(features (B, D), y=None). Rows with y < 0 are left out. Without labels every row is ID.
+
     Args:
-        n_dim: D. center: c (D,); None: drawn at random, or, in classifier_pretraining.py, the mean feature before the training.
-        radius: r; 0: the one-class objective; above: the soft boundary with a fixed radius, which `fit_radius` sets from distances.
-    Source: Ruff et al., "Deep One-Class Classification", ICML 2018 (PMLR 80), eq. 3-4. r^2 and 1/nu of the soft boundary only shift
-        and scale the loss and are left out, as in pytorch-ood. The authors' networks have no biases, because a constant output has
-        no loss; ours do, so few epochs and a small rate are advised. The classes are learned by a probe on the features.
+        n_dim: D, the length of the features.
+        reduction: over the ID rows, "mean", "sum" or "none".
+        radius: r. 0 is the one-class objective. Above 0 it is the soft boundary with a fixed
+            radius, which `fit_radius` sets from distances.
+        center: c (D,). With None it is drawn at random. classifier_pretraining.py then sets it to
+            the mean feature before training.
+    Source: Ruff et al., "Deep One-Class Classification", ICML 2018 (PMLR 80), eq. 3-4. The terms
+        r^2 and 1/nu of the soft boundary only shift and scale the loss. They are left out, as in
+        pytorch-ood. The authors' networks have no biases, because a constant output would have no
+        loss. Ours have biases, so few epochs and a small learning rate are advised. A probe on the
+        features learns the classes.
     """
 
     def __init__(
@@ -76,10 +92,14 @@ class DeepSVDDLoss(_Hypersphere):
         self.register_buffer("radius", torch.tensor(float(radius)))
 
     def distance(self, x: Tensor) -> Tensor:
+        """Score |h - c|^2 - r^2: (B, D) -> (B,), larger = OOD."""
         return self.squared(x) - self.radius.square()
 
     def fit_radius(self, x: Tensor, nu: float = 0.1) -> None:
-        """r = the (1 - nu) quantile of |h - c|: at most a share nu of these features stays outside."""
+        """Set r to the (1 - nu) quantile of |h - c| over features x (N, D).
+
+        At most a share nu of these features, in (0, 1], then stays outside the ball.
+        """
         require(0 < nu <= 1, f"nu is {nu}; it must be in (0, 1]")
         self.radius.fill_(self.squared(x.detach()).sqrt().quantile(1 - nu))
 
@@ -89,13 +109,21 @@ class DeepSVDDLoss(_Hypersphere):
 
 @register("deep_sad")
 class DeepSADLoss(_Hypersphere):
-    """ID features near a centre, labelled outliers far from it. Score: `distance`, |h - c|^2.
+    """Draw ID features to a centre, and push labelled outliers away from it.
 
         L = |h - c|^2  if y >= 0,   eta / (|h - c|^2 + eps)  if y < 0
 
-    Args: n_dim: D. eta: weight of the outliers, 1 in the paper. eps: 1e-6 as in the authors' code. center: as in DeepSVDDLoss.
-    Source: Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, arXiv 1906.02694, eq. 7. The paper also knows labelled
-        normal images, weighted by eta like the outliers; here all with y >= 0 count as its unlabelled ones (as in pytorch-ood).
+    The score is `distance`, |h - c|^2.
+
+    Args:
+        n_dim: D, the length of the features.
+        eta: weight of the outliers, 1 in the paper.
+        eps: 1e-6 as in the authors' code.
+        reduction: over all rows, "mean", "sum" or "none".
+        center: as in DeepSVDDLoss.
+    Source: Ruff et al., "Deep Semi-Supervised Anomaly Detection", ICLR 2020, arXiv 1906.02694,
+        eq. 7. The paper also has labelled normal images, which eta weighs like the outliers. Here,
+        as in pytorch-ood, all images with y >= 0 count as the paper's unlabelled ones.
     """
 
     outliers = "needed"
@@ -116,6 +144,7 @@ class DeepSADLoss(_Hypersphere):
         self.eta, self.eps, self.reduction = eta, eps, known_reduction(reduction)
 
     def distance(self, x: Tensor) -> Tensor:
+        """Score |h - c|^2: (B, D) -> (B,), larger = OOD."""
         return self.squared(x)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

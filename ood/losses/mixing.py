@@ -1,4 +1,4 @@
-"""Losses that change the batch before the network sees it: rotated copies, mixtures with outliers."""
+"""Losses that change the batch before the network sees it: rotated copies, mixed-in outliers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from ood.losses.base import Loss, cross_entropy, register, require
 
 @register("rotation")
 class RotationLoss(Loss):
-    """Cross-entropy on the upright images, and a second one on how far each of four copies was turned.
+    """Classify the upright images, and predict by how much each of their four copies was turned.
 
         L = CE(f(x), y) + weight * mean over x and r of CE(g(turn(x, r 90 degrees)), r)
 
-    forward(logits (4B, C), rotations (4B, 4), y (B,)): the rows of r = 0 first, then those of 1, 2, 3 (`stage` makes such a batch).
-    Rows with y < 0 take part in neither. Score of the paper: detector msp, minus the second loss.
-    Args: weight: 0.5, the paper's; OpenOOD's rotpred has 1.
-    Source: Hendrycks et al., "Using Self-Supervised Learning Can Improve Model Robustness and Uncertainty", NeurIPS 2019, arXiv 1906.12340, sec.
-        5. Not in pytorch-ood.
+    forward(logits (4B, C), rotations (4B, 4), y (B,)). `stage` makes such a batch: the rows of
+    r = 0 come first, then r = 1, 2, 3. Rows with y < 0 count in neither term. The paper's score is
+    that of detector msp minus the second loss.
+
+    Args:
+        weight: factor of the second term. 0.5 is the paper's; OpenOOD's rotpred has 1.
+    Source: Hendrycks et al., "Using Self-Supervised Learning Can Improve Model Robustness and
+        Uncertainty", NeurIPS 2019, arXiv 1906.12340, sec. 5. Not in pytorch-ood.
     """
 
     inputs = ("logits", "rotations")
@@ -40,16 +43,24 @@ class RotationLoss(Loss):
 
 @register("openmix")
 class OpenMixLoss(Loss):
-    """Cross-entropy over C + 1 classes on ID images, and on their mixtures with outliers, which belong to the last class in part.
+    """Cross-entropy over C + 1 classes, on ID images and on their mixtures with outliers.
 
         x' = lam x + (1 - lam) o,   lam ~ Beta(alpha, alpha)
         L = CE(f(x), y) + gamma * E[ lam CE(f(x'), y) + (1 - lam) CE(f(x'), C) ]
 
-    `stage` pairs ID images and outliers in their order, as many as there are of both, with one lam for the batch, and gives the ID
-    images followed by the mixtures. forward(logits (B + M, C + 1), y (B,), lam, partners (M,): the row of each mixture's ID image).
-    Args: n_classes: C. alpha: 10; gamma: 1 (lambda_o in the authors' code): the paper's.
-    Source: Zhu et al., "OpenMix: Exploring Outlier Samples for Misclassification Detection", CVPR 2023, arXiv 2303.17093, eq. 4-6, and the
-        authors' code. Not in pytorch-ood.
+    Class C stands for outliers, so a mixture belongs to it in part. `stage` pairs ID images with
+    outliers in their order, draws one lam for the batch, and appends the mixtures to the ID images.
+    There are as many mixtures as the batch has pairs.
+
+    forward(logits (B + M, C + 1), y (B,), lam, partners (M,)). `partners` holds the row of the ID
+    image in each mixture.
+
+    Args:
+        n_classes: C, the number of ID classes.
+        alpha: parameter of the Beta distribution. The paper's value is 10.
+        gamma: factor of the mixtures, lambda_o in the authors' code. The paper's value is 1.
+    Source: Zhu et al., "OpenMix: Exploring Outlier Samples for Misclassification Detection", CVPR
+        2023, arXiv 2303.17093, eq. 4-6, and the authors' code. Not in pytorch-ood.
     """
 
     outliers = "needed"
@@ -69,11 +80,8 @@ class OpenMixLoss(Loss):
         count = min(len(inside), len(outside))
         lam = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         mixed = lam * inside[:count] + (1 - lam) * outside[:count]
-        return (
-            torch.cat((inside, mixed)),
-            labels[known],
-            (lam, torch.arange(count, device=labels.device)),
-        )
+        partners = torch.arange(count, device=labels.device)
+        return torch.cat((inside, mixed)), labels[known], (lam, partners)
 
     def forward(
         self, logits: Tensor, y: Tensor, lam: float = 1.0, partners: Tensor | None = None
@@ -81,8 +89,6 @@ class OpenMixLoss(Loss):
         loss = cross_entropy(logits[: len(y)], y)
         if partners is None or not len(partners):
             return loss
-        mixed = logits[len(y) :]
-        rejected = torch.full_like(partners, self.num_classes)
-        return loss + self.gamma * (
-            lam * cross_entropy(mixed, y[partners]) + (1 - lam) * cross_entropy(mixed, rejected)
-        )
+        mixed, outlier = logits[len(y) :], torch.full_like(partners, self.num_classes)
+        known, rejected = cross_entropy(mixed, y[partners]), cross_entropy(mixed, outlier)
+        return loss + self.gamma * (lam * known + (1 - lam) * rejected)

@@ -1,4 +1,8 @@
-"""A loss applied to a network: what the training loop calls with a batch, and all that is learned or remembered beside the network."""
+"""Apply a loss to a network.
+
+An Objective is what the training loop calls with a batch. It also holds everything that is learned
+or remembered beside the network.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,21 @@ from torch import Tensor, nn
 from ood.config import InputError
 from ood.losses.base import Loss, check_arguments, create, get, parameters, unit
 
-PROJECTION = 128  # side of CIDER's projection, if the loss does not say
 HALF = (torch.bfloat16, torch.float16)
 
 
 class Objective(nn.Module):
-    """objective(images, labels) -> (loss, {"accuracy": of the ID images}).
+    """A loss with its network: objective(images, labels) -> (loss, {"accuracy": of the ID images}).
+
+    Its parameters are the network's and the loss's own. `own.state_dict()` has the latter alone.
+    Where the loss does not train the network's head, `finish_head` writes a head that decides as
+    the loss does. Call it before a validation.
 
     Args:
-        name: of a loss. args: its arguments, over `recipe` and the constructor's defaults; `weight` of a loss that is added to a
-            cross-entropy.
-        network: a Classifier: called, or asked for features(images), and its head `fc`.
-
-    Its parameters are the network's and its own. `own` has the state_dict() of the latter alone. Where the loss has no use for
-    the head, `finish_head` writes what decides as the loss does into it; call it before a validation.
+        name: name of a loss.
+        network: a Classifier. It is called, or asked for features(images) and its head `fc`.
+        args: arguments of the loss. They override `recipe` and the constructor's defaults. A loss
+            that is added to a cross-entropy also takes `weight`.
     """
 
     def __init__(self, name: str, network: nn.Module, **args):
@@ -55,23 +60,14 @@ class Objective(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels, further = self.loss.stage(images, labels)
-        if self.loss.inputs == ("logits",) and "extra" not in self.heads:
-            features, logits = None, self.network(images)
-        else:
-            features = self.network.features(images)
-            logits = (
-                None
-                if self.loss.head == "computed"
-                else self.network.fc(features if self.loss.head != "probe" else features.detach())
-            )
+        features, logits = self._outputs(images)
         with torch.autocast(images.device.type, enabled=False):
             features, logits = _full(features), _full(logits)
             given = [self._input(part, features, logits) for part in self.loss.inputs]
             loss = self.loss(*given, labels, *self.passed.values(), *further)
             known = labels >= 0
-            plain = (F.linear(features, *self.loss.classifier()) if logits is None else logits)[
-                : len(labels), : self.num_classes
-            ]
+            plain = F.linear(features, *self.loss.classifier()) if logits is None else logits
+            plain = plain[: len(labels), : self.num_classes]
             if self.loss.head in ("joint", "probe"):
                 targets = torch.where(known, labels, -100)
                 loss = self.weight * loss + F.cross_entropy(
@@ -81,7 +77,10 @@ class Objective(nn.Module):
         return loss, {"accuracy": accuracy}
 
     def before_epoch(self, epoch: int, batches: Iterable) -> None:
-        """Let the loss look at the training images: `batches.epoch(number)` gives (images, labels), not augmented."""
+        """Let the loss look at the training images.
+
+        Args: batches: batches.epoch(number) gives (images, labels), not augmented.
+        """
         self.loss.train()
 
         def outputs() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -95,42 +94,47 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def finish_head(self) -> None:
-        """Write the head that decides as the loss does into network.fc, where the loss trains none."""
+        """Write the head that the loss computes into network.fc, where `head` is "computed"."""
         if self.loss.head == "computed":
             weight, bias = self.loss.classifier()
             self.network.fc.weight.copy_(weight)
             self.network.fc.bias.copy_(bias)
 
     def describe(self) -> dict:
-        """What a weight file holds under "objective"."""
+        """Return what a weight file holds under "objective"."""
         return {"loss": self.loss.name, "args": self.args, "state": self.own.state_dict()}
 
+    def _outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Features (B, D) and logits (B, C) of images. Either is None where the loss needs none."""
+        if self.loss.inputs == ("logits",) and "extra" not in self.heads:
+            return None, self.network(images)
+        features = self.network.features(images)
+        if self.loss.head == "computed":
+            return features, None
+        seen = features.detach() if self.loss.head == "probe" else features
+        return features, self.network.fc(seen)
+
     def _input(self, part: str, features: Tensor | None, logits: Tensor | None) -> Tensor:
+        """One of the loss's `inputs`, from features and logits."""
+        if part == "logits" and "extra" in self.heads:
+            return torch.cat((logits, self.heads["extra"](features)), 1)
         if part == "logits":
-            return (
-                torch.cat((logits, self.heads["extra"](features)), 1)
-                if "extra" in self.heads
-                else logits
-            )
+            return logits
         if part == "features":
             return features
         if part == "distances":
             return self.loss.distance(features if self.loss.space == "features" else logits)
         made = self.heads[part](features)
-        return (
-            made.sigmoid()
-            if part == "confidence"
-            else unit(made)
-            if part == "projections"
-            else made
-        )
+        if part == "confidence":
+            return made.sigmoid()
+        return unit(made) if part == "projections" else made
 
 
 class _Own:
-    """State of an objective without its network's."""
+    """The state of an objective without its network's."""
 
     def __init__(self, objective: Objective):
-        self._objective = (objective,)  # a tuple: no module of a module
+        self._objective = (objective,)  # in a tuple, so that torch registers no module twice
 
     def state_dict(self) -> dict[str, Tensor]:
         (objective,) = self._objective
@@ -145,36 +149,39 @@ class _Own:
         (objective,) = self._objective
         mine = self.state_dict()
         if mine.keys() != state.keys():
-            raise ValueError(
-                f"the loss keeps {', '.join(sorted(mine)) or 'nothing'}, the file {', '.join(sorted(state)) or 'nothing'}"
-            )
+            ours, theirs = (", ".join(sorted(keys)) or "nothing" for keys in (mine, state))
+            raise ValueError(f"the loss keeps {ours}, the file {theirs}")
         objective.load_state_dict(state, strict=False)
 
 
 def build(name: str, fc: nn.Linear, args: dict) -> tuple[Loss, float]:
-    """The loss for a head (D -> C), and its weight beside a cross-entropy. Raises InputError for arguments that are not its own."""
+    """Make the loss for a head (D -> C). Returns it and its weight beside a cross-entropy.
+
+    Raises: InputError for arguments that the loss does not take, or that follow from the network.
+    """
     cls, args = get(name), dict(args)
-    supplied = {
-        key: value
-        for key, value in _supplied(fc).items()
-        if key in parameters(name) and parameters(name)[key].default is parameters(name)[key].empty
-    }
+    needed = [key for key, p in parameters(name).items() if p.default is p.empty]
+    supplied = {key: make for key, make in _supplied(fc).items() if key in needed}
     for key in args:
         if key in supplied or key == "center":
             raise InputError(f"loss '{name}': {key} follows from the network; leave it out")
     check_arguments(name, args, also=("weight",) if cls.head == "joint" else ())
     weight = float(args.pop("weight", cls.weight)) if cls.head == "joint" else 1.0
-    return create(name, **{**{k: v() for k, v in supplied.items()}, **cls.recipe, **args}), weight
+    made = {key: make() for key, make in supplied.items()}
+    return create(name, **{**made, **cls.recipe, **args}), weight
 
 
 def check(name: str, args: dict) -> type[Loss]:
-    """The class of a loss, its arguments tried on a toy. Raises InputError, before anything is loaded."""
+    """Try the arguments of a loss on a toy head, before anything is loaded. Returns its class.
+
+    Raises: InputError.
+    """
     build(name, nn.Linear(2, 2), args)
     return get(name)
 
 
 def _supplied(fc: nn.Linear) -> dict:
-    """Constructor arguments that follow from the network, as functions."""
+    """Constructor arguments that follow from the network: functions that make them."""
 
     def energy_weights() -> nn.Linear:
         layer = nn.Linear(fc.out_features, 1)

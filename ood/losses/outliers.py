@@ -1,4 +1,7 @@
-"""Losses that learn from auxiliary outliers (labels below 0): by their softmax, their energy, their features, or a class of their own."""
+"""Losses that learn from auxiliary outliers, which have labels below 0.
+
+They look at the outliers' softmax, energy or features, or give the outliers an extra class.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,21 @@ from ood.losses.base import (
 
 @register("outlier_exposure")
 class OutlierExposureLoss(Loss):
-    """Cross-entropy on ID images, cross-entropy to the uniform distribution on outliers.
+    """Cross-entropy on ID images, and cross-entropy to the uniform distribution on outliers.
 
         L = E_in[ -log softmax_y(f) ] + alpha E_out[ logsumexp(f) - mean_c f_c ]
 
+    forward(logits (B, C), y (B,)), or (B, C, H, W) and (B, H, W). Without outliers in a batch the
+    loss is the first term, without ID rows the second.
+
     Args:
         alpha: lambda, 0.5 as in the paper's image experiments.
-        reduction: "mean" as above; "sum" and "none": of the terms per row, alpha included.
-        balance: what "mean" means. "expectation": each mean over its own rows, the paper and its code; "batch": one mean over all
-            rows, which is what pytorch-ood computes (the cross-entropy then weighs less the more outliers a batch has).
-    Logits (B, C) or (B, C, H, W). A batch without outliers gives the cross-entropy; one without ID rows only the other term.
-    Source: Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure", ICLR 2019, arXiv 1812.04606, sec. 4.3. The authors' code
-        takes twice as many outliers as ID images per batch.
+        reduction: "mean" as above; "sum" or "none" of the terms per row, alpha included.
+        balance: what "mean" averages over. "expectation": each term over its own rows, as in the
+            paper and its code. "batch": one mean over all rows, as in pytorch-ood. The
+            cross-entropy then weighs less, the more outliers a batch has.
+    Source: Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure", ICLR 2019, arXiv
+        1812.04606, sec. 4.3. The authors' code takes twice as many outliers as ID images per batch.
     """
 
     outliers = "needed"
@@ -50,24 +56,29 @@ class OutlierExposureLoss(Loss):
         to_uniform = -energy(logits) - logits.mean(1)
         if self.reduction == "mean" and self.balance == "expectation":
             return cross_entropy(logits, y) + self.alpha * mean_where(to_uniform, y < 0)
-        return reduced(
-            cross_entropy(logits, y, "none") + self.alpha * torch.where(y < 0, to_uniform, 0),
-            self.reduction,
-        )
+        exposed = torch.where(y < 0, to_uniform, 0)
+        return reduced(cross_entropy(logits, y, "none") + self.alpha * exposed, self.reduction)
 
 
 @register("energy_bounded")
 class EnergyRegularizedLoss(Loss):
-    """Cross-entropy, and squared hinges that push the energy E = -logsumexp(f) of ID images below one margin, of outliers above another.
+    """Cross-entropy, and squared hinges on the energy of ID images and of outliers.
 
         L = CE + alpha ( E_in[ max(0, E - margin_in)^2 ] + E_out[ max(0, margin_out - E)^2 ] )
 
+    The hinges push the energy E = -logsumexp(f) of ID images below one margin, and that energy of
+    outliers above another.
+
     Args:
-        alpha: 0.1, the paper's. margin_in, margin_out: -25 and -7, the defaults of the authors' code and of pytorch-ood, for CIFAR and
-            WideResNet-40-2; the README there takes -23, -5 for CIFAR-10 and -27, -5 for CIFAR-100.
-        reduction: "mean": each mean over its own rows, as above; "sum" and "none": of the terms per row.
-    Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, arXiv 2010.03759, eq. 8-9. The authors fine-tune a
-        trained network for ten epochs at a rate of 0.001 (classifier_pretraining.py -init).
+        alpha: 0.1, the paper's value.
+        margin_in, margin_out: -25 and -7, the defaults of the authors' code and of pytorch-ood, for
+            CIFAR and WideResNet-40-2. The authors' README takes -23 and -5 for CIFAR-10, and -27
+            and -5 for CIFAR-100.
+        reduction: "mean": each mean over its own rows, as above. "sum" or "none": of the terms per
+            row.
+    Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, arXiv
+        2010.03759, eq. 8-9. The authors fine-tune a trained network for ten epochs at a rate of
+        0.001 (classifier_pretraining.py -init).
     """
 
     outliers = "needed"
@@ -81,38 +92,35 @@ class EnergyRegularizedLoss(Loss):
     ):
         super().__init__()
         require(alpha >= 0, f"energy_bounded: alpha is {alpha}; it must be at least 0")
-        self.alpha, self.margin_in, self.margin_out, self.reduction = (
-            alpha,
-            margin_in,
-            margin_out,
-            known_reduction(reduction),
-        )
+        self.alpha, self.reduction = alpha, known_reduction(reduction)
+        self.margin_in, self.margin_out = margin_in, margin_out
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         e, known = energy(logits), y >= 0
         hinge = torch.where(known, e - self.margin_in, self.margin_out - e).relu().square()
         if self.reduction == "mean":
-            return cross_entropy(logits, y) + self.alpha * (
-                mean_where(hinge, known) + mean_where(hinge, ~known)
-            )
+            hinges = mean_where(hinge, known) + mean_where(hinge, ~known)
+            return cross_entropy(logits, y) + self.alpha * hinges
         return reduced(cross_entropy(logits, y, "none") + self.alpha * hinge, self.reduction)
 
 
 def _entropic(logits: Tensor, y: Tensor) -> Tensor:
-    """Per row: -log softmax_y for ID, -mean_c log softmax_c for outliers."""
-    return cross_entropy(logits, y, "none") + torch.where(
-        y < 0, -energy(logits) - logits.mean(1), 0
-    )
+    """Values per row: -log softmax_y for ID images, -mean_c log softmax_c for outliers."""
+    to_uniform = -energy(logits) - logits.mean(1)
+    return cross_entropy(logits, y, "none") + torch.where(y < 0, to_uniform, 0)
 
 
 @register("entropic_open_set")
 class EntropicOpenSetLoss(Loss):
-    """Cross-entropy on ID images, the mean cross-entropy over all classes on outliers, in one mean over the batch.
+    """Cross-entropy on ID images, and mean cross-entropy over all classes on outliers.
 
         L = -log softmax_y(f)  if y >= 0,   -1/C sum_c log softmax_c(f)  if y < 0
 
-    With reduction "mean" it is outlier exposure of alpha 1 and balance "batch". Logits (B, C) or (B, C, H, W).
-    Source: Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv 1811.04110, eq. 1.
+    forward(logits (B, C), y (B,)), or (B, C, H, W) and (B, H, W). With reduction "mean", one mean
+    over the batch, it equals outlier exposure with alpha 1 and balance "batch".
+
+    Source: Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv
+        1811.04110, eq. 1.
     """
 
     outliers = "needed"
@@ -127,14 +135,19 @@ class EntropicOpenSetLoss(Loss):
 
 @register("objectosphere")
 class ObjectosphereLoss(Loss):
-    """Entropic open-set loss, and features longer than xi for ID images, short ones for outliers.
+    """Entropic open-set loss, with long features for ID images and short ones for outliers.
 
         L = L_entropic + alpha * ( max(0, xi - |h|)^2  if y >= 0,   |h|^2  if y < 0 )
 
     forward(logits (B, C), features h (B, D), y).
-    Args: alpha: lambda; xi: least length. 1 and 1 are pytorch-ood's, with which a small network learns no classes here; 1e-4 and 50 are
-        those of the authors' code, and -loss's.
-    Source: Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv 1811.04110, eq. 2.
+
+    Args:
+        alpha: lambda, the factor of the second term.
+        xi: least length of ID features. The defaults, alpha 1 and xi 1, are pytorch-ood's; a small
+            network learns no classes with them. The authors' code and -loss take 1e-4 and 50.
+        reduction: over all rows, "mean", "sum" or "none".
+    Source: Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv
+        1811.04110, eq. 2.
     """
 
     inputs = ("logits", "features")
@@ -156,19 +169,24 @@ class ObjectosphereLoss(Loss):
 
     @staticmethod
     def score(logits: Tensor) -> Tensor:
-        """(B,) -max_c softmax_c(f) |f|, larger = OOD."""
+        """Score -max_c softmax_c(f) |f|: (B, C) -> (B,), larger = OOD."""
         return -logits.softmax(1).amax(1) * torch.linalg.vector_norm(logits, dim=1)
 
 
 @register("background_class")
 class BackgroundClassLoss(Loss):
-    """Cross-entropy over C + 1 classes; outliers are the last one.
+    """Cross-entropy over C + 1 classes, where the last class holds the outliers.
 
-    Logits (B, C + 1), or (B, C + 1, H, W); score: softmax of the last. In training here the extra row of the head lies outside of the
-    network, which keeps its C classes.
-    Args: n_classes: C.
-    Raises: ValueError for a label of C or more.
-    Source: the baseline of Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS 2018, arXiv 1811.04110.
+    forward(logits (B, C + 1), y (B,)), or (B, C + 1, H, W) and (B, H, W). The score is the softmax
+    of the last class. classifier_pretraining.py keeps the extra row of the head outside the
+    network, which stays a classifier of C classes.
+
+    Args:
+        n_classes: C, the number of ID classes.
+        reduction: over all rows, "mean", "sum" or "none".
+    Raises: ValueError in forward, for a label of C or more.
+    Source: the baseline of Dhamija, Günther and Boult, "Reducing Network Agnostophobia", NeurIPS
+        2018, arXiv 1811.04110.
     """
 
     outliers = "needed"
@@ -179,10 +197,10 @@ class BackgroundClassLoss(Loss):
         self.num_classes, self.reduction = n_classes, known_reduction(reduction)
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        if (
-            y.device.type == "cpu" and (y >= self.num_classes).any()
-        ):  # a GPU reports it by itself, without waiting here
+        # Only on the CPU: a GPU reports such a label itself, and looking would make it wait.
+        if y.device.type == "cpu" and (y >= self.num_classes).any():
             raise ValueError(
-                f"label {int(y.max())} of {self.num_classes} classes (the background class {self.num_classes} is that of labels below 0)"
+                f"label {int(y.max())} of {self.num_classes} classes: labels go from 0 to "
+                f"{self.num_classes - 1}, and labels below 0 mean the background class"
             )
         return cross_entropy(logits, torch.where(y < 0, self.num_classes, y), self.reduction)

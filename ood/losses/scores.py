@@ -1,6 +1,9 @@
-"""The score that a loss brings along: what its authors reject outliers by, from what a weight file keeps beside the network.
+"""The score that belongs to a loss: what its authors reject outliers by.
 
-detector = own_score(network, file["objective"])        # None where the loss has none: msp, energy and the like are for those
+    detector = own_score(network, file["objective"])
+
+It is computed from what the weight file keeps beside the network. A loss without such a score gives
+None: use msp, energy or another detector there.
 """
 
 from __future__ import annotations
@@ -15,34 +18,52 @@ from ood.detectors.base import Detector
 from ood.losses.objective import Objective
 from ood.outputs import Outputs
 
-# of the objective, features (N, D) and logits (N, C): (N,), larger = OOD
+
+def _low_confidence(o: Objective, h: Tensor, f: Tensor) -> Tensor:
+    """-c, which orders images as 1 - c does."""
+    return -o.heads["confidence"](h).sigmoid()[:, 0]
+
+
+def _extra_class(o: Objective, h: Tensor, f: Tensor) -> Tensor:
+    """Probability of the extra class."""
+    return torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[:, -1]
+
+
+def _nearest_centre(o: Objective, h: Tensor, f: Tensor) -> Tensor:
+    """Squared distance to the nearest centre."""
+    return o.loss.distance(h).amin(1)
+
+
+def _outlier_given_energy(o: Objective, h: Tensor, f: Tensor) -> Tensor:
+    """Probability of an outlier, given the weighted energy."""
+    return o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[:, 0]
+
+
+# Each rule takes the objective, features h (N, D) and logits f (N, C). It gives scores (N,), larger
+# = OOD.
 RULES = {
-    "confidence": lambda o, h, f: -o.heads["confidence"](h).sigmoid()[:, 0],  # 1 - c
-    "background_class": lambda o, h, f: torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[
-        :, -1
-    ],  # p(outlier)
-    "openmix": lambda o, h, f: torch.cat((f, o.heads["extra"](h)), 1).softmax(1)[:, -1],
+    "confidence": _low_confidence,
+    "background_class": _extra_class,
+    "openmix": _extra_class,
     "cac": lambda o, h, f: o.loss.score(o.loss.distance(f)),
-    "center": lambda o, h, f: o.loss.distance(h).amin(1),  # to the nearest centre
-    "ii": lambda o, h, f: o.loss.distance(h).amin(1),
-    "mchad": lambda o, h, f: o.loss.distance(h).amin(1),
-    "deep_svdd": lambda o, h, f: o.loss.distance(h),  # to the one centre
+    "center": _nearest_centre,
+    "ii": _nearest_centre,
+    "mchad": _nearest_centre,
+    "deep_svdd": lambda o, h, f: o.loss.distance(h),
     "deep_sad": lambda o, h, f: o.loss.distance(h),
     "objectosphere": lambda o, h, f: o.loss.score(f),
-    "vos": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[
-        :, 0
-    ],  # p(outlier | energy)
-    "vos_reg": lambda o, h, f: o.loss.logistic_regression(o.loss.energy(f)[:, None]).softmax(1)[
-        :, 0
-    ],
+    "vos": _outlier_given_energy,
+    "vos_reg": _outlier_given_energy,
 }
 
 
 def own_score(network: nn.Module, stored: dict | None) -> Detector | None:
-    """The detector of the loss that a network was trained with; None where it has none (or nothing is known of a loss).
+    """Make the detector of the loss that a network was trained with.
 
     Args:
-        network: a Classifier with its weights. stored: what the weight file holds under "objective": {"loss", "args", "state"}.
+        network: a Classifier with its weights.
+        stored: what the weight file holds under "objective": {"loss", "args", "state"}.
+    Returns: None if the loss has no score, or if the file names no loss.
     Raises: InputError when the state does not fit the network.
     """
     if not stored or stored["loss"] not in RULES:
@@ -52,7 +73,8 @@ def own_score(network: nn.Module, stored: dict | None) -> Detector | None:
         objective.own.load_state_dict(stored["state"])
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"what the weight file keeps of loss '{stored['loss']}' does not fit the network: {str(error).splitlines()[0]}"
+            f"what the weight file keeps of loss '{stored['loss']}' does not fit the network: "
+            f"{str(error).splitlines()[0]}"
         ) from None
     objective.finish_head()
     return OwnScore(objective.eval())
@@ -60,7 +82,7 @@ def own_score(network: nn.Module, stored: dict | None) -> Detector | None:
 
 @dataclasses.dataclass(eq=False, init=False)
 class OwnScore(Detector):
-    """Score of the loss itself, as `RULES` has it; nothing to fit, no hyper-parameters."""
+    """The score of a loss, as `RULES` defines it. It has nothing to fit and no hyper-parameters."""
 
     needs = frozenset({"logits", "features"})
 
