@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,12 +28,20 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: str | Path):
-    """A temporary path in the same folder (made if needed) that takes the place of `path` when the block ends well."""
+    """Give a temporary path that takes the place of `path` when the block ends well.
+
+    It lies in the same folder (made if needed) and has a name of its own, so that two processes
+    never write into one file. The content reaches the disk before the name does.
+
+    Raises: RunError when the disk refuses. What was there before is untouched.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(
@@ -40,6 +50,13 @@ def replacing(path: str | Path):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_left_over(path: Path) -> None:
+    """Remove the temporary files that a process left when it was killed while it wrote `path`."""
+    name = glob.escape(f".{path.name}.")
+    for left in (*path.parent.glob(f"{name}*.tmp"), *path.parent.glob(f"{name}tmp")):
+        left.unlink(missing_ok=True)
 
 
 def plain(value):

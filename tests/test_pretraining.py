@@ -1,5 +1,6 @@
 """classifier_pretraining.py at tiny size: what it writes, kill and resume, and every kind of bad input."""
 
+import glob
 import json
 import os
 import random
@@ -16,8 +17,13 @@ from conftest import ROOT
 from PIL import Image
 
 import models
+from ood import methods
+from ood.config import Experiment, InputError
 from ood.data import Preprocess, load
-from ood.training import runs
+from ood.evaluation import workbench
+from ood.methods import heatmap
+from ood.methods.heatmap.classifier import load_classifier
+from ood.training import pretraining, runs
 from ood.training.pretraining import resolve
 
 SCRIPT = ROOT / "classifier_pretraining.py"
@@ -315,7 +321,7 @@ KILLS, EPOCHS = 10, 40
 
 
 def kill_at(arguments, line, delay=0.0, file=None):
-    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or as soon as there is `file` after that."""
+    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or when a `file` matches then."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, *map(str, arguments)],
         env=ENVIRONMENT,
@@ -325,7 +331,7 @@ def kill_at(arguments, line, delay=0.0, file=None):
     for text in process.stdout:
         if text.startswith(line):
             break
-    while file and not file.exists() and process.poll() is None:
+    while file and not glob.glob(file) and process.poll() is None:
         pass
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
@@ -381,9 +387,9 @@ def test_run_killed_at_ten_random_moments_ends_in_the_same_weights(tmp_path):
         line = (
             "epoch" if number % 3 else "108 training"
         )  # after an epoch of this very process, or in its first
-        writing = killed / ".last.pt.tmp" if number in (3, 6, 8) else None
-        if writing:
-            writing.unlink(missing_ok=True)  # what the last kill of this kind left
+        writing = f"{killed}/.last.pt.*.tmp" if number in (3, 6, 8) else None
+        for left in glob.glob(writing or ""):  # by the last kill of this kind
+            os.unlink(left)
         assert (
             kill_at(
                 (*arguments, killed),
@@ -431,6 +437,32 @@ def test_resume_finds_the_newest_run_of_these_very_settings(tmp_path, pretrain):
     assert sorted(len(records(folder, "epoch")) for folder in tmp_path.iterdir()) == [2, 3]
     code, _, err = pretrain(*arguments, "-seed", 3, "-resume")
     assert code == 2 and "no run of these very settings" in err and len([*tmp_path.iterdir()]) == 2
+
+
+def trained(root, name, started, **given):
+    settings = {"id_dataset": "mnist5k", "arch": "small_cnn", **given}
+    run = pretraining.kind("cross_entropy").create(
+        "x", {"width": 32, "model_args": {}, **settings}, out_dir=root / name
+    )
+    run.update(started=started)
+    network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=run.config["width"])
+    run.save("best.pt", runs.payload(models, network, 1, {}))
+
+
+def test_evaluation_and_heatmap_find_the_same_classifier(tmp_path):
+    trained(tmp_path, "plain", "2024-01-01")
+    trained(tmp_path, "narrow", "2024-01-02", width=8)
+    trained(tmp_path, "by_options", "2024-01-03", width=12, model_args={"width": 12})
+    context = methods.Context(models, checkpoints_dir=tmp_path)
+    for given, name in (({}, "plain"), ({"width": 8}, "narrow"), ({"width": 12}, "by_options")):
+        wanted = dict(id_dataset="mnist5k", arch="small_cnn", **given)
+        evaluated = workbench.weight_file(models, Experiment(**wanted), tmp_path)
+        found = load_classifier(heatmap.Settings(**wanted), context)[2]
+        assert evaluated == found == tmp_path / name / "best.pt"
+    with pytest.raises(InputError, match="'by_options' has width 12 instead of 13; train one: "):
+        pretraining.newest_classifier(
+            models, Experiment("mnist5k", arch="small_cnn", width=13), tmp_path
+        )
 
 
 def test_prolonged_run_equals_a_longer_one(tmp_path, pretrain):

@@ -19,7 +19,6 @@ from torch import nn
 
 from ood import detectors, methods
 from ood.config import (
-    CROSS_ENTROPY,
     Experiment,
     InputError,
     build,
@@ -34,7 +33,7 @@ from ood.data.images import ImageSet
 from ood.detectors import Detector
 from ood.evaluation.scoring import TestSet
 from ood.outputs import Cache, Outputs, extract, network_digest
-from ood.training import pretraining, runs
+from ood.training import pretraining
 
 
 @dataclass
@@ -229,26 +228,7 @@ def newest(
     """The newest run with exactly this data set and architecture; None where torchvision's own weights are asked for."""
     if experiment.model_args.get("weights"):
         return None
-    match = {
-        "kind": pretraining.kind(experiment.loss),
-        "id_dataset": experiment.id_dataset,
-        "arch": experiment.arch,
-    }
-    defaults = (
-        {} if experiment.arch.startswith("torchvision_") else networks.options(experiment.arch)
-    )
-    shape = {name: getattr(experiment, name) or defaults.get(name) for name in ("depth", "width")}
-    match |= {name: value for name, value in shape.items() if value is not None}
-    command = "python3 classifier_pretraining.py -dataset " + " ".join(
-        [experiment.id_dataset]
-        + [
-            f"-{name} {value}"
-            for name, value in match.items()
-            if name not in ("kind", "id_dataset")
-        ]
-        + ([f"-loss {experiment.loss}"] if experiment.loss != CROSS_ENTROPY else [])
-    )
-    return runs.find_newest(checkpoints_dir, match, command=command).folder
+    return pretraining.newest_classifier(networks, experiment, checkpoints_dir).folder
 
 
 def load_network(

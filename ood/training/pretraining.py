@@ -8,7 +8,6 @@ What classifier_pretraining.py and, for a config with a `loss`, ood_training.py 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ood import cli, distributed, losses, provenance
+from ood import cli, distributed, losses
 from ood.config import CROSS_ENTROPY, InputError, build, read_json, split, to_dict
 from ood.data import Augment, ImageSet, Preprocess, auxiliary, info, load
 from ood.data.registry.table import DatasetInfo, is_folder_path
@@ -67,10 +66,6 @@ FREE = (
     "tensorboard",
     "epochs",
 )  # what may change when a run is resumed
-FIXED_LENGTH = (
-    "cosine",
-    "onecycle",
-)  # schedules that depend on the number of epochs from the first one on
 SHAPE = (
     "num_classes",
     "depth",
@@ -269,15 +264,8 @@ def train_classifier(
 
     def pack(epoch, metrics):
         objective.finish_head()
-        return {
-            "format": networks.checkpoints.OWN_FORMAT,
-            "arch": network.arch,
-            "state_dict": network.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
-            "preprocess": {"mean": list(mean), "std": list(std), "size": side},
-            "objective": objective.describe(),
-        }
+        more = {"objective": objective.describe()}
+        return runs.payload(networks, network, epoch, metrics, preprocess, side, **more)
 
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     optimizer = loop.make_optimizer(
@@ -298,7 +286,7 @@ def train_classifier(
     )
 
     # The run folder: made only now that nothing can be wrong with the input any more.
-    run = resumed or runs.create(
+    run = resumed or kind(settings.loss).create(
         stem(settings), describe(settings, network), root=root, out_dir=out_dir
     )
     run.update(epochs=settings.epochs)
@@ -306,15 +294,7 @@ def train_classifier(
     digests = {"train": images.digest, "test": test.digest}
     if outliers is not None:
         sizes["ood_images"], digests["ood"] = len(outliers), outliers.digest
-    run.log(
-        {
-            "event": "resume" if resumed else "start",
-            **sizes,
-            **provenance.provenance(
-                sys.argv, to_dict(settings), settings.seed, device, digests, {}
-            ),
-        }
-    )
+    run.begin(settings, device, digests, resumed=bool(resumed), **sizes)
     cli.log(
         f"{len(kept)} training, {len(held_out)} validation, {len(test)} test images{f', {len(outliers)} outliers' if outliers else ''} | run folder {run.folder}"
     )
@@ -474,53 +454,70 @@ def with_outliers(settings: Settings) -> Settings:
     return settings
 
 
-def find_run(given: dict, root: str, out_dir: str | None) -> runs.Run | None:
-    """The run to resume; None when -out_dir holds none yet, so that one command line both begins a run and continues it."""
-    if out_dir is None:
-        settings = to_dict(resolve(given))
-        match = {
-            key: value
-            for key, value in settings.items()
-            if key not in FREE and not (key in SHAPE and value is None)
-        }
-        try:
-            return runs.find_newest(
-                root, {"kind": kind(settings["loss"]), **match}, file="config.json"
-            )
-        except InputError:
-            raise InputError(
-                f"no run of these very settings in '{root}' to resume; name its folder with -out_dir, or leave -resume out"
-            ) from None
-    if not runs.holds_run(out_dir):
-        return None
-    return runs.reopen(out_dir)
+def find_run(given: dict, root: str | Path, out_dir: str | Path | None = None) -> runs.Run | None:
+    """Find the run to resume; None when -out_dir holds none yet (see `Kind.to_resume`)."""
+    if out_dir is not None and runs.holds_run(out_dir):  # its loss may differ from the default
+        stored = runs.Run(out_dir).config.get("loss", Settings.loss)
+        return kind(stored).to_resume({}, root, out_dir)
+    settings = {
+        key: value
+        for key, value in to_dict(resolve(given)).items()
+        if value is not None or key not in SHAPE
+    }
+    return kind(settings["loss"]).to_resume(settings, root, out_dir)
 
 
 def continued(run: runs.Run, given: dict) -> Settings:
-    """The settings of a run, with what may change on the way taken from the flags. Raises InputError when they contradict the run."""
-    known = {f.name for f in dataclasses.fields(Settings)}
-    old = {
-        "loss": Settings.loss,
-        **{key: value for key, value in run.config.items() if key in known},
-    }
-    if run.config.get("kind") != kind(old["loss"]):
-        raise InputError(
-            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not a classifier's"
-        )
-    settings = resolve(runs.agree(old, given, FREE, run.folder))
-    if settings.epochs != old["epochs"] and settings.schedule in FIXED_LENGTH:
-        raise InputError(
-            f"the run in '{run.folder}' follows schedule {settings.schedule} over {old['epochs']} epochs; "
-            f"-epochs {settings.epochs} would be another schedule: start a new run"
-        )
-    return settings
+    """Return the settings of a run, with what may change taken from `given`.
+
+    Raises: InputError when they contradict the run.
+    """
+    return resolve(kind(run.config.get("loss", Settings.loss)).continued(run, given))
+
+
+def newest_classifier(networks: ModuleType, wanted, root: str | Path) -> runs.Run:
+    """Find the newest classifier below `root` that `wanted` describes.
+
+    This is the one rule for "the newest run of this configuration" of a classifier. eval_ood.py,
+    the scripts that stand on ood.evaluation.workbench, and the heatmap method all follow it: a run
+    fits when its data set, its loss, its network and every option of the network are the same.
+    Depth, width and other options that are not given have the network's defaults.
+
+    Args:
+        wanted: an Experiment or a method's settings: id_dataset, arch, depth, width, model_args,
+            and the loss where there is one (else cross-entropy).
+    Raises: InputError when there is none, with the command that trains one.
+    """
+    loss = getattr(wanted, "loss", Settings.loss)
+    facts = {"kind": kind(loss).name, "id_dataset": wanted.id_dataset, "arch": wanted.arch}
+    given = {name: value for name in ("depth", "width") if (value := getattr(wanted, name))}
+    words = ["python3 classifier_pretraining.py", f"-dataset {wanted.id_dataset}"]
+    words += [f"-{name} {value}" for name, value in {"arch": wanted.arch, **given}.items()]
+    if wanted.model_args:
+        words += ["-model_args", *(f"{key}={value}" for key, value in wanted.model_args.items())]
+    if loss != Settings.loss:
+        words.append(f"-loss {loss}")
+
+    def view(config: dict) -> dict:
+        same = config.get("arch") == wanted.arch
+        return {**config, **_options(networks, config)} if same else config
+
+    match = {**facts, **_options(networks, {**facts, **given, "model_args": wanted.model_args})}
+    return runs.find_newest(root, match, view=view, command=" ".join(words))
+
+
+def _options(networks: ModuleType, config: dict) -> dict:
+    """Return every option of a configuration's network, defaults filled in."""
+    arch = config["arch"]
+    defaults = {} if arch.startswith("torchvision_") else networks.options(arch)
+    shape = {name: value for name in ("depth", "width") if (value := config.get(name))}
+    return {**defaults, **shape, **config.get("model_args", {})}
 
 
 def describe(settings: Settings, network) -> dict:
-    """What config.json says: by these fields eval_ood.py and the methods find the run."""
+    """Return what config.json says besides the kind; `newest_classifier` looks at it."""
     shape = {name: network.arch[name] for name in SHAPE if name in network.arch}
     return {
-        "kind": kind(settings.loss),
         **to_dict(settings),
         **shape,
         "in_channels": network.arch["in_channels"],
@@ -528,9 +525,14 @@ def describe(settings: Settings, network) -> dict:
     }
 
 
-def kind(loss: str) -> str:
-    """Of a run: "classifier", by which methods and eval_ood.py find the plain one; other losses have kinds of their own."""
-    return "classifier" if loss == Settings.loss else f"classifier, {loss}"
+def kind(loss: str) -> runs.Kind:
+    """Return the kind of run that a loss makes.
+
+    A plain classifier's is "classifier": methods and eval_ood.py look for it. Every other loss has
+    a kind of its own.
+    """
+    name = "classifier" if loss == Settings.loss else f"classifier, {loss}"
+    return runs.Kind(name, Settings, what="a classifier", free=FREE)
 
 
 def stem(settings: Settings) -> str:

@@ -1,27 +1,62 @@
-"""Run folders: one folder per training run with config.json, log.jsonl, last.pt and best.pt, every file written atomically.
+"""Run folders and the life of a run: begin it, continue it, find it again, say what its files hold.
 
-A folder is `checkpoints/<stem>_<timestamp>` or what -out_dir names. It holds a run as soon as it has a config.json, and a run is
-never overwritten: `create` refuses, `reopen` continues. `find_newest` finds a run by the exact values of its configuration, never
-by parts of its name (a name with 'cifar10' in it is also one with 'cifar100' in it). Of several processes only rank 0 writes.
+A folder holds config.json, log.jsonl, last.pt and best.pt. Every file is written whole or not at
+all. The folder is `checkpoints/<stem>_<timestamp>`, or what -out_dir names. It holds a run as soon
+as one of these files is there. A run is never overwritten: `create` refuses, `reopen` continues.
+With several processes only rank 0 writes.
+
+What can be trained declares a `Kind`: its name, its settings, which of them may change on the way,
+which of them make two runs the same. The rest is common to all:
+
+    KIND = runs.Kind("heatmap", Settings, what="a heatmap decoder", free=("n_epochs",),
+                     same=IDENTITY, length="n_epochs")
+
+    run = KIND.to_resume(config, root, out_dir)     # -resume: the run to continue, or None
+    if run:
+        settings = build(Settings, KIND.continued(run, config))
+    else:
+        run = KIND.create(stem, config, root=root, out_dir=out_dir)
+    run.begin(settings, device, {"train": images.digest}, resumed=..., train_images=len(images))
+    ...
+    run.save("best.pt", payload(networks, network, epoch, metrics, preprocess, size))
+    ...
+    KIND.newest(config, root).best                  # how an evaluation finds it
+
+`config` is the settings as plain JSON values (`ood.config.to_dict`). A run is found by the exact
+values of its configuration, never by parts of its name: a name with 'cifar10' in it may be one
+with 'cifar100' in it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import pickle
+import sys
 import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import ModuleType
 
 import torch
+from torch import nn
 
-from ood import distributed
+from ood import distributed, provenance
 from ood.cli import RunError
-from ood.config import InputError
+from ood.config import InputError, to_dict
+from ood.data import Preprocess
+from ood.files import remove_left_over, replacing
 
 FILES = ("config.json", "log.jsonl", "last.pt", "best.pt")
+
+# Schedules whose rates depend on the number of epochs from the first epoch on.
+FIXED_LENGTH = ("cosine", "onecycle")
+
+
+# ---- one folder ------------------------------------------------------------------------------
 
 
 class Run:
@@ -33,14 +68,20 @@ class Run:
         self.config: dict = _read_config(self.folder) or {}
 
     def save(self, name: str, payload: dict) -> None:
-        """Write `payload` (tensors, numbers, strings, containers of them) with torch.save, whole or not at all."""
+        """Write `payload` (tensors, numbers, strings, containers of them) with torch.save."""
         if not distributed.first():
             return
-        with _replacing(self.folder / name) as temporary:
-            torch.save(payload, temporary)
+        with replacing(self.folder / name) as temporary:
+            try:
+                torch.save(payload, temporary)
+            except RuntimeError as error:  # how torch.save reports a full disk
+                raise OSError(str(error)) from error
 
     def load(self, name: str) -> dict:
-        """Read a file of `save` on the CPU, without executing anything in it. Raises InputError when it is not whole."""
+        """Read a file of `save` on the CPU, without executing anything in it.
+
+        Raises: InputError when the file is not whole.
+        """
         path = self.folder / name
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -55,7 +96,8 @@ class Run:
         ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"cannot read '{path}' ({reason}); delete that file and run again with -resume to start it anew"
+                f"cannot read '{path}' ({reason}); "
+                "delete that file and run again with -resume to start it anew"
             ) from None
 
     def log(self, record: dict) -> None:
@@ -65,7 +107,7 @@ class Run:
                 file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict]:
-        """The lines of log.jsonl; a half-written last line (a killed run) is left out."""
+        """Read the lines of log.jsonl; skip a half-written one (of a run that was killed)."""
         try:
             lines = (self.folder / "log.jsonl").read_text().splitlines()
         except OSError:
@@ -73,53 +115,171 @@ class Run:
         return [record for record in map(_parse, lines) if record is not None]
 
     def rewind(self, epoch: int) -> None:
-        """Keep the log up to `epoch`: what a killed run wrote after its last.pt will be written again."""
+        """Cut the log after `epoch`: what a killed run logged after its last.pt comes again."""
         if not distributed.first():
             return
         kept = [r for r in self.records() if r.get("epoch", 0) <= epoch and r.get("event") != "end"]
-        with _replacing(self.folder / "log.jsonl") as temporary:
+        with replacing(self.folder / "log.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
 
     def update(self, **values) -> None:
-        """Change values in config.json (the number of epochs of a run that is prolonged)."""
+        """Change values in config.json (e.g. the number of epochs of a run that is prolonged)."""
         self.config = {**self.config, **values}
         if not distributed.first():
             return
-        with _replacing(self.folder / "config.json") as temporary:
+        with replacing(self.folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n")
 
+    def begin(
+        self, settings, device: torch.device, digests: dict, *, resumed: bool, **sizes: int
+    ) -> None:
+        """Log what is needed to repeat the run.
 
-def require_tensorboard() -> None:
-    """Raises InputError when TensorBoard is not installed; to be called before a run folder is made."""
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "-tensorboard needs the package tensorboard: pip install tensorboard"
-        ) from None
-
-
-@contextmanager
-def board(run: Run, wanted: bool):
-    """A function (epoch, record) that writes the record's numbers as TensorBoard events into run.folder/tensorboard, or None."""
-    if not wanted or not distributed.first():
-        yield None
-        return
-    require_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    done = max((r.get("epoch", 0) for r in run.records()), default=0) if run.last.exists() else 0
-    with SummaryWriter(str(run.folder / "tensorboard"), purge_step=done + 1) as writer:
-        yield (
-            lambda epoch, record: (
-                [
-                    writer.add_scalar(name, value, epoch)
-                    for name, value in record.items()
-                    if name not in ("epoch", "best")
-                ]
-                and None
-            )
+        This is the command, settings, versions, machine, digests of the data, and `sizes`, the
+        numbers of images.
+        """
+        facts = provenance.provenance(
+            sys.argv, to_dict(settings), settings.seed, device, digests, {}
         )
+        self.log({"event": "resume" if resumed else "start", **sizes, **facts})
+
+
+def payload(
+    networks: ModuleType,
+    network: nn.Module,
+    epoch: int,
+    metrics: dict,
+    preprocess: Preprocess | None = None,
+    size: int | None = None,
+    **more,
+) -> dict:
+    """Return what a weight file of ours holds, in the format that models/checkpoints.py reads.
+
+    Args:
+        networks: the package `models`, which names the format.
+        network: its `arch` says how to build it again.
+        preprocess, size: normalisation and image side that it was trained with.
+        more: further entries of this kind of run (a fold, a loss's centres, ...).
+    """
+    held = {
+        "format": networks.checkpoints.OWN_FORMAT,
+        "arch": network.arch,
+        "state_dict": network.state_dict(),
+        "epoch": epoch,
+        "metrics": metrics,
+    }
+    if preprocess is not None:
+        mean, std = list(preprocess.mean), list(preprocess.std)
+        held["preprocess"] = {"mean": mean, "std": std, "size": size}
+    return {**held, **more}
+
+
+# ---- the life of a run -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a thing that can be trained declares, so that its runs are continued and found again.
+
+    Args:
+        name: `kind` in config.json.
+        settings: the dataclass of its settings.
+        what: with its article, for messages: "a classifier".
+        free: settings that may change when a run is continued.
+        same: settings that make two runs the same configuration; None: all that are not free.
+        length: the setting that holds the number of epochs.
+    """
+
+    name: str
+    settings: type
+    what: str
+    free: tuple[str, ...]
+    same: tuple[str, ...] | None = None
+    length: str = "epochs"
+
+    def match(self, config: dict, **more) -> dict:
+        """Return the fields of `config` by which a run is found, with `more` beside them."""
+        fields = self.same
+        if fields is None:
+            fields = [f.name for f in dataclasses.fields(self.settings) if f.name not in self.free]
+        found = {name: config[name] for name in fields if name in config}
+        return {"kind": self.name, **found, **more}
+
+    def create(
+        self,
+        stem: str,
+        config: dict,
+        *,
+        root: str | Path = "checkpoints",
+        out_dir: str | Path | None = None,
+    ) -> Run:
+        """Make a new run folder, see `create`; its config.json is `config` with the kind."""
+        return create(stem, {"kind": self.name, **config}, root=root, out_dir=out_dir)
+
+    def newest(
+        self,
+        config: dict,
+        root: str | Path,
+        *,
+        file: str = "best.pt",
+        command: str | None = None,
+        **more,
+    ) -> Run:
+        """Find the newest run below `root` of exactly this configuration, see `find_newest`.
+
+        Args: more: further fields that must fit, e.g. finished=True.
+        """
+        return find_newest(root, self.match(config, **more), file=file, command=command)
+
+    def to_resume(
+        self, config: dict, root: str | Path, out_dir: str | Path | None = None, **more
+    ) -> Run | None:
+        """Find the run that -resume continues.
+
+        With `out_dir` it is the run in that folder, or None when there is none yet: then one
+        command line both begins a run and continues it. Else it is the newest run below `root` of
+        exactly this configuration (and of `more`), however far it came.
+
+        Raises: InputError when there is no such run, or the folder holds another kind of run.
+        """
+        if out_dir is None:
+            match = self.match(config, **more)
+            found, _, near = _search(root, match, "config.json")
+            if found is None:
+                raise InputError(
+                    f"no run of these very settings in '{root}' to resume{near}; "
+                    "name its folder with -out_dir, or leave -resume out"
+                )
+            return reopen(found)
+        if not holds_run(out_dir):
+            return None
+        return self.own(reopen(out_dir))
+
+    def own(self, run: Run) -> Run:
+        """Return `run`. Raises InputError when it is of another kind."""
+        if run.config.get("kind") != self.name:
+            raise InputError(
+                f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', not {self.what}"
+            )
+        return run
+
+    def continued(self, run: Run, given: dict) -> dict:
+        """Return the settings of `run`, with those that may change taken from `given`.
+
+        Args: given: all settings, or only those that were asked for.
+        Raises: InputError when `given` contradicts the run in a setting that may not change, or
+            changes the length of a run whose learning rates depend on it.
+        """
+        names = {f.name for f in dataclasses.fields(self.settings)}
+        stored = {name: value for name, value in self.own(run).config.items() if name in names}
+        values = agree(stored, given, self.free, run.folder)
+        before, now = stored.get(self.length), values.get(self.length)
+        if values.get("schedule") in FIXED_LENGTH and before != now:
+            raise InputError(
+                f"the run in '{run.folder}' follows schedule {values['schedule']} over {before} "
+                f"epochs; -epochs {now} would be another schedule: start a new run"
+            )
+        return values
 
 
 def holds_run(folder: str | Path) -> bool:
@@ -129,11 +289,12 @@ def holds_run(folder: str | Path) -> bool:
 def create(
     stem: str, config: dict, *, root: str | Path = "checkpoints", out_dir: str | Path | None = None
 ) -> Run:
-    """Make the folder of a new run and write its config.json (plus `started`, by which the newest run is found).
+    """Make the folder of a new run and write its config.json.
 
     Args:
         stem: first part of the folder's name, `<id>_<arch>...`; the time follows.
-        config: the resolved configuration, plain JSON values. Its `kind` ("classifier", "heatmap", ...) says what was trained.
+        config: the resolved configuration, plain JSON values. Its `kind` says what was trained.
+            `started` is added to it: by that the newest run is found.
         out_dir: the folder itself, instead of root/stem_time.
     Raises: InputError when the folder holds a run already or cannot be made.
     """
@@ -142,7 +303,8 @@ def create(
         now = datetime.now()
         if out_dir is not None and holds_run(out_dir):
             raise InputError(
-                f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir"
+                f"'{out_dir}' holds a run already; add -resume to continue it, "
+                "or give another -out_dir"
             )
         try:
             if out_dir is not None:
@@ -158,21 +320,19 @@ def create(
             ) from None
         return folder, run.config
 
-    folder, stored = distributed.from_first(
-        make
-    )  # a folder on another machine's disk would have no config.json
+    # The other processes take config.json from rank 0: they may not see its disk.
+    folder, stored = distributed.from_first(make)
     run = Run(folder)
     run.config = stored
     return run
 
 
 def reopen(out_dir: str | Path) -> Run:
-    """The run in a folder, to be continued. Raises InputError when its config.json is not readable."""
+    """Open the run in a folder to continue it. Raises InputError without a readable config.json."""
     run = Run(out_dir)
-    for name in FILES if distributed.first() else ():
-        _temporary(run.folder / name).unlink(
-            missing_ok=True
-        )  # left by a run that was killed while it wrote
+    if distributed.first():
+        for name in FILES:
+            remove_left_over(run.folder / name)
     if not run.config:
         raise InputError(
             f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir"
@@ -181,44 +341,106 @@ def reopen(out_dir: str | Path) -> Run:
 
 
 def agree(stored: dict, given: dict, free: tuple[str, ...], where: str | Path) -> dict:
-    """The stored configuration, with what may change on the way (`free`) taken from `given`.
+    """Return the stored configuration, with what may change (`free`) taken from `given`.
 
-    Raises: InputError when `given` contradicts the stored run in anything else: its weights would be of neither configuration.
+    Raises: InputError when `given` contradicts the stored run in anything else. The weights of
+        such a run would belong to neither configuration.
     """
     for key, value in given.items():
         if key not in free and key in stored and _plain(value) != stored[key]:
             raise InputError(
-                f"the run in '{where}' has {key} {stored[key]!r}, now {key} {value!r} is asked for; "
-                f"leave -{key} out to continue it, or leave -resume out to start a new run"
+                f"the run in '{where}' has {key} {stored[key]!r}, now {key} {value!r} is asked for;"
+                f" leave -{key} out to continue it, or leave -resume out to start a new run"
             )
     return {**stored, **{key: value for key, value in given.items() if key in free}}
 
 
 def find_newest(
-    root: str | Path, match: dict, *, file: str = "best.pt", command: str | None = None
+    root: str | Path,
+    match: dict,
+    *,
+    file: str = "best.pt",
+    command: str | None = None,
+    view: Callable[[dict], dict] = dict,
 ) -> Run:
-    """The newest run below `root` whose config.json has exactly the values of `match` and which holds `file`.
+    """Find the newest run below `root` whose config.json has exactly the values of `match`.
 
     Args:
         match: field -> value; None also fits a field that the run's configuration does not have.
+        file: what the run must hold.
         command: what trains such a run; ends the message when there is none.
-    Raises: InputError when no run fits.
+        view: config.json -> the values to compare, where they are not simply its own.
+    Raises: InputError when no run fits. The message names the run that comes nearest.
     """
-    wanted = _plain(match)
-    fitting, unfinished = [], 0
-    for folder in sorted(Path(root).iterdir()) if Path(root).is_dir() else []:
-        config = _read_config(folder)
-        if config and all(config.get(key) == value for key, value in wanted.items()):
-            if (folder / file).is_file():
-                fitting.append((str(config.get("started", "")), folder))
-            else:
-                unfinished += 1
-    if not fitting:
-        fields = ", ".join(f"{key}={value}" for key, value in wanted.items() if value is not None)
+    found, unfinished, near = _search(root, match, file, view)
+    if found is None:
+        fields = ", ".join(f"{key}={value}" for key, value in match.items() if value is not None)
         also = f" ({unfinished} without a {file} yet)" if unfinished else ""
         how = f"; train one: {command}" if command else ""
-        raise InputError(f"no run with {fields} in '{root}'{also}{how}")
-    return Run(max(fitting)[1])
+        raise InputError(f"no run with {fields} in '{root}'{also}{near}{how}")
+    return Run(found)
+
+
+def _search(
+    root: str | Path, match: dict, file: str, view: Callable[[dict], dict] = dict
+) -> tuple[Path | None, int, str]:
+    """Return the newest fitting folder, how many lack `file`, and words about the nearest run."""
+    wanted = _plain(match)
+    fitting, unfinished, near = [], 0, []
+    for folder in sorted(Path(root).iterdir()) if Path(root).is_dir() else []:
+        config = _read_config(folder)
+        if not config:
+            continue
+        config = view(config)
+        differs = [key for key, value in wanted.items() if config.get(key) != value]
+        started = str(config.get("started", ""))
+        if not (folder / file).is_file():
+            unfinished += not differs
+        elif not differs:
+            fitting.append((started, folder))
+        elif len(differs) <= 3 and config.get("kind") == wanted.get("kind"):
+            has = (f"{key} {config.get(key)} instead of {wanted[key]}" for key in differs)
+            near.append((-len(differs), started, f"; '{folder.name}' has {', '.join(has)}"))
+    return max(fitting)[1] if fitting else None, unfinished, max(near)[2] if near else ""
+
+
+# ---- TensorBoard -----------------------------------------------------------------------------
+
+
+def require_tensorboard() -> None:
+    """Raise InputError when TensorBoard is not installed. Call it before a run folder is made."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "-tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from None
+
+
+@contextmanager
+def board(run: Run, wanted: bool):
+    """Give a function (epoch, record) that writes TensorBoard events, or None if not `wanted`.
+
+    The events are the record's numbers. They go into run.folder/tensorboard.
+    """
+    if not wanted or not distributed.first():
+        yield None
+        return
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = max((r.get("epoch", 0) for r in run.records()), default=0) if run.last.exists() else 0
+    with SummaryWriter(str(run.folder / "tensorboard"), purge_step=done + 1) as writer:
+
+        def tell(epoch: int, record: dict) -> None:
+            for name, value in record.items():
+                if name not in ("epoch", "best"):
+                    writer.add_scalar(name, value, epoch)
+
+        yield tell
+
+
+# ---- private ---------------------------------------------------------------------------------
 
 
 def _unused(path: Path) -> Path:
@@ -232,29 +454,6 @@ def _unused(path: Path) -> Path:
             if not candidate.is_dir():
                 raise
     raise FileExistsError(f"{path} to {path}_999 are taken")
-
-
-@contextmanager
-def _replacing(path: Path):
-    """A temporary file in the same folder that takes the place of `path` when the block ends well."""
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write '{path}': {error}; what was there before is untouched"
-        ) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def _read_config(folder: Path) -> dict | None:
@@ -273,5 +472,5 @@ def _parse(line: str) -> dict | None:
 
 
 def _plain(value):
-    """As JSON gives it back (tuples become lists)."""
+    """Return `value` as JSON gives it back (tuples become lists)."""
     return json.loads(json.dumps(value))

@@ -10,7 +10,7 @@ from torch import nn
 from ood.config import InputError
 from ood.data import ImageSet, Preprocess, load
 from ood.methods.heatmap.settings import HALF, Settings
-from ood.training import runs
+from ood.training.pretraining import newest_classifier
 from ood.training.context import Context
 
 COPY = "classifier.pt"  # the copy of the classifier in a decoder's run folder
@@ -52,25 +52,9 @@ def _file(settings: Settings, context: Context, folder: Path | None) -> Path:
     if folder and (folder / COPY).is_file():
         return folder / COPY
     if not settings.classifier:
-        return _newest(settings, context)
+        return newest_classifier(context.networks, settings, context.checkpoints_dir).best
     path = Path(settings.classifier)
     return path / "best.pt" if path.is_dir() else path
-
-
-def _newest(settings: Settings, context: Context) -> Path:
-    """Return the weights of the newest classifier run of this data set and architecture."""
-    shape = settings.shape()
-    command = (
-        f"python3 classifier_pretraining.py -dataset {settings.id_dataset} -arch {settings.arch}"
-        + "".join(f" -{name} {value}" for name, value in shape.items())
-    )
-    match = {
-        "kind": "classifier",
-        "id_dataset": settings.id_dataset,
-        "arch": settings.arch,
-        **shape,
-    }
-    return runs.find_newest(context.checkpoints_dir, match, command=command).best
 
 
 def _build(settings: Settings, context: Context, stored: dict | None, path: Path) -> nn.Module:
