@@ -10,8 +10,8 @@ from torch import nn
 from ood.config import InputError
 from ood.data import ImageSet, Preprocess, load
 from ood.methods.heatmap.settings import HALF, Settings
-from ood.training.pretraining import newest_classifier
 from ood.training.context import Context
+from ood.training.pretraining import newest_classifier
 
 COPY = "classifier.pt"  # the copy of the classifier in a decoder's run folder
 
