@@ -5,6 +5,4 @@ One convention everywhere: a score is larger for outliers, and an outlier's labe
 
 import os
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "1000"
-)  # as in models/__init__.py, for programs that import ood alone
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see models/__init__.py

@@ -1,4 +1,4 @@
-"""What every script shares: flags in both dash styles, exit codes, device, seed, progress bars and log lines."""
+"""What every script shares: flags, exit codes, device, seed, progress bars and log lines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from ood.config import InputError, nearest
 
 OTHERS_WAIT = 10.0  # seconds before a process other than the first says what went wrong
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+LOST = "another process of this job has ended or cannot be reached"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse where `-flag` and `--flag` are the same, prefixes are never guessed and `-h` shows every default.
+    """argparse with `-flag` and `--flag` alike, no guessed prefixes, and defaults in the help.
 
-    Every flag defaults to None ('not given'), so that a value of the config file can stand behind it; `default` is the text
-    that the help shows.
+    A flag without a default is None when it is not given, so that the config's value can take its
+    place. The help text then says itself what the default is.
     """
 
     def __init__(self, description: str, epilog: str | None = None):
@@ -38,20 +39,21 @@ class Parser(argparse.ArgumentParser):
     def flag(
         self, name: str, *, help: str, default=None, aliases: tuple[str, ...] = (), **options
     ) -> None:
-        """Declare `-name` and `--name` (and aliases in both styles). `default` is shown and returned when it is not None."""
+        """Declare `-name` and `--name`, and the aliases in both styles.
+
+        Args:
+            default: returned when the flag is not given; unless None, the help shows it.
+            options: of argparse's add_argument.
+        """
         names = [dash + n.lstrip("-") for n in (name, *aliases) for dash in ("-", "--")]
         self._flags.update(names)
         shown = "" if default is None or "default" in help else f" [default: {default}]"
         options.setdefault("dest", name.lstrip("-").replace("-", "_"))
-        if options.get("action") in (None, "store", "append") and not options.keys() & {
-            "nargs",
-            "metavar",
-            "choices",
-        }:
+        one_value = options.get("action") in (None, "store", "append")
+        if one_value and not options.keys() & {"nargs", "metavar", "choices"}:
             options["metavar"] = name.lstrip("-").upper()
-        self.add_argument(
-            *names, default=default, help=(help + shown).replace("%", "%%"), **options
-        )
+        text = (help + shown).replace("%", "%%")
+        self.add_argument(*names, default=default, help=text, **options)
 
     def error(self, message: str):
         for word in sys.argv[1:]:
@@ -65,16 +67,13 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32, width=120)
 
     def _format_action_invocation(self, action):
-        """Only the single-dash spelling: `-config CONFIG` instead of both."""
+        """Show the single-dash spelling only: `-config CONFIG`."""
         single = [s for s in action.option_strings if not s.startswith("--")]
         if not single:
             return super()._format_action_invocation(action)
-        value = (
-            ""
-            if action.nargs == 0
-            else " " + self._format_args(action, action.metavar or action.dest.upper())
-        )
-        return ", ".join(single) + value
+        if action.nargs == 0:
+            return ", ".join(single)
+        return f"{', '.join(single)} {self._format_args(action, action.dest.upper())}"
 
 
 def run(
@@ -83,11 +82,15 @@ def run(
     *,
     processes: str | None = None,
 ) -> None:
-    """Run a script's main and exit: 0 done, 1 failed, 2 bad input (one line on stderr), 130 interrupted.
+    """Run a script's main and exit: 0 done, 1 failed, 2 bad input, 130 interrupted.
+
+    Bad input and failures with a known reason (RunError) print one line on stderr.
 
     Args:
-        processes: "many" for a script that torchrun may start several times; of any other such a start is bad input, and the text
-            given here says what to do instead.
+        main: the script; returns its exit code, None for 0.
+        bad_input: further exceptions that mean bad input.
+        processes: "many" if torchrun may start the script in several processes. Otherwise such a
+            start is bad input, and this text says what to do instead.
     """
     keep_freed_memory()
     try:
@@ -114,11 +117,7 @@ def run(
         code = 1
     except Exception as error:
         if distributed.lost(error):
-            _say_error(
-                RunError(
-                    "another process of this job has ended or cannot be reached; a training run continues with -resume"
-                )
-            )
+            _say_error(RunError(f"{LOST}; a training run continues with -resume"))
         else:
             traceback.print_exc()
         code = 1
@@ -126,14 +125,13 @@ def run(
 
 
 def keep_freed_memory() -> None:
-    """Let the C allocator reuse freed tensors instead of handing their pages back and faulting them in again.
+    """Let the C allocator keep freed memory for the next tensors.
 
-    On glibc every tensor above 128 KiB is a fresh mapping whose pages the kernel must clear; in a forward pass on the CPU that can
-    take longer than the arithmetic. Huge pages serve what is larger than the 32 MiB that glibc lets us keep. No effect elsewhere.
+    By default glibc maps every tensor above 128 KiB anew, and the kernel must clear its pages. In
+    a forward pass on the CPU that can take longer than the arithmetic. glibc keeps blocks of up to
+    32 MiB; larger ones get huge pages. Without glibc this has no effect.
     """
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # read by torch at its first large allocation
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large tensor
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
@@ -143,13 +141,15 @@ def keep_freed_memory() -> None:
 
 
 class RunError(RuntimeError):
-    """A run that failed for a reason we can name (a non-finite loss, a full disk): one line, exit code 1."""
+    """A run failed for a known reason (a non-finite loss, a full disk): one line, exit code 1."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device asked for, or cuda:0 where there is one, else the CPU. Raises InputError for a device that is not there.
+    """Return the device called `name`; None: cuda:0 where there is one, else the CPU.
 
-    Under torchrun the processes of a machine take as many GPUs, from that one on.
+    Under torchrun every process of a machine takes a GPU of its own, the first one `name`.
+
+    Raises: InputError for a device that is not there.
     """
     if name is None:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -162,13 +162,13 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + distributed.local_rank())
         if device.index >= torch.cuda.device_count():
+            own = distributed.launched() == 1 or device.index == distributed.local_rank() == 0
             what = (
-                f"-device '{name}'"
-                if device.index == distributed.local_rank() == 0 or distributed.launched() == 1
-                else f"{device} for process {distributed.local_rank()}"
+                f"-device '{name}'" if own else f"{device} for process {distributed.local_rank()}"
             )
             raise InputError(
-                f"{what} is not here: {torch.cuda.device_count()} CUDA device(s) found; leave the flag out or use -device cpu"
+                f"{what} is not here: {torch.cuda.device_count()} CUDA device(s) found; "
+                "leave the flag out or use -device cpu"
             )
         torch.cuda.set_device(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -179,15 +179,16 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def describe_device(device: torch.device) -> str:
-    """'cuda:0 (NVIDIA H100)' or 'cpu (2 threads)'; of several processes the first one's, 'cpu (1 threads) x 4 processes'."""
+    """Return text such as 'cuda:0 (NVIDIA H100)' or 'cpu (2 threads)'.
+
+    Several processes add their number: 'cpu (1 threads) x 4 processes'.
+    """
     many = f" x {distributed.world()} processes" if distributed.world() > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){many}"
-    return (
-        f"{device} ({torch.get_num_threads()} threads){many}"
-        if device.type == "cpu"
-        else str(device)
-    )
+    if device.type == "cpu":
+        return f"{device} ({torch.get_num_threads()} threads){many}"
+    return str(device)
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
@@ -202,7 +203,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 def log(line: str) -> None:
-    """One greppable line on stdout, at once; of several processes rank 0 speaks."""
+    """Print one line on stdout, at once; of several processes only rank 0 prints."""
     if distributed.first():
         print(line, flush=True)
 
@@ -210,9 +211,15 @@ def log(line: str) -> None:
 def progress(
     iterable: Iterable, label: str, total: int | None = None, unit: str = "batch", scale: int = 1
 ) -> Iterator:
-    """Iterate with a bar on stderr, only on a terminal: the `progress` package for epochs and folds, tqdm for everything else.
+    """Iterate over `iterable` with a bar on stderr, if stderr is a terminal.
 
-    `scale` is how many units one step stands for (a batch of 256 images: unit 'images', scale 256).
+    The `progress` package draws epochs, folds and runs; tqdm draws everything else.
+
+    Args:
+        label: text before the bar.
+        total: steps; None: len(iterable), where it has one.
+        unit: what is counted.
+        scale: units per step (a batch of 256 images: unit 'images', scale 256).
     """
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
@@ -221,12 +228,8 @@ def progress(
     elif unit in ("epoch", "fold", "run"):
         from progress.bar import Bar
 
-        with Bar(
-            label,
-            max=total or 0,
-            suffix="%(index)d/%(max)d " + unit + "s, %(eta_td)s left",
-            file=sys.stderr,
-        ) as bar:
+        suffix = "%(index)d/%(max)d " + unit + "s, %(eta_td)s left"
+        with Bar(label, max=total or 0, suffix=suffix, file=sys.stderr) as bar:
             for item in iterable:
                 yield item
                 bar.next()
@@ -247,7 +250,11 @@ def progress(
 
 
 def _say_error(error: Exception) -> None:
-    """One line. What all processes find is said by rank 0: the others give it time, and torchrun ends them when it has gone."""
+    """Print an error as one line on stderr.
+
+    An error that all processes meet is printed by rank 0: the others wait, and torchrun ends them
+    when rank 0 has gone.
+    """
     who = os.path.basename(sys.argv[0])
     if distributed.rank():
         time.sleep(OTHERS_WAIT)

@@ -1,7 +1,8 @@
-"""Settings: frozen dataclasses filled from JSON, then from flags; a key that nobody knows is an error.
+"""Settings: frozen dataclasses filled from JSON, then from flags. An unknown key is an error.
 
-Precedence: flag > JSON > default of the dataclass. A JSON file may group its keys in nested objects (the layout of the heatmap
-authors' files); groups named in `GROUPS` are flattened, later groups win.
+A flag wins over JSON, and JSON wins over the default of the dataclass. A JSON file may group its
+keys in nested objects, as the heatmap authors' files do: the groups in `GROUPS` are flattened, and
+later groups win.
 """
 
 from __future__ import annotations
@@ -16,20 +17,28 @@ from pathlib import Path
 from typing import Literal
 
 GROUPS = ("fundamental", "optimization", "advanced")
+CROSS_ENTROPY = "cross_entropy"
+DETECTORS = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 
 
 class InputError(ValueError):
-    """Bad input of the user: one line that says what was got, what is allowed, what to do. Scripts print it and exit with 2."""
+    """Bad input of the user; scripts print the message and exit with code 2.
+
+    The message is one line: what was given, what is allowed, what to do.
+    """
 
 
 def nearest(word: str, allowed) -> str:
-    """' (did you mean 'x'?)' for the closest allowed word, or '' when none is close."""
+    """Return " (did you mean 'x'?)" for the closest allowed word, or "" when none is close."""
     match = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.6)
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
 def read_json(path: str | Path) -> dict:
-    """The object in a JSON file, groups flattened. Raises InputError for a missing, unreadable or non-object file."""
+    """Read the object in a JSON file and flatten its groups.
+
+    Raises: InputError for a file that is missing, unreadable or no JSON object.
+    """
     path = Path(path)
     if not path.is_file():
         siblings = (
@@ -51,31 +60,36 @@ def read_json(path: str | Path) -> dict:
 
 
 def build(cls, values: dict, where: str = "config"):
-    """Make the frozen dataclass `cls` from a dict. Raises InputError for an unknown key or a value of the wrong type."""
+    """Make the frozen dataclass `cls` from a dict.
+
+    Args:
+        values: what is given, by field name. Integers pass as floats, lists as tuples, and the text
+            'N/A' as None where a field may be None.
+        where: how messages begin, for example the file's name.
+
+    Raises: InputError for an unknown or missing key and for a value of the wrong type.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             raise InputError(
-                f"{where}: unknown key '{key}'{nearest(key, fields)}; known keys: {', '.join(fields)}"
+                f"{where}: unknown key '{key}'{nearest(key, fields)}; "
+                f"known keys: {', '.join(fields)}"
             )
     hints = typing.get_type_hints(cls)
     checked = {
         key: _convert(value, hints[key], f"{where}: '{key}'") for key, value in values.items()
     }
-    missing = [
-        n
-        for n, f in fields.items()
-        if n not in checked
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InputError(f"{where}: missing key '{missing[0]}'")
+    unset = dataclasses.MISSING
+    required = [n for n, f in fields.items() if f.default is unset and f.default_factory is unset]
+    for name in required:
+        if name not in checked:
+            raise InputError(f"{where}: missing key '{name}'")
     return cls(**checked)
 
 
 def merge(*layers: dict) -> dict:
-    """Later layers win; None in a layer means 'not given'."""
+    """Join dicts: later ones win, and None means 'not given'."""
     merged: dict = {}
     for layer in layers:
         merged.update({key: value for key, value in layer.items() if value is not None})
@@ -83,12 +97,12 @@ def merge(*layers: dict) -> dict:
 
 
 def to_dict(settings) -> dict:
-    """A dataclass as plain JSON values (tuples become lists)."""
+    """Return a dataclass as plain JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def _convert(value, hint, where: str):
-    """Check `value` against a type hint; ints pass as floats, lists as tuples, 'N/A' as None."""
+    """Return `value` as its type hint asks for it. Raises InputError where it does not fit."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None or value == "N/A" and type(None) in arguments:
@@ -105,9 +119,8 @@ def _convert(value, hint, where: str):
         return tuple(_convert(v, arguments[0], where) for v in value)
     if origin is typing.Literal:
         if value not in arguments:
-            raise InputError(
-                f"{where} is {value!r}{nearest(value, arguments)}; allowed: {', '.join(map(str, arguments))}"
-            )
+            allowed = ", ".join(map(str, arguments))
+            raise InputError(f"{where} is {value!r}{nearest(value, arguments)}; allowed: {allowed}")
         return value
     kind = origin or hint
     if kind is typing.Any:
@@ -119,65 +132,79 @@ def _convert(value, hint, where: str):
     return value
 
 
-CROSS_ENTROPY = "cross_entropy"
-
-
-DETECTORS = ("msp", "maxlogit", "energy", "odin", "react", "dice")
-
-
 @dataclass(frozen=True)
 class Experiment:
-    """Fields of a config for eval_ood.py. Fractions, pixel units of [0, 1]."""
+    """What eval_ood.py reads from a config.
 
-    id_dataset: str  # a registered set or an image folder
-    method: str | None = (
-        None  # a trainable method to evaluate beside the detectors: heatmap, leaveout, vmdls
-    )
-    arch: str = ""  # a name of models.names()
-    loss: str = CROSS_ENTROPY  # that the network was trained with: a name of ood.losses.names()
-    num_classes: int | None = (
-        None  # checked against the data set; needed when there is none at hand
-    )
+    Attributes:
+        id_dataset: a registered data set or an image folder.
+        method: a trainable method to evaluate beside the detectors: heatmap, leaveout or vmdls.
+        arch: an architecture, one of models.names().
+        loss: the loss that the network was trained with, one of ood.losses.names().
+        num_classes: checked against the data set; needed when the data set is not at hand.
+        depth, width: of the architecture; None: its default.
+        model_args: further options of the architecture.
+        benchmark: a name in configs/benchmarks, or a JSON file.
+        protocol: 'paper', or 'full': ignore the paper's limits on images per OOD set.
+        detectors: short names, or name:key=value,...; 'all' stands for every detector.
+        detector_args: {name: {hyper-parameter: value}}.
+        mean, std: the normalisation that the network was trained with, in pixel units of [0, 1];
+            None: the checkpoint's, else the data set's.
+        checkpoint: a weight file.
+        checkpoint_name: a run folder, by its name.
+        batch_size: images per forward pass.
+        precision: 'fp32', or 'bf16' for autocast.
+        seed: of everything random.
+        limit: at most so many images per set.
+        datasets: only these OOD sets.
+        paper: the published numbers, {detector: {label of the OOD set: {"fpr95": ..., "auroc":
+            ...}}}, fractions.
+        source: where those numbers stand.
+    """
+
+    id_dataset: str
+    method: str | None = None
+    arch: str = ""
+    loss: str = CROSS_ENTROPY
+    num_classes: int | None = None
     depth: int | None = None
     width: int | None = None
-    model_args: dict = field(default_factory=dict)  # further options of the architecture
-    benchmark: str = "demo"  # a name in configs/benchmarks, or a JSON file
-    protocol: Literal["paper", "full"] = (
-        "paper"  # 'full' ignores the paper's limits on images per OOD set
-    )
-    detectors: tuple[str, ...] = (
-        DETECTORS  # short names, or name:key=value,...; 'all' for every one
-    )
-    detector_args: dict = field(default_factory=dict)  # {name: {hyper-parameter: value}}
-    mean: tuple[float, ...] | None = (
-        None  # normalisation the network was trained with; default: the checkpoint's, else the data set's
-    )
+    model_args: dict = field(default_factory=dict)
+    benchmark: str = "demo"
+    protocol: Literal["paper", "full"] = "paper"
+    detectors: tuple[str, ...] = DETECTORS
+    detector_args: dict = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     checkpoint: str | None = None
     checkpoint_name: str | None = None
     batch_size: int = 256
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 1
-    limit: int | None = None  # at most so many images per set
-    datasets: tuple[str, ...] | None = None  # only these OOD sets
-    paper: dict = field(
-        default_factory=dict
-    )  # {detector: {label of the OOD set: {"fpr95": ..., "auroc": ...}}}, the published numbers
-    source: str | None = None  # where those numbers stand
+    limit: int | None = None
+    datasets: tuple[str, ...] | None = None
+    paper: dict = field(default_factory=dict)
+    source: str | None = None
 
 
 def split(values: dict, settings: type | None, where: str) -> tuple[dict, dict]:
-    """A config's keys for `Experiment`, and those for the settings of a training (a method's, or ood.training.pretraining's); a key that both know goes to both.
+    """Split a config into the keys for `Experiment` and the keys for the settings of a training.
+
+    A key that both know goes to both.
+
+    Args:
+        settings: the settings class of a method or of ood.training.pretraining; None: there is no
+            training.
 
     Raises: InputError for a key that neither knows.
     """
-    ours = {f.name for f in dataclasses.fields(Experiment)}
-    theirs = {f.name for f in dataclasses.fields(settings)} if settings else set()
+    evaluation = {f.name for f in dataclasses.fields(Experiment)}
+    training = {f.name for f in dataclasses.fields(settings)} if settings else set()
+    known = evaluation | training
     for key in values:
-        if key not in ours | theirs:
+        if key not in known:
             raise InputError(
-                f"{where}: unknown key '{key}'{nearest(key, ours | theirs)}; known keys: {', '.join(sorted(ours | theirs))}"
+                f"{where}: unknown key '{key}'{nearest(key, known)}; "
+                f"known keys: {', '.join(sorted(known))}"
             )
-    return {k: v for k, v in values.items() if k in ours}, {
-        k: v for k, v in values.items() if k in theirs
-    }
+    return tuple({k: v for k, v in values.items() if k in keys} for keys in (evaluation, training))

@@ -1,23 +1,30 @@
-"""Several processes that work as one run, as torchrun starts them; in a single process every function here is the plain case.
+"""Several processes that torchrun starts work as one run; a single process is the plain case.
 
-    torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -arch resnet18        # 4 GPUs (nccl), or 4 CPU processes (gloo)
+    torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -arch resnet18
+    # 4 GPUs (nccl), or 4 CPU processes (gloo)
 
-    training     world() * batch_size images per step, in the order that one process with that batch size would take them; each process
-                 computes its part, and the gradient is the mean over all images of the step, also where the parts are not equally large;
-                 where a loss is not a mean over images, see below
-    evaluation   each process forwards its part of a set; sums and rows are gathered exactly: no image twice, none left out
-    files, lines rank 0
+    training     A step uses world() * batch_size images, in the order of a single process with
+                 that batch size. Each process computes its part. The gradient is the mean over all
+                 images of the step, even if the parts differ in size (other losses: see below).
+    evaluation   Each process forwards its part of a set. Sums and rows are gathered exactly: no
+                 image counts twice, none is left out.
+    files, lines Rank 0 writes them.
 
-BatchNorm: each process normalises with the statistics of its own images, as it would in a run with the smaller batch; running averages
-are averaged over the processes after every epoch. `synchronise_batchnorm` makes them those of the whole step, at the price of
-communication in every layer; then N processes with batches of b equal one with batches of N * b, up to rounding.
+BatchNorm: each process normalises with the statistics of its own images, as in a run with the
+smaller batch. The running averages are averaged over the processes after every epoch.
+`synchronise_batchnorm` normalises with the statistics of the whole step instead; every layer then
+communicates. With it, N processes with batches of b equal one process with batches of N * b, up to
+rounding.
 
-Losses: each process computes the loss of its own images, and its gradient weighs as much as it has images. That is the gradient of one
-process for every loss that is a mean over images. One that averages ID images and outliers separately (outlier_exposure, energy_bounded,
-energy_margin, mchad, openmix) is exact where all processes have as many images of either kind: in every step but the last one of an epoch
-and the last one of a turn of the outliers, where the counts of two processes differ by at most one if they do not divide evenly. One that
-relates the images of a batch to each other (ii, cider, the draws of vos, the hinge of leave-out) sees those of its process alone; VMDLS
-exchanges its embeddings, so that its loss is that of one process.
+Losses: each process computes the loss of its own images. Its gradient is weighted by its number of
+images. For every loss that is a mean over images, this is the gradient of a single process.
+- Some losses average ID images and outliers separately: outlier_exposure, energy_bounded,
+  energy_margin, mchad, openmix. They are exact where all processes have equally many images of
+  either kind. That holds in every step except the last of an epoch and the last of a turn of the
+  outliers; there the counts of two processes may differ by one.
+- Some losses relate the images of a batch to each other: ii, cider, the draws of vos, the hinge of
+  leave-out. They see the images of their own process only.
+- VMDLS exchanges its embeddings, so its loss is the loss of a single process.
 """
 
 from __future__ import annotations
@@ -37,43 +44,39 @@ from torch import Tensor, nn
 
 from ood.config import InputError
 
-PATIENCE = timedelta(
-    days=1
-)  # rank 0 may fit detectors for hours; a process that dies is noticed at once, by torchrun
+# rank 0 may fit detectors for hours; torchrun notices at once when a process dies
+PATIENCE = timedelta(days=1)
+CONNECTION = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
 _alone = False
 _code: int | None = None  # exit code of a process that has left the others
 
 
-# ---- the processes -----------------------------------------------------------------------------------------------------------
+# ---- the processes
 
 
 def launched() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return (
-        int(os.environ.get("WORLD_SIZE", 1))
-        if {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-        else 1
-    )
+    """Return how many processes torchrun started; 1 without torchrun."""
+    by_torchrun = {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return int(os.environ.get("WORLD_SIZE", 1)) if by_torchrun else 1
 
 
 def begin() -> None:
-    """Join the other processes, if torchrun started some: gloo on the CPU, nccl on GPUs."""
+    """Join the other processes, if torchrun started any: gloo on the CPU, nccl on GPUs."""
     if launched() > 1 and not dist.is_initialized():
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
-        atexit.register(
-            _leave
-        )  # registered early, so that it runs after what others have registered
+        atexit.register(_leave)  # registered early: it runs after what is registered later
 
 
 def end(code: int = 0) -> None:
-    """Leave the others, when all is done; the process will end with this exit code.
+    """Leave the other processes when all is done; this process will end with the exit code `code`.
 
-    It skips the end of the interpreter: DistributedDataParallel keeps gloo's threads alive after destroy_process_group, and one that
-    gives back a tensor while Python is being taken down aborts the process: a finished run would count as failed.
+    The process skips the end of the interpreter. DistributedDataParallel keeps gloo's threads alive
+    after destroy_process_group. A thread that frees a tensor while Python shuts down aborts the
+    process, and a finished run would count as failed.
     """
     global _code
-    if dist.is_available() and dist.is_initialized():
+    if joined():
         dist.destroy_process_group()
         _code = code
 
@@ -85,29 +88,34 @@ def _leave() -> None:
         os._exit(_code)
 
 
+def joined() -> bool:
+    """Tell whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def world() -> int:
-    return (
-        dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
-    )
+    """Return the number of processes of this run; 1 within `solo`."""
+    return dist.get_world_size() if joined() and not _alone else 1
 
 
 def rank() -> int:
+    """Return the number of this process, from 0."""
     return dist.get_rank() if world() > 1 else 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Return the number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0)) if launched() > 1 else 0
 
 
 def first() -> bool:
-    """Whether this process writes files and lines."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    """Tell whether this process writes files and lines."""
+    return not joined() or dist.get_rank() == 0
 
 
 @contextlib.contextmanager
 def solo() -> Iterator[None]:
-    """Within this block the process counts as the only one: for what rank 0 does while the others do not."""
+    """Let this process count as the only one: for work that rank 0 does alone."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -123,36 +131,28 @@ def barrier() -> None:
 
 
 def lost(error: Exception) -> bool:
-    """Whether an error says that the other processes cannot be reached any more."""
+    """Tell whether an error means that the other processes cannot be reached any more."""
+    if world() == 1:
+        return False
     text = str(error).lower()
-    return world() > 1 and (
-        isinstance(error, dist.DistError)
-        or isinstance(error, RuntimeError)
-        and any(
-            word in text
-            for word in (
-                "gloo",
-                "nccl",
-                "connection closed",
-                "connection reset",
-                "broken pipe",
-                "socket",
-            )
-        )
-    )
+    broken = isinstance(error, RuntimeError) and any(word in text for word in CONNECTION)
+    return broken or isinstance(error, dist.DistError)
 
 
 def require_one(what: str, instead: str) -> None:
-    """Raises InputError under torchrun."""
+    """Raise InputError if torchrun started several processes.
+
+    Args: what: runs in one process only. instead: what the user can do.
+    """
     if launched() > 1:
         raise InputError(f"{what} runs in one process, torchrun started {launched()}; {instead}")
 
 
-# ---- values and rows ---------------------------------------------------------------------------------------------------------
+# ---- values and rows
 
 
 def gathered(value: Any) -> list:
-    """The value of every process, by rank: plain values and tensors on the CPU."""
+    """Return the values of all processes, by rank: plain values, and tensors on the CPU."""
     if world() == 1:
         return [value]
     values: list = [None] * world()
@@ -161,9 +161,12 @@ def gathered(value: Any) -> list:
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-    """What `work` gives in rank 0, in every process; an error there is raised everywhere. It begins when all processes are here.
+    """Run `work` in rank 0 and return its result in every process.
 
-    Tensors (in dicts, lists and tuples) arrive on the CPU: a CUDA tensor would be made on the GPU of rank 0 by every process.
+    It begins when all processes are here. An error in rank 0 is raised in every process.
+
+    Tensors (in dicts, lists and tuples) arrive on the CPU. Otherwise every process would put a CUDA
+    tensor on the GPU of rank 0.
     """
     if world() == 1:
         return work()
@@ -189,7 +192,10 @@ def _on_cpu(value: Any) -> Any:
 
 
 def in_turn(work: Callable[[], Any]) -> Any:
-    """`work` in the first process of each machine, then in the others, which find on disk what it left there."""
+    """Run `work` in the first process of each machine, then in the others.
+
+    The others find on disk what the first one left there.
+    """
     if world() > 1 and local_rank():
         barrier()
     made = work()
@@ -199,7 +205,7 @@ def in_turn(work: Callable[[], Any]) -> Any:
 
 
 def total(numbers: Tensor) -> Tensor:
-    """Sums over the processes, element by element."""
+    """Sum a tensor over the processes, element by element."""
     if world() > 1:
         numbers = numbers.clone()
         dist.all_reduce(numbers)
@@ -207,7 +213,10 @@ def total(numbers: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor | None) -> Tensor:
-    """The rows of all processes on the CPU, in the order of the ranks; their numbers may differ. None: this process has none."""
+    """Join the rows of all processes, (n, ...) each, on the CPU, in the order of the ranks.
+
+    The processes may have different numbers of rows; None means no rows.
+    """
     if world() == 1:
         return rows
     rows = None if rows is None else rows.detach().cpu().contiguous()
@@ -222,7 +231,10 @@ def gather_rows(rows: Tensor | None) -> Tensor:
 
 
 def join_rows(rows: Tensor, count: int) -> Tensor:
-    """(count, ...): the rows of all processes, (count / world(), ...) from each, in the order of the ranks; gradients flow back to each."""
+    """Join the rows of all processes to (count, ...); gradients flow back to each process.
+
+    Args: rows: (count / world(), ...), joined in the order of the ranks.
+    """
     if world() == 1:
         return rows
     before = rank() * len(rows)
@@ -231,19 +243,25 @@ def join_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def share_of_rows(count: int, batch_size: int = 1) -> slice:
-    """The rows of 0..count-1 that this process evaluates: consecutive whole batches, so that each batch is one that a single process
-    would have. With fewer batches than processes the last ranks get none."""
+    """Return the rows of 0..count-1 that this process evaluates.
+
+    They are consecutive whole batches: each batch is one that a single process would have. With
+    fewer batches than processes, the last ranks get none.
+    """
     batches = -(-count // batch_size)
     least, more = divmod(batches, world())
     begin_, end_ = (r * least + min(r, more) for r in (rank(), rank() + 1))
     return slice(min(count, begin_ * batch_size), min(count, end_ * batch_size))
 
 
-# ---- training ----------------------------------------------------------------------------------------------------------------
+# ---- training
 
 
 class Span(NamedTuple):
-    """One step of an epoch: all its images are first..last, those of this process start..stop (positions in the epoch's order)."""
+    """One step of an epoch, in positions of the epoch's order.
+
+    The step has the images first..last; this process has start..stop of them.
+    """
 
     first: int
     start: int
@@ -252,13 +270,19 @@ class Span(NamedTuple):
 
 
 def steps(count: int, batch_size: int) -> int:
-    """Steps per epoch: world() * batch_size images each, the last one smaller. Fewer images than processes join the step before."""
+    """Return the number of steps per epoch, with world() * batch_size images each.
+
+    The last step has the rest. A rest with fewer images than processes joins the step before.
+    """
     whole, rest = divmod(count, world() * batch_size)
     return max(1, whole + (rest >= world() or rest > 0 and not whole))
 
 
 def spans(count: int, batch_size: int, *, train: bool = True) -> list[Span]:
-    """The steps of an epoch over `count` images. Raises InputError when training images are fewer than the processes."""
+    """Return the steps of an epoch over `count` images.
+
+    Raises: InputError if there are fewer training images than processes.
+    """
     if train and count < world():
         raise InputError(f"{count} training image(s) for {world()} processes; start fewer of them")
     size, number = world() * batch_size, steps(count, batch_size)
@@ -274,20 +298,19 @@ def spans(count: int, batch_size: int, *, train: bool = True) -> list[Span]:
 class Replica(nn.Module):
     """An objective as a module that DistributedDataParallel can wrap.
 
-    The objective may call the network as it likes (several times, only its features): what counts is that all of it happens within
-    one forward pass of the wrapper. Parameters of the optimiser that are not the network's (a loss's centres) are averaged too.
+    The objective may call the network as it likes (several times, or only its features), as long
+    as it does so within one forward pass of the wrapper. The optimiser's other parameters (a loss's
+    centres) are averaged too.
     """
 
     def __init__(self, objective: Callable, network: nn.Module, optimizer: torch.optim.Optimizer):
         super().__init__()
         self.network = network
         known = set(map(id, network.parameters()))
-        self.further = nn.ParameterList(
-            [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
-        )
-        self.call = [
-            objective
-        ]  # in a list: an objective that is a module would register the network twice
+        optimised = [p for group in optimizer.param_groups for p in group["params"]]
+        self.further = nn.ParameterList([p for p in optimised if id(p) not in known])
+        # in a list: an objective that is a module would register the network twice
+        self.call = [objective]
         self.parts: dict = {}
 
     def forward(self, batch) -> Tensor:
@@ -296,11 +319,14 @@ class Replica(nn.Module):
 
 
 class Step:
-    """A training step of one epoch: step(batch, items) -> (loss, parts) of this process's images, then step.backward().
+    """The training step of one epoch: step(batch, items), then step.backward().
 
-    In one process plain. In several the gradients become their mean over all images of the step: after the first step by summing them
-    here, which shows whether the objective leaves parameters unused, from the second one by DDP, which overlaps that with the backward
-    pass. Weights are made alike at that point.
+    step(batch, items) returns (loss, parts) of this process's images.
+
+    With several processes the gradients become their mean over all images of the step. In the first
+    step they are summed here, which shows whether the objective leaves parameters unused. From the
+    second step on, DDP sums them while the backward pass runs. DDP also makes the weights of all
+    processes equal when it begins.
     """
 
     def __init__(self, objective: Callable, network: nn.Module, optimizer: torch.optim.Optimizer):
@@ -331,22 +357,20 @@ class Step:
         used = [any(flags) for flags in zip(*gathered([p.grad is not None for p in parameters]))]
         for parameter, of_any in zip(parameters, used):
             if of_any:
-                parameter.grad = (
-                    torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                )
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(world())
         wrapper = nn.parallel.DistributedDataParallel
-        own = (
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in inspect.signature(wrapper).parameters
-            else "broadcast_buffers"
+        newer, older = "forward_sync_buffers", "broadcast_buffers"  # names of one option in torch
+        option = newer if newer in inspect.signature(wrapper).parameters else older
+        self.wrapped = wrapper(
+            self.replica, find_unused_parameters=not all(used), **{option: False}
         )
-        self.wrapped = wrapper(self.replica, find_unused_parameters=not all(used), **{own: False})
 
 
 def average_buffers(network: nn.Module) -> None:
-    """Running averages become their mean over the processes, counts those of rank 0."""
+    """Average the running averages over the processes; counts become those of rank 0."""
     if world() > 1:
         for buffer in network.buffers():
             if buffer.is_floating_point():
@@ -356,11 +380,14 @@ def average_buffers(network: nn.Module) -> None:
                 dist.broadcast(buffer, 0)
 
 
-# ---- BatchNorm ---------------------------------------------------------------------------------------------------------------
+# ---- BatchNorm
 
 
 def synchronise_batchnorm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm see the images of all processes: torch's SyncBatchNorm on a GPU, the class below elsewhere."""
+    """Let every BatchNorm see the images of all processes, and return the network.
+
+    A GPU gets torch's SyncBatchNorm, any other device `SynchronisedBatchNorm`.
+    """
     if world() == 1:
         return network
     if device.type == "cuda":
@@ -372,9 +399,11 @@ def synchronise_batchnorm(network: nn.Module, device: torch.device) -> nn.Module
 
 
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """y = (x - m) / sqrt(v + eps) * weight + bias; m, v: mean and variance over the images and positions of all processes.
+    """y = (x - m) / sqrt(v + eps) * weight + bias, with the images of all processes.
 
-    torch's own class refuses tensors on the CPU. Mean first, then squares of what is centred: two sums over the processes.
+    m and v are mean and variance over the images and positions of all processes. Two sums over the
+    processes are needed: the mean, then the squares of the centred values. torch's own class
+    refuses tensors on the CPU.
     """
 
     def _check_input_dim(self, images: Tensor) -> None:
@@ -392,15 +421,15 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                share = (
-                    1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
-                )
+                share = self.momentum
+                if share is None:  # a plain average over all batches
+                    share = 1 / self.num_batches_tracked.item()
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
-        return (y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y).to(
-            images.dtype
-        )
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(images.dtype)
 
 
 class _Sum(torch.autograd.Function):

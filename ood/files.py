@@ -17,11 +17,13 @@ from ood.cli import RunError
 
 
 def file_stem(name: str) -> str:
-    """A name (of a data set, a detector with its options, an image folder) as part of a file name."""
-    return "".join(c if c.isalnum() or c in "-_.=," else "_" for c in name).strip("._") or "unnamed"
+    """Make a name (of a data set, a detector, a folder) fit to be part of a file name."""
+    allowed = "".join(c if c.isalnum() or c in "-_.=," else "_" for c in name)
+    return allowed.strip("._") or "unnamed"
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all. Raises RunError where it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -60,7 +62,11 @@ def remove_left_over(path: Path) -> None:
 
 
 def plain(value):
-    """As JSON can hold it: dataclasses and mappings as objects, sequences and arrays as lists, nan and inf as null, the rest as text."""
+    """Return a value as JSON can hold it.
+
+    Dataclasses and dicts become objects; sequences, sets and arrays become lists; nan and inf
+    become null; anything else that JSON does not know becomes text.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):

@@ -4,8 +4,9 @@
     known = prepare(id_scores)                    # sorted once ...
     rows = [evaluate(known, ood) for ood in sets]  # ... and used for every OOD set
 
-A score is larger for outliers. "Accepted at t" means score <= t, so equal scores are accepted together, and every curve has one point
-per distinct score. Counts are integers; only their ratios are floats (float64). Results are fractions, never percent.
+A score is larger for outliers. "Accepted at t" means score <= t. So equal scores are accepted
+together, and every curve has one point per distinct score. Counts are integers; only their ratios
+are floats (float64). Results are fractions, never percent.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from ood.config import InputError
 class Metrics(NamedTuple):
     """Fractions in [0, 1].
 
-    fpr95               share of OOD accepted at the first threshold that accepts >= 95 % of ID      (ID positive, as in the papers)
-    auroc               P(score of OOD > score of ID) + P(equal) / 2                                 (the same for either positive class)
-    aupr_in             average precision with ID positive, from counts: depends on the ratio ID : OOD
+    fpr95               share of OOD accepted at the first threshold that accepts >= 95 % of ID
+                        (ID positive, as in the papers)
+    auroc               P(score of OOD > score of ID) + P(equal) / 2
+                        (the same for either positive class)
+    aupr_in             average precision with ID positive, from counts: depends on ID : OOD
     aupr_out            average precision with OOD positive
-    detection_error     min over thresholds of (share of ID rejected + share of OOD accepted) / 2    (both classes weigh the same)
-    fpr95_ood_positive  share of ID flagged at the first threshold that flags >= 95 % of OOD         (pytorch-ood's and OpenOOD's FPR95)
+    detection_error     min over thresholds of (share of ID rejected + share of OOD accepted) / 2
+                        (both classes weigh the same)
+    fpr95_ood_positive  share of ID flagged at the first threshold that flags >= 95 % of OOD
+                        (OOD positive: the FPR95 of pytorch-ood and OpenOOD)
     """
 
     fpr95: float
@@ -37,14 +42,20 @@ class Metrics(NamedTuple):
 
 
 class SortedScores:
-    """Scores of one data set, sorted: `values` (U,) distinct and ascending; `below` (U + 1,) int64, below[k] = how many scores
-    are smaller than values[k], below[U] = all of them. Made by `prepare`."""
+    """The scores of one data set, sorted; made by `prepare`.
+
+    Attributes:
+        values: (U,) the distinct scores, ascending.
+        below: (U + 1,) int64. below[k] is the number of scores smaller than values[k]; below[U] is
+            the number of all scores.
+    """
 
     def __init__(self, scores, name: str = "scores"):
-        ordered = np.sort(_as_array(scores, name))
+        ordered = np.sort(as_scores(scores, name))
         if np.isnan(ordered[-1]):  # NaN sorts last
             raise InputError(
-                f"{name}: {np.isnan(ordered).sum()} of {ordered.size} are NaN; a NaN cannot be ranked, look at the detector or the data"
+                f"{name}: {np.isnan(ordered).sum()} of {ordered.size} are NaN; a NaN cannot be "
+                "ranked, look at the detector or the data"
             )
         distinct = ordered[1:] != ordered[:-1]
         if distinct.all():
@@ -58,40 +69,49 @@ class SortedScores:
 
 
 def prepare(scores, name: str = "ID scores") -> SortedScores:
-    """Sort scores (N,) once, to evaluate them against many sets. Raises InputError for NaN, no scores, or a wrong shape."""
+    """Sort scores (N,) once, to evaluate them against many sets.
+
+    Raises: InputError for NaN, for no scores and for another shape.
+    """
     return scores if isinstance(scores, SortedScores) else SortedScores(scores, name)
 
 
 def evaluate(id_scores, ood_scores, tpr: float = 0.95) -> Metrics:
-    """All six metrics of one ID and one OOD set.
+    """Return all six metrics of one ID and one OOD set.
 
-    Args: id_scores (N,), ood_scores (M,): numpy, torch, a sequence, or what `prepare` returned; larger = OOD; +-inf allowed.
-          tpr: the operating point in (0, 1] of the two fpr95 values.
+    Args:
+        id_scores: (N,) numpy, torch, a sequence, or what `prepare` returned; larger = OOD; may be
+            infinite.
+        ood_scores: (M,) likewise.
+        tpr: the operating point of the two fpr95 values, in (0, 1].
+
     Returns: Metrics, fractions.
-    Raises: InputError for NaN, an empty set, or a shape other than (N,).
-    Source: equal to scikit-learn's roc_curve (all points), roc_auc_score and average_precision_score; detection error as in Liang et
-        al., ICLR 2018 (ODIN), whose text fixes TPR = 95 % but whose code and most of whose table take the minimum.
+
+    Raises: InputError for NaN, for an empty set and for another shape.
+
+    Source: equal to scikit-learn's roc_curve (all points), roc_auc_score and
+        average_precision_score. The detection error is Liang et al.'s (ODIN, ICLR 2018). Their text
+        fixes TPR = 95 %, but their code and most of their table take the minimum, as we do.
     """
     known, novel = prepare(id_scores), prepare(ood_scores, "OOD scores")
     n_id, n_ood = len(known), len(novel)
-    known_count, novel_count = _smallest_count(tpr, n_id), _smallest_count(tpr, n_ood)
+    known_count, novel_count = smallest_count(tpr, n_id), smallest_count(tpr, n_ood)
 
-    # At each distinct ID score: how many distinct OOD values are <= it (upper) and < it (lower); with them the accepted counts.
+    # At each distinct ID score: how many distinct OOD values are <= it (upper) and < it (lower).
     upper = np.searchsorted(novel.values, known.values, side="right")
     lower = upper - ((upper > 0) & (novel.values[upper - 1] == known.values))
     share_id = np.diff(known.below)  # ID scores at each distinct value
     accepted_id = known.below[1:]  # tp with ID positive
     accepted_ood = novel.below[upper]  # fp with ID positive
-    # At each distinct OOD score v: ID values below v are those whose `upper` does not yet count v. Flagged means score >= v.
-    flagged_id = (
-        n_id - known.below[np.cumsum(np.bincount(upper, minlength=novel.values.size + 1))[:-1]]
-    )
+    # At each distinct OOD score v: an ID value is below v if its `upper` does not yet count v.
+    # Flagged means score >= v.
+    id_values_below = np.cumsum(np.bincount(upper, minlength=novel.values.size + 1))[:-1]
+    flagged_id = n_id - known.below[id_values_below]
     flagged_ood = n_ood - novel.below[:-1]
     share_ood = np.diff(novel.below)
 
-    twice_pairs_lost = int(
-        share_id @ (accepted_ood + novel.below[lower])
-    )  # 2 * (#OOD < ID pairs) + #equal pairs, exact
+    # 2 * (pairs with OOD < ID) + (equal pairs), exact
+    twice_pairs_lost = int(share_id @ (accepted_ood + novel.below[lower]))
     at_id = np.searchsorted(accepted_id, known_count)
     at_ood = np.searchsorted(-flagged_ood, -novel_count, side="right") - 1
     return Metrics(
@@ -105,7 +125,10 @@ def evaluate(id_scores, ood_scores, tpr: float = 0.95) -> Metrics:
 
 
 def roc_curve(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]:
-    """Corner points (fpr, tpr) of the ROC curve with ID positive, from (0, 0) to (1, 1); points inside a straight line are left out."""
+    """Return the corners of the ROC curve: two arrays, fpr (P,) and tpr (P,), with ID positive.
+
+    The curve runs from (0, 0) to (1, 1). Points inside a straight line are left out.
+    """
     known, novel = prepare(id_scores), prepare(ood_scores, "OOD scores")
     thresholds = np.union1d(known.values, novel.values)
     tp = np.append(0, known.below[np.searchsorted(known.values, thresholds, side="right")])
@@ -117,34 +140,54 @@ def roc_curve(id_scores, ood_scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def threshold_at_tpr(id_scores, tpr: float = 0.95) -> float:
-    """The smallest score t for which at least `tpr` of the ID scores are <= t: accept an input if its score is <= t."""
+    """Return the smallest t for which at least the share `tpr` of the ID scores is <= t.
+
+    Accept an input if its score is <= t.
+    """
     known = prepare(id_scores)
-    return float(known.values[np.searchsorted(known.below[1:], _smallest_count(tpr, len(known)))])
+    return float(known.values[np.searchsorted(known.below[1:], smallest_count(tpr, len(known)))])
 
 
 def cauroc(id_scores, ood_scores, correct) -> float:
-    """AUROC in which an ID input counts as accepted only if it is also classified correctly; `correct` (N,) bool.
+    """Return the AUROC where an ID input is accepted only if it is also classified correctly.
 
-    The tpr axis is (accepted and correct) / correct, so this is the AUROC of the correctly classified ID inputs; nan if there are none.
-    Source: Dinari & Freifeld, UAI 2022; their code sums rectangles over a grid of 100,000 thresholds, this is the exact area.
+    The tpr axis is (accepted and correct) / correct. So this is the AUROC of the correctly
+    classified ID inputs; nan if there are none.
+
+    Args:
+        id_scores: (N,). ood_scores: (M,).
+        correct: (N,) bool, whether each ID input is classified correctly.
+
+    Source: Dinari & Freifeld, UAI 2022. Their code sums rectangles over a grid of 100,000
+        thresholds; this is the exact area.
     """
-    scores, correct = _as_array(id_scores, "ID scores"), _mask(correct)
+    scores, correct = as_scores(id_scores, "ID scores"), _mask(correct)
     if scores.shape != correct.shape:
         raise InputError(
-            f"cauroc: {scores.size} ID scores but {correct.size} entries in `correct`; give one per score"
+            f"cauroc: {scores.size} ID scores but {correct.size} entries in `correct`; "
+            "give one per score"
         )
     return evaluate(scores[correct], ood_scores).auroc if correct.any() else float("nan")
 
 
 def accuracy(predictions, labels) -> float:
-    """Share of predictions (N,) int, or logits (N, C), that equal labels (N,) int. Raises InputError if there are none."""
+    """Return the share of predictions that equal the labels.
+
+    Args: predictions: (N,) int, or logits (N, C). labels: (N,) int.
+
+    Raises: InputError if there are none, or not as many of one as of the other.
+    """
     predictions, labels = _predicted(predictions), _labels(labels)
     _same_length("accuracy", predictions, labels)
     return float(np.mean(predictions == labels))
 
 
 def macro_f1(predictions, labels) -> float:
-    """Unweighted mean over all classes that occur in either array of 2 tp / (2 tp + fp + fn); the rejected class is one of them."""
+    """Return the unweighted mean of 2 tp / (2 tp + fp + fn) over the classes.
+
+    Every class that occurs in either array counts; the rejected class (-1) is one of them.
+    Args and Raises as for `accuracy`.
+    """
     predictions, labels = _predicted(predictions), _labels(labels)
     _same_length("macro_f1", predictions, labels)
     classes, codes = np.unique(np.concatenate((predictions, labels)), return_inverse=True)
@@ -157,11 +200,18 @@ def macro_f1(predictions, labels) -> float:
 def open_set_f1(
     id_predictions, id_labels, id_scores, ood_predictions, ood_scores, threshold: float
 ) -> float:
-    """Macro F1 over K + 1 classes, where an input with score > threshold is assigned to the extra class -1, as is every OOD label.
+    """Return the macro F1 over K + 1 classes, where class -1 holds what is rejected.
 
-    Source: the open-set protocol of VMDLS (UAI 2022), with the threshold from `threshold_at_tpr` instead of the best one on the test set.
+    An input with score > threshold is assigned to class -1. Every OOD label is -1.
+
+    Args:
+        id_predictions, ood_predictions: (N,) and (M,) classes, or logits. id_labels: (N,).
+        id_scores, ood_scores: (N,) and (M,); larger = OOD.
+
+    Source: the open-set protocol of VMDLS (UAI 2022). The threshold comes from `threshold_at_tpr`
+        instead of being the best one on the test set.
     """
-    id_scores, ood_scores = _as_array(id_scores, "ID scores"), _as_array(ood_scores, "OOD scores")
+    id_scores, ood_scores = as_scores(id_scores, "ID scores"), as_scores(ood_scores, "OOD scores")
     scores = np.concatenate((id_scores, ood_scores))
     predictions = np.concatenate((_predicted(id_predictions), _predicted(ood_predictions)))
     labels = np.concatenate((_labels(id_labels), np.full(ood_scores.size, -1)))
@@ -169,8 +219,11 @@ def open_set_f1(
     return macro_f1(np.where(scores > threshold, -1, predictions), labels)
 
 
-def _smallest_count(share: float, total: int) -> int:
-    """The smallest k with k / total >= share in float64, the comparison that scikit-learn users write."""
+def smallest_count(share: float, total: int) -> int:
+    """Return the smallest k with k / total >= share in float64, as scikit-learn users compare.
+
+    Raises: InputError for a share outside (0, 1].
+    """
     if not 0 < share <= 1:
         raise InputError(f"tpr is {share}; it must be a fraction in (0, 1], such as 0.95")
     count = int(np.ceil(share * total))
@@ -190,8 +243,13 @@ def _numpy(values) -> np.ndarray:
     return np.asarray(values)
 
 
-def _as_array(scores, name: str) -> np.ndarray:
-    """A (N,) float32 or float64 array with N >= 1; half precision is widened, integers become float64."""
+def as_scores(scores, name: str) -> np.ndarray:
+    """Return scores as a float32 or float64 array (N,) with N >= 1.
+
+    Half precision is widened to float32; integers become float64. `name` stands in the messages.
+
+    Raises: InputError for values that are not real numbers, for another shape and for no scores.
+    """
     array = _numpy(scores)
     if array.dtype.kind not in "fiub":
         raise InputError(f"{name}: must be real numbers, got dtype {array.dtype}")
@@ -222,5 +280,6 @@ def _predicted(predictions) -> np.ndarray:
 def _same_length(what: str, first: np.ndarray, second: np.ndarray) -> None:
     if first.shape != second.shape or first.size == 0:
         raise InputError(
-            f"{what}: {first.shape} predictions for {second.shape} labels or scores; there must be one each, at least one"
+            f"{what}: {first.shape} predictions for {second.shape} labels or scores; "
+            "there must be one each, at least one"
         )

@@ -1,8 +1,11 @@
-"""One forward pass per data set: pooled features, logits and labels as arrays, in a cache whose key is their content.
+"""One forward pass per data set: pooled features, logits and labels as arrays, kept in a cache.
 
-Detectors see `Outputs`, never a loader or a device, so thirty of them cost one pass. What needs the images themselves (ODIN's
-perturbation) runs inside that same pass. The cache key is a digest of the weights, the architecture's source, the data set's
-files and decoding, the normalisation, the precision and the kind of device: it cannot serve another model's features.
+Detectors see `Outputs`, never a loader or a device, so thirty of them cost one pass. A detector
+that needs the images themselves (ODIN's perturbation) runs inside that same pass.
+
+The cache key is a digest of everything that the arrays depend on: the weights, the source of the
+architecture, the data set's files and decoding, the normalisation, the precision and the kind of
+device. So the cache cannot return the features of another network.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from torch import Tensor, nn
 from ood import distributed
 from ood.config import InputError
 
-CHUNK = 65536  # rows a detector looks at in one go, at most: bounds memory, not results
-CHUNK_VALUES = 1 << 23  # and values: 2,048 features give chunks of 4,096 rows
+CHUNK = 65536  # at most so many rows at a time for a detector: bounds memory, not results
+CHUNK_VALUES = 1 << 23  # and so many values: 2,048 features give chunks of 4,096 rows
 PRECISIONS = ("fp32", "bf16")
-CPU_PIXELS = 40_000  # in one forward pass on the CPU (39 images of 32 x 32): larger batches leave the caches and gain nothing
+CPU_PIXELS = 40_000  # per forward pass on the CPU (39 images of 32 x 32); more leaves its caches
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,29 @@ class Head:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one pass gives for N images. Arrays may be memory-mapped: go through `chunks` when all rows are needed."""
+    """What one pass gives for N images.
 
-    features: Tensor  # (N, D) pooled penultimate features
-    logits: Tensor  # (N, C)
-    labels: Tensor  # (N,) int64, negative for OOD
+    The arrays may be memory-mapped: use `chunks` to go through all rows.
+
+    Attributes:
+        features: (N, D) pooled penultimate features.
+        logits: (N, C).
+        labels: (N,) int64, negative for OOD.
+        head: the last linear layer.
+        taps: pooled stage outputs, each (N, C_k); empty unless asked for.
+        scores: what image detectors gave, by their key, each (N,) or (N, K).
+        seconds: how long each image detector took inside the pass; empty for cached scores.
+        memo: statistics that detectors share, see ood.statistics.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
     head: Head
-    taps: tuple[Tensor, ...] = ()  # pooled stage outputs, each (N, C_k); only when asked for
-    scores: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # of image detectors, by their key, each (N,) or (N, K)
-    seconds: dict[str, float] = field(
-        default_factory=dict, compare=False
-    )  # that each of them took inside the pass; none for what a cache held
-    memo: dict = field(
-        default_factory=dict, compare=False, repr=False
-    )  # statistics that detectors share, see ood.statistics
+    taps: tuple[Tensor, ...] = ()
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    memo: dict = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,17 +84,9 @@ class Outputs:
         )
 
     def chunks(self, size: int | None = None) -> Iterator[Outputs]:
-        """Successive Outputs of at most `size` rows; default: as many as keep memory bounded."""
-        widest = max(
-            [
-                1,
-                *(
-                    t.shape[1]
-                    for t in (self.features, self.logits, *self.taps, *self.scores.values())
-                    if t.dim() == 2
-                ),
-            ]
-        )
+        """Yield Outputs of at most `size` successive rows; default: as many as bound the memory."""
+        arrays = (self.features, self.logits, *self.taps, *self.scores.values())
+        widest = max([1, *(t.shape[1] for t in arrays if t.dim() == 2)])
         size = size or max(1, min(CHUNK, CHUNK_VALUES // widest))
         for start in range(0, len(self), size):
             yield self[start : start + size]
@@ -92,20 +94,30 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Pass:
-    """One batch on its way through the network, for detectors that need the images themselves."""
+    """One batch on its way through the network, for detectors that need the images themselves.
+
+    Attributes:
+        network: the classifier.
+        images: (B, C, H, W), normalised; they carry gradients.
+        features: (B, D), attached to the graph of the images.
+        logits: (B, C), attached likewise.
+        std: of the normalisation, per channel; one pixel unit is 1 / std.
+        maps: feature maps (B, C, H, W), earliest first; empty unless a detector needs 'maps'.
+    """
 
     network: nn.Module
-    images: Tensor  # (B, C, H, W) normalised; they carry gradients
-    features: Tensor  # (B, D) of these images, attached to their graph
-    logits: Tensor  # (B, C)
-    std: tuple[float, ...]  # of the normalisation, per channel: 1 / std is one pixel unit
-    maps: tuple[
-        Tensor, ...
-    ] = ()  # feature maps (B, C, H, W), earliest first, when a detector needs 'maps'
+    images: Tensor
+    features: Tensor
+    logits: Tensor
+    std: tuple[float, ...]
+    maps: tuple[Tensor, ...] = ()
 
 
 class Cache:
-    """Folder of passes: `<folder>/<key>/<part>.npy`. A part that is there is complete (written aside, then renamed)."""
+    """A folder of arrays: `<folder>/<key>/<part>.npy`.
+
+    A part is written under another name and renamed at the end: a part that is there is complete.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -238,21 +250,32 @@ def extract(
     digest: str | None = None,
     progress: Callable[..., Iterable] | None = None,
 ) -> Outputs:
-    """Run `network` once over `images` and return its Outputs; parts that the cache holds are not computed again.
+    """Run `network` once over `images` and return its Outputs; cached parts are not computed again.
 
     Args:
-        network: a classifier that answers features(x) -> (N, D) and fc (nn.Linear); for `taps` also feature_maps(x).
-        images: an ImageSet: len, labels, digest, batches(batch_size) -> pixel batches (B, C, H, W).
-        preprocess: pixel batch -> normalised float batch, with its `mean` and `std`; its repr is part of the cache key.
-        batch_size: images per forward pass; on the CPU at most CPU_PIXELS' worth.
-        precision: 'fp32', or 'bf16' for autocast of the backbone (the head and all statistics stay in float32).
-        taps: also the global averages of every stage's feature map.
-        image_detectors: detectors with score_images(Pass) -> (B,) and a `key`, run within the pass.
+        network: a classifier with features(x) -> (N, D) and fc (nn.Linear); `taps` and detectors
+            that need 'maps' also call feature_maps(x) and embed.
+        images: an ImageSet: len, labels, digest, batches(batch_size) -> pixels (B, C, H, W).
+        preprocess: pixel batch -> normalised float batch, with `mean` and `std`; its repr is part
+            of the cache key.
+        batch_size: images per forward pass. On the CPU the pass takes at most CPU_PIXELS pixels
+            (and at least 4 images).
+        precision: 'fp32', or 'bf16': autocast of the backbone. The head and all statistics stay
+            in float32.
+        taps: also return the global average of every stage's feature map.
+        image_detectors: detectors with score_images(Pass) -> (B,) and a `key`; they run within
+            the pass.
         cache: where to keep the arrays; None keeps them in memory.
-        digest: of the network, if already known (it costs a read of all weights).
-        progress: wraps the batches, e.g. ood.cli.progress.
+        digest: `network_digest(network)`, if already known (it reads all weights).
+        progress: wraps the batches, for example ood.cli.progress.
 
-    Of several processes each runs its share of the batches, and all get the whole (seconds are the sum of theirs).
+    Under torchrun each process runs its share of the batches and returns the whole; `seconds` are
+    then sums over the processes.
+
+    Raises:
+        ValueError: unknown precision.
+        InputError: a process does not see the cache's folder.
+        RuntimeError: fewer or more images came out of the pass than the set has.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is '{precision}'; allowed: {', '.join(PRECISIONS)}")
@@ -274,97 +297,107 @@ def extract(
     seconds: dict[str, float] = {}
     if missing:
         todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
-        alone = distributed.world() == 1
-        mine = (
-            images if alone else images.subset(distributed.share_of_rows(len(images), batch_size))
-        )
-        parts = _Parts(missing, len(mine), cache if alone else None, key)
-        batches = mine.batches(batch_size)
-        if progress:
-            batches = progress(batches, total=-(-len(mine) // batch_size), scale=batch_size)
-        try:
-            for batch in batches:
-                for name, values in _forward(
-                    network, preprocess, batch, device, precision, "taps" in missing, todo, seconds
-                ).items():
-                    parts.add(name, values)
-            arrays = parts.finish()
-        except BaseException:
-            parts.discard()
-            raise
-        if not alone:
-            arrays = _of_all(arrays, len(images), cache, key)
-            seconds = {
-                name: sum(own.get(name, 0.0) for own in distributed.gathered(seconds))
-                for name in todo
-            }
+        forward = _Forward(network, preprocess, device, precision, "taps" in missing, todo)
+        arrays = _pass(forward, images, batch_size, missing, cache, key, progress)
+        seconds = forward.total_seconds()
     if cache:
         arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
-    tap_names = (
-        sorted((n for n in arrays if n.startswith("tap")), key=lambda n: int(n[3:])) if taps else []
-    )
+    tap_names = [name for name in arrays if name.startswith("tap")] if taps else []
     return Outputs(
         arrays["features"],
         arrays["logits"],
         torch.as_tensor(images.labels),
         Head(head.weight.cpu(), head.bias.cpu()),
-        tuple(arrays[n] for n in tap_names),
+        tuple(arrays[name] for name in sorted(tap_names, key=lambda name: int(name[3:]))),
         {k: arrays[f"score-{k}"] for k in detectors},
         seconds,
     )
 
 
-def _forward(
-    network,
-    preprocess,
-    batch: Tensor,
-    device,
-    precision,
-    taps: bool,
-    detectors: dict,
-    seconds: dict[str, float],
+def _pass(
+    forward: _Forward,
+    images,
+    batch_size: int,
+    missing: set[str],
+    cache: Cache | None,
+    key: str,
+    progress: Callable[..., Iterable] | None,
 ) -> dict[str, Tensor]:
-    """One batch: everything that is asked for, by part name. The shared forward feeds the image detectors' gradients.
-
-    `seconds` grows by what each detector took.
-    """
-    perturb = any(getattr(d, "needs_gradient", True) for d in detectors.values())
-    frozen = [p for p in network.parameters() if p.requires_grad] if perturb else []
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    """Forward all images and return the missing parts; empty where the cache has got them."""
+    alone = distributed.world() == 1
+    mine = images if alone else images.subset(distributed.share_of_rows(len(images), batch_size))
+    parts = _Parts(missing, len(mine), cache if alone else None, key)
+    batches = mine.batches(batch_size)
+    if progress:
+        batches = progress(batches, total=-(-len(mine) // batch_size), scale=batch_size)
     try:
-        with torch.enable_grad() if perturb else torch.inference_mode():
-            x = preprocess(batch.to(device, non_blocking=True)).contiguous(
-                memory_format=torch.channels_last
-            )  # (B, C, H, W)
-            x.requires_grad_(perturb)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                mapped = taps or any("maps" in d.needs for d in detectors.values())
-                maps = network.feature_maps(x) if mapped else []
-                features = network.embed(maps[-1]) if mapped else network.features(x)  # (B, D)
-            features = features.float()
-            logits = nn.functional.linear(
-                features, network.fc.weight.float(), _bias(network.fc)
-            )  # (B, C)
-            out = {"features": features.detach(), "logits": logits.detach()}
-            if taps:
-                out |= {
-                    f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)
-                }
-            for name, detector in detectors.items():
-                began = _now(device)
-                out[f"score-{name}"] = detector.score_images(
-                    Pass(network, x, features, logits, tuple(preprocess.std), tuple(maps))
-                ).detach()
-                seconds[name] = seconds.get(name, 0.0) + _now(device) - began
-    finally:
+        for batch in batches:
+            for name, values in forward(batch).items():
+                parts.add(name, values)
+        arrays = parts.finish()
+    except BaseException:
+        parts.discard()
+        raise
+    return arrays if alone else _of_all(arrays, len(images), cache, key)
+
+
+@dataclass
+class _Forward:
+    """The forward pass of one batch: everything that is asked for, by the name of its part.
+
+    Image detectors take their gradients from the same pass. `seconds` sums up their times.
+    """
+
+    network: nn.Module
+    preprocess: Callable[[Tensor], Tensor]
+    device: torch.device
+    precision: str
+    taps: bool
+    detectors: dict
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        perturb = any(getattr(d, "needs_gradient", True) for d in self.detectors.values())
+        frozen = [p for p in self.network.parameters() if p.requires_grad] if perturb else []
         for parameter in frozen:
-            parameter.requires_grad_(True)
-    return out
+            parameter.requires_grad_(False)
+        try:
+            with torch.enable_grad() if perturb else torch.inference_mode():
+                return self._outputs(batch, perturb)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def _outputs(self, batch: Tensor, perturb: bool) -> dict[str, Tensor]:
+        network, device = self.network, self.device
+        x = self.preprocess(batch.to(device, non_blocking=True))
+        x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
+        x.requires_grad_(perturb)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            mapped = self.taps or any("maps" in d.needs for d in self.detectors.values())
+            maps = network.feature_maps(x) if mapped else []
+            features = network.embed(maps[-1]) if mapped else network.features(x)  # (B, D)
+        features = features.float()
+        weight, bias = network.fc.weight.float(), _bias(network.fc)
+        logits = nn.functional.linear(features, weight, bias)  # (B, C)
+        out = {"features": features.detach(), "logits": logits.detach()}
+        if self.taps:
+            out |= {f"tap{i}": m.detach().float().flatten(2).mean(2) for i, m in enumerate(maps)}
+        for name, detector in self.detectors.items():
+            began = _now(device)
+            batch_pass = Pass(network, x, features, logits, tuple(self.preprocess.std), tuple(maps))
+            out[f"score-{name}"] = detector.score_images(batch_pass).detach()
+            self.seconds[name] = self.seconds.get(name, 0.0) + _now(device) - began
+        return out
+
+    def total_seconds(self) -> dict[str, float]:
+        """The times of the detectors, summed over the processes."""
+        of_each = distributed.gathered(self.seconds)
+        return {name: sum(own.get(name, 0.0) for own in of_each) for name in self.detectors}
 
 
 def _now(device: torch.device) -> float:
-    """Seconds on the clock, once a GPU has done what it was given."""
+    """Return the clock's seconds, after a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -414,7 +447,10 @@ class _Parts:
 def _of_all(
     arrays: dict[str, Tensor], length: int, cache: Cache | None, key: str
 ) -> dict[str, Tensor]:
-    """The rows of all processes; with a cache rank 0 writes them and everyone reads them from there."""
+    """Join the rows of all processes.
+
+    With a cache, rank 0 writes the rows, everyone reads them from there, and the result is empty.
+    """
     names = distributed.gathered(list(arrays))[0]  # rank 0 has rows, if there are any
     whole = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What is needed to judge and repeat a run: command, settings, versions, machine, digests."""
+"""The provenance of a result: command, settings, versions, machine and digests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from ood.files import plain
 
 
 def provenance(command, config, seed: int | None, device, digests: dict, seconds: dict) -> dict:
-    """Everything needed to judge and repeat a run, as plain JSON values.
+    """Collect everything that is needed to judge and repeat a run, as plain JSON values.
 
-    Args: command: list of words (sys.argv) or text; config: the resolved settings (dataclass or dict); device: a torch.device, or text
-        that starts with its name; digests: {what: hex} of weights and data; seconds: {stage: s}.
+    Args:
+        command: list of words (sys.argv), or text.
+        config: the resolved settings, a dataclass or a dict.
+        seed: of the run; None: nothing was random.
+        device: a torch.device, or text that starts with its name.
+        digests: {what: hex} of weights and data.
+        seconds: {stage: seconds}.
     """
     import torchvision
 
     where = str(device).partition(" ")[0]  # 'cuda:0' of 'cuda:0 (NVIDIA H100)'
-    gpu = (
-        torch.cuda.get_device_name(where)
-        if where.startswith("cuda") and torch.cuda.is_available()
-        else None
-    )
+    on_gpu = where.startswith("cuda") and torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name(where) if on_gpu else None
     return plain(
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -58,23 +60,20 @@ def provenance(command, config, seed: int | None, device, digests: dict, seconds
 
 
 def _git_revision(root: Path) -> dict | None:
-    """{"revision", "dirty"} if `root` is a git checkout and git is there, else None."""
+    """Return {"revision", "dirty"} if `root` is a git checkout and git is installed, else None."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
     if not (root / ".git").exists():
         return None
     try:
-        revision, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *words],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            ).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"revision": revision, "dirty": bool(changes)}
 
 
 def _cpu_name() -> str:

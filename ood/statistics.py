@@ -1,9 +1,10 @@
-"""Statistics of a training set's outputs in bounded memory: everything streams through `Outputs.chunks`.
+"""Statistics of a training set's outputs, in bounded memory: all stream through `Outputs.chunks`.
 
-Detectors share them: what one asked for is kept with the outputs (`Outputs.memo`), so a second detector on the same training
-set pays nothing. Rows with a negative label are no ID images and are passed over.
+Detectors share these results: each is kept with the outputs (`Outputs.memo`), so a second detector
+on the same training set pays nothing. Rows with a negative label are not ID images and are skipped.
 
-A `view` names the vectors that are meant: 'features', 'unit' (features of length 1) or 'tap0', 'tap1', ... (pooled stages).
+A `view` names the vectors to use: 'features', 'unit' (features scaled to length 1), or 'tap0',
+'tap1', ... (pooled stages).
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ GROUP = 1 << 24  # values of one feature group that `feature_quantiles` holds
 
 
 def known(train: Outputs) -> Iterator[Outputs]:
-    """The chunks of a training set, ID rows only. Raises InputError for features that are not finite."""
+    """Yield the chunks of a training set, ID rows only.
+
+    Raises: InputError if features or logits are not finite, or if there is no ID row.
+    """
     seen = 0
     for chunk in train.chunks():
         if (chunk.labels < 0).any():
             chunk = chunk[(chunk.labels >= 0).nonzero().flatten()]
         if not torch.isfinite(chunk.features.sum()) or not torch.isfinite(chunk.logits.sum()):
             raise InputError(
-                "the training features or logits hold NaN or infinite values: no detector can be fitted to them"
+                "the training features or logits hold NaN or infinite values: "
+                "no detector can be fitted to them"
             )
         seen += len(chunk)
         if len(chunk):
@@ -43,14 +48,14 @@ def known(train: Outputs) -> Iterator[Outputs]:
 
 
 def vectors(outputs: Outputs, view: str = "features") -> Tensor:
-    """The rows (N, D) that a view names."""
+    """Return the vectors (N, D) that a view names."""
     if view.startswith("tap"):
         return outputs.taps[int(view[3:])]
     return normalize(outputs.features, dim=1) if view == "unit" else outputs.features
 
 
 def remembered(function):
-    """Keep function(train, *arguments) with the training set it was computed for."""
+    """Decorator: compute function(train, *arguments) once for each training set."""
 
     @functools.wraps(function)
     def remember(train: Outputs, *arguments):
@@ -64,30 +69,30 @@ def remembered(function):
 
 @remembered
 def count(train: Outputs) -> int:
-    """How many ID rows."""
+    """Count the ID rows."""
     return sum(len(chunk) for chunk in known(train))
 
 
 @remembered
 def mean(train: Outputs, view: str = "features") -> Tensor:
-    """Mean vector, (D,) float64."""
+    """Return the mean vector, (D,) float64."""
     return sum(vectors(chunk, view).double().sum(0) for chunk in known(train)) / count(train)
 
 
 @remembered
 def second_moment(train: Outputs, view: str = "features") -> Tensor:
-    """E[x x^T], (D, D) float64, not centred."""
-    return sum(x.T @ x for x in (vectors(chunk, view).double() for chunk in known(train))) / count(
-        train
-    )
+    """Return E[x x^T], (D, D) float64, not centred."""
+    doubles = (vectors(chunk, view).double() for chunk in known(train))
+    return sum(x.T @ x for x in doubles) / count(train)
 
 
 @remembered
 def class_sums(train: Outputs, view: str = "features", by: str = "label") -> tuple[Tensor, Tensor]:
-    """(counts (C,), sums (C, D)) per class, float64.
+    """Return the counts (C,) and the sums (C, D) of the classes, float64.
 
     Args:
-        by: 'label'; 'predicted', the class of the largest logit; 'correct', labels of correctly classified rows only.
+        by: the class of a row. 'label': its label. 'predicted': its largest logit. 'correct': its
+            label; rows that are classified wrongly are left out.
     """
     classes = max(train.logits.shape[1], int(train.labels.max()) + 1 if len(train) else 0)
     counts = torch.zeros(classes, dtype=torch.float64, device=train.features.device)
@@ -109,17 +114,19 @@ def class_sums(train: Outputs, view: str = "features", by: str = "label") -> tup
 
 
 def class_means(train: Outputs, view: str = "features", by: str = "label") -> Tensor:
-    """(C', D) float64 means of the classes that occur, in class order."""
+    """Return the means (C', D) of the classes that occur, float64, in class order."""
     counts, sums = class_sums(train, view, by)
     return sums[counts > 0] / counts[counts > 0, None]
 
 
 def means_of_all(train: Outputs, view: str = "features", by: str = "label") -> Tensor:
-    """(C, D) float64: a class's mean; where `by` finds no row, the mean of its labelled rows, else the overall mean."""
-    (counts, sums), (labelled, label_sums) = (
-        class_sums(train, view, by),
-        class_sums(train, view, "label"),
-    )
+    """Return a mean for every class, (C, D) float64.
+
+    Where `by` finds no row of a class, it is the mean of the rows with that label. Where there are
+    none either, it is the mean of all rows.
+    """
+    counts, sums = class_sums(train, view, by)
+    labelled, label_sums = class_sums(train, view, "label")
     fallback = torch.where(
         labelled[:, None] > 0, label_sums / labelled[:, None].clamp(min=1), mean(train, view)
     )
@@ -128,7 +135,11 @@ def means_of_all(train: Outputs, view: str = "features", by: str = "label") -> T
 
 @remembered
 def covariance(train: Outputs, view: str = "features", within: bool = False) -> Tensor:
-    """(D, D) float64, divided by N: around the overall mean, or around the class means (`within`, the tied covariance)."""
+    """Return the covariance (D, D), float64, divided by N.
+
+    It is taken around the overall mean, or, with `within`, around the class means (the tied
+    covariance).
+    """
     if within:
         counts, sums = class_sums(train, view, "label")
         centre = (sums / counts.clamp(min=1).sqrt()[:, None]) / count(train) ** 0.5
@@ -139,13 +150,20 @@ def covariance(train: Outputs, view: str = "features", within: bool = False) -> 
 
 @remembered
 def whitener(train: Outputs, view: str = "features", within: bool = False) -> Tensor:
-    """A (D, r) float64 with A A^T = covariance^-1: |x A - m A|^2 is the squared Mahalanobis distance."""
+    """Return A (D, r), float64, with A A^T = covariance^-1.
+
+    |x A - m A|^2 is the squared Mahalanobis distance of x from m.
+    """
     return whitening(covariance(train, view, within))
 
 
 @remembered
 def eigen(train: Outputs, view: str = "features", around: str = "mean") -> tuple[Tensor, Tensor]:
-    """Eigenvalues (descending) and eigenvectors (columns) of the covariance; `around` 'mean', or 'origin' of the last layer."""
+    """Return the eigenvalues (D,), descending, and eigenvectors (columns) of the covariance.
+
+    Args:
+        around: 'mean', or 'origin': the point that `origin` gives.
+    """
     matrix = covariance(train, view)
     if around == "origin":
         offset = mean(train, view) - origin(train)
@@ -156,58 +174,59 @@ def eigen(train: Outputs, view: str = "features", around: str = "mean") -> tuple
 
 @remembered
 def origin(train: Outputs) -> Tensor:
-    """-pinv(W) b, (D,) float64: the point of the feature space where all logits are nearest to zero."""
+    """Return -pinv(W) b, (D,) float64: the features for which all logits are nearest to zero."""
     return -torch.linalg.pinv(train.head.weight.double()) @ train.head.bias.double()
 
 
 def whitening(matrix: Tensor) -> Tensor:
-    """A (D, r) with A A^T = the (pseudo-)inverse of a covariance: Cholesky, or eigenvectors where it is singular."""
+    """Return A (D, r) with A A^T = the inverse of a covariance.
+
+    It comes from Cholesky; for a singular covariance, from eigenvectors of the pseudo-inverse.
+    """
     factor, failed = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()
     if not failed and (diagonal.min() / diagonal.max()) ** 2 > SINGULAR:
-        return torch.linalg.solve_triangular(
-            factor, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), upper=False
-        ).T.contiguous()
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(factor, identity, upper=False).T.contiguous()
     values, columns = torch.linalg.eigh(matrix)
     kept = values > SINGULAR * values.amax().clamp(min=torch.finfo(matrix.dtype).tiny)
     return columns[:, kept] / values[kept].sqrt()
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """|x_i - y_j|^2, (N, M), by one matrix product; not below zero."""
+    """Return |x_i - y_j|^2, (N, M), by one matrix product; never below zero."""
     return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T).clamp(min=0)
 
 
 def quantile(train: Outputs, q: float) -> float:
-    """The exact q-quantile (0 <= q <= 1, linear interpolation) over all N*D feature values."""
+    """Return the exact q-quantile (0 <= q <= 1, linear interpolation) of all N*D feature values."""
     return quantiles(train, (q,))[0]
 
 
 def quantiles(train: Outputs, wanted: tuple[float, ...]) -> list[float]:
-    """Exact quantiles over all N*D feature values, those not yet known in two passes together.
+    """Return exact quantiles of all N*D feature values, in two passes over the features.
 
-    Equal to numpy.quantile of the flattened float32 array, without holding or sorting it: radix selection, which counts the
-    upper 16 bits of the values in one pass and the lower 16 bits of the buckets that hold a wanted rank in a second.
+    They equal numpy.quantile of the flattened float32 array, which is neither held nor sorted. This
+    is radix selection: the first pass counts the upper 16 bits of the values. The second counts
+    the lower 16 bits in the buckets that hold a wanted rank.
     """
     missing = [q for q in dict.fromkeys(wanted) if ("quantile", q) not in train.memo]
     if missing:
-        train.memo.update(
-            {("quantile", q): value for q, value in zip(missing, _select(train, missing))}
-        )
+        names = [("quantile", q) for q in missing]
+        train.memo.update(zip(names, _select(train, missing)))
     return [train.memo["quantile", q] for q in wanted]
 
 
 def feature_quantiles(train: Outputs, wanted: tuple[float, ...]) -> tuple[Tensor, ...]:
-    """Quantiles of each feature by itself, (D,) float64 each; streams over the set once per group of columns."""
+    """Return quantiles of every single feature, one (D,) float64 for each of `wanted`.
+
+    Streams over the set once for every group of columns.
+    """
     width = max(1, GROUP // count(train))
     found = []
     for start in range(0, train.features.shape[1], width):
-        columns = (
-            torch.cat([chunk.features[:, start : start + width] for chunk in known(train)])
-            .double()
-            .cpu()
-            .numpy()
-        )
+        group = [chunk.features[:, start : start + width] for chunk in known(train)]
+        columns = torch.cat(group).double().cpu().numpy()
         found.append(np.quantile(columns, wanted, axis=0))
     return tuple(torch.from_numpy(np.concatenate(found, axis=1)))
 
@@ -242,13 +261,13 @@ def _upper_counts(train: Outputs) -> Tensor:
 
 
 def _ordered(features: Tensor) -> Tensor:
-    """float32 values as integers 0 .. 2^32-1 in the same order, flattened."""
+    """Map float32 values to integers 0 .. 2^32-1 in the same order, flattened."""
     bits = features.float().contiguous().view(torch.int32).flatten().long()
     return torch.where(bits < 0, ~bits, bits + (1 << 31)) & 0xFFFFFFFF
 
 
 def _value(bucket: int, counts: Tensor, rank: int) -> float:
-    """Back from (upper 16 bits, rank within the bucket) to the float."""
+    """Find the float by its upper 16 bits and its rank among the values that share them."""
     key = bucket << 16 | int(torch.searchsorted(counts.cumsum(0), rank, right=True))
     bits = key - (1 << 31) if key >= 1 << 31 else ~key
     return torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32).item()

@@ -1,4 +1,4 @@
-"""One pass per data set, and a cache that cannot lie."""
+"""One forward pass per data set, and a cache that cannot return what belongs to another network."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from ood.config import InputError
-from ood.metrics import _as_array, _smallest_count
+from ood.metrics import as_scores, smallest_count
 
 LEVEL = 0.95
 ROUNDS = 2000  # of a bootstrap: the ends of a 95 % interval rest on 50 of them each
@@ -96,7 +96,7 @@ def fpr_interval(
     """
     known, sets = _prepared(id_scores, ood_scores)
     alpha, generator, n = _alpha(level), np.random.default_rng(seed), len(known)
-    needed = _smallest_count(tpr, n)
+    needed = smallest_count(tpr, n)
     thresholds = known[
         np.minimum((n * generator.beta(needed, n - needed + 1, rounds)).astype(np.int64), n - 1)
     ]  # (rounds,)
@@ -156,7 +156,7 @@ def compare_fpr(
     """
     (a_id, a_sets), (b_id, b_sets) = _paired(first, second)
     generator, n = np.random.default_rng(seed), len(a_id)
-    needed = _smallest_count(tpr, n)
+    needed = smallest_count(tpr, n)
     orders = [(np.argsort(ids, kind="stable"), np.sort(ids)) for ids in (a_id, b_id)]
     differences = np.empty(rounds)
     step = max(1, JOINT // max(n, *map(len, a_sets)))
@@ -295,7 +295,7 @@ def _sets(ood_scores) -> list[np.ndarray]:
 
 
 def _checked(scores, name: str) -> np.ndarray:
-    values = _as_array(scores, name).astype(np.float64)
+    values = as_scores(scores, name).astype(np.float64)
     if np.isnan(values).any():
         raise InputError(
             f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; a NaN cannot be ranked"
