@@ -1,18 +1,26 @@
-"""Network architectures: `build` by name, `adapt` any other network, `checkpoints` to read and write weight files."""
+"""Network architectures: `build` one by name, `adapt` any other, read and write `checkpoints`."""
 
 import os
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "1000"
-)  # read when torch is loaded: waiting threads give their cores back; beside other work the default is up to 20 times slower
+# torch reads this when it is loaded. Waiting threads then give their cores back: beside other work
+# on the machine, the default is up to 20 times slower.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from models import checkpoints, densenet, mnist_conv, resnet, small, vgg, wideresnet  # noqa: F401  (each registers its architectures)
-from models.adapter import adapt
-from models.autoencoder import AutoEncoder, build_autoencoder
-from models.checkpoints import CheckpointError
-from models.classifier import Activations, Classifier, ModelError
-from models.decoder import Decoder, decoder_for
-from models.registry import build, names, options
+from . import (  # noqa: F401  (each module registers its architectures)
+    checkpoints,
+    densenet,
+    mnist_conv,
+    resnet,
+    small,
+    vgg,
+    wideresnet,
+)
+from .adapter import adapt
+from .autoencoder import AutoEncoder, build_autoencoder
+from .checkpoints import CheckpointError
+from .classifier import Activations, Classifier, ModelError
+from .decoder import Decoder, decoder_for
+from .registry import build, names, options
 
 __all__ = [
     "Activations",

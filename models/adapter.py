@@ -1,19 +1,20 @@
-"""Any other network as a Classifier: torchvision's, timm's, your own nn.Module that ends in one nn.Linear.
+"""Use any network that ends in one nn.Linear as a Classifier: torchvision's, timm's, your own.
 
 net = models.adapt(torchvision.models.resnet18(weights="DEFAULT"))
-net.features(images)   # (N, 512), what its last linear layer is given
+net.features(images)   # (N, 512), the input of its last linear layer
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import (
+from .classifier import (
     COMMON,
     TORCHVISION,
     Activations,
@@ -25,15 +26,8 @@ from models.classifier import (
     require,
 )
 
-PROBES = (
-    (3, 32),
-    (3, 224),
-    (1, 28),
-    (3, 64),
-    (1, 32),
-    (3, 28),
-    (3, 384),
-)  # (channels, side) tried when nothing says what it takes
+# (channels, side) that are tried when nothing says what the network takes
+PROBES = ((3, 32), (3, 224), (1, 28), (3, 64), (1, 32), (3, 28), (3, 384))
 TOLERANCE = 1e-4
 
 
@@ -41,30 +35,27 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-ACTIVATIONS = (
-    _same,
-    F.relu,
-    F.hardswish,
-    F.silu,
-    F.gelu,
-)  # what may stand, as a function, between the last module and the pool
+# functions that a network may call between its last module and the pool
+ACTIVATIONS = (_same, F.relu, F.hardswish, F.silu, F.gelu)
 
 
 class Adapted(Classifier):
-    """A foreign network whose features are the input of its head, caught by a hook.
+    """Another library's network; a hook catches the input of its head as the features.
 
-    State-dict keys are the network's own behind `network.`. `stages` and `feature_maps` hold one map: the last (N, C, H, W) tensor whose
-    mean, possibly after an activation, is the features; where there is none, the last one at a pooling layer, and then `embed` is
-    not available; where there is none either (vision transformers), they raise a ModelError.
+    State-dict keys are the network's own behind `network.`.
+
+    `stages` and `feature_maps` hold one map. It is the last tensor (N, C, H, W) whose mean,
+    possibly after an activation, equals the features. If there is none, it is the last tensor at a
+    pooling layer, and `embed` raises a ModelError. If there is none either (vision transformers),
+    `stages` and `feature_maps` raise a ModelError.
     """
 
     def __init__(self, network: nn.Module, head: str, arch: dict):
         super().__init__()
         self.network, self.head, self.arch = network, head, arch
-        self._activation: Callable[[Tensor], Tensor] | None = (
-            None  # set by adapt(): map -> what is averaged to the features
-        )
-        self._map_module: str | None = None  # set by adapt(): where the last map is caught
+        # adapt() sets these: the map's activation before it is averaged, and where it is caught
+        self._activation: Callable[[Tensor], Tensor] | None = None
+        self._map_module: str | None = None
         self._map_is_input = False
 
     @property
@@ -86,38 +77,43 @@ class Adapted(Classifier):
     def embed(self, last_map: Tensor) -> Tensor:
         if self._activation is None:
             raise ModelError(
-                f"the features of {self._title()} are not the mean of its last feature map; use features(images)"
+                f"the features of {self._title()} are not the mean of its last feature map; "
+                "use features(images)"
             )
         return average(last_map, None)
 
     def everything(self, images: Tensor) -> Activations:
-        """Logits and features of one pass, with the last map where the network has one (else empty lists)."""
+        """Return what one pass gives; without a last map, `maps` and `stages` are empty."""
         logits, features, last = self._run(images)
         stages = [] if last is None else [last]
         maps = self.finish(stages) if stages else []
         return Activations(logits, features, maps, stages, self.pool_taps(stages, maps, features))
 
     def pool_taps(self, stages, maps, features) -> list[Tensor]:
-        return (
-            [features]
-            if self._activation is not None
-            else [average(m, None) for m in maps] + [features]
-        )
+        if self._activation is not None:  # the pooled map equals the features
+            return [features]
+        return [average(m, None) for m in maps] + [features]
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(logits, features, last map or None) of one pass."""
+        """Return (logits, features, last map or None) of one pass."""
         caught: dict[str, Tensor] = {}
-        hooks = [self.fc.register_forward_pre_hook(lambda _, args: caught.update(features=args[0]))]
+
+        def catch_features(_, inputs):
+            caught.update(features=inputs[0])
+
+        def catch_input(_, inputs):
+            caught.update(map=inputs[0])
+
+        def catch_output(_, __, output):
+            caught.update(map=output)
+
+        hooks = [self.fc.register_forward_pre_hook(catch_features)]
         if self._map_module is not None:
             module = self.network.get_submodule(self._map_module)
             if self._map_is_input:
-                hooks.append(
-                    module.register_forward_pre_hook(lambda _, args: caught.update(map=args[0]))
-                )
+                hooks.append(module.register_forward_pre_hook(catch_input))
             else:
-                hooks.append(
-                    module.register_forward_hook(lambda _, __, out: caught.update(map=out))
-                )
+                hooks.append(module.register_forward_hook(catch_output))
         try:
             logits = self.network(images)
         finally:
@@ -128,8 +124,8 @@ class Adapted(Classifier):
     def _last_map(self, last: Tensor | None) -> Tensor:
         if last is None:
             raise ModelError(
-                f"{self._title()} has no feature map (N, C, H, W) that a hook can catch; choose detectors that need "
-                "features or logits only"
+                f"{self._title()} has no feature map (N, C, H, W) that a hook can catch; "
+                "choose detectors that need features or logits only"
             )
         return last
 
@@ -144,18 +140,21 @@ def adapt(
     in_channels: int | None = None,
     image_size: int | None = None,
 ) -> Classifier:
-    """Wrap a network; its last nn.Linear is taken for the head.
+    """Wrap a network as a Classifier; its head is the nn.Linear that runs last.
 
     Args:
-        network: maps images (N, C, H, W) to logits (N, num_classes). A Classifier is returned as it is.
-        head: dotted name of the head, where it is not the last nn.Linear.
-        in_channels, image_size: of a probe batch; None: what the network says, else common ones are tried.
+        network: maps images (N, C, H, W) to logits (N, num_classes). A Classifier is returned
+            unchanged.
+        head: dotted name of the head, if it is another nn.Linear.
+        in_channels, image_size: of the images that are tried; None: what the network says, else
+            common sizes.
 
     Returns:
         A Classifier in the mode (train or eval) of `network`.
 
     Raises:
-        ModelError: no head, no probe that it accepts, or fc(features) differs from the logits.
+        ModelError: there is no head, the network accepts no image that is tried, or fc(features)
+            differs from the logits.
     """
     if isinstance(network, Classifier):
         return network
@@ -188,12 +187,17 @@ def adapt(
 def build_torchvision(
     arch: str, num_classes: int, in_channels: int | None, image_size: int | None, **options
 ) -> Classifier:
-    """torchvision_<name>, e.g. torchvision_resnet50, with fresh weights or, where `weights` says so, torchvision's.
+    """Build torchvision_<name>, for example torchvision_resnet50.
 
     Args:
-        image_size: side of the input, None: 224. Vision transformers are built for it.
-        options: weights = 'DEFAULT', 'IMAGENET1K_V1', ...: downloaded by torchvision on first use; another number of classes than
-            the file's gets a fresh head. They are not part of `arch`: what rebuilds the network has its state dict.
+        in_channels: 3, or None.
+        image_size: side of the input in pixels; None: 224. Vision transformers are built for it.
+        options: weights: 'DEFAULT', 'IMAGENET1K_V1', ...; torchvision downloads them on first use.
+            If they have another number of classes, the head is new. Without this option all weights
+            are new. It is not kept in `arch`: who builds the network again has its state dict.
+
+    Raises:
+        ModelError: unknown network or weights, torchvision is missing, or the download failed.
     """
     for key in options:
         one_of(f"option of {arch}", key, ("weights",))
@@ -202,43 +206,32 @@ def build_torchvision(
         import torchvision
     except ImportError as error:
         raise ModelError(f"{arch} needs torchvision (pip install torchvision): {error}") from None
-    name, zoo = (
-        arch.removeprefix(TORCHVISION),
-        torchvision.models.list_models(module=torchvision.models),
-    )
-    one_of("torchvision network", name, zoo)
+    zoo = torchvision.models
+    name = arch.removeprefix(TORCHVISION)
+    one_of("torchvision network", name, zoo.list_models(module=zoo))
     require(in_channels in (None, 3), f"{arch} takes 3 channels, got in_channels={in_channels}")
     size = image_size or 224
-    extra = {"image_size": size} if name.startswith("vit_") else {}
-    extra |= (
-        {"init_weights": True, "aux_logits": bool(weights)}
-        if name in ("googlenet", "inception_v3")
-        else {}
-    )
+    arguments = {"image_size": size} if name.startswith("vit_") else {}
+    if name in ("googlenet", "inception_v3"):
+        arguments |= {"init_weights": True, "aux_logits": bool(weights)}
     if weights:
-        one_of(
-            f"weights of {name}",
-            weights,
-            ["DEFAULT", *(w.name for w in torchvision.models.get_model_weights(name))],
-        )
+        published = ["DEFAULT", *(w.name for w in zoo.get_model_weights(name))]
+        one_of(f"weights of {name}", weights, published)
+        arguments["weights"] = weights
+    else:
+        arguments["num_classes"] = num_classes
     try:
-        network = torchvision.models.get_model(
-            name, **extra, **({"weights": weights} if weights else {"num_classes": num_classes})
-        )
+        network = zoo.get_model(name, **arguments)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{arch}{f' with weights={weights!r} (they are downloaded on first use)' if weights else ''}: {error}"
-        ) from None
+        what = f" with weights={weights!r} (they are downloaded on first use)" if weights else ""
+        raise ModelError(f"{arch}{what}: {error}") from None
     if hasattr(network, "aux_logits"):
         network.aux_logits = False
     adapted = adapt(network, in_channels=3, image_size=size)
     if adapted.fc.out_features != num_classes:
         parent, _, child = adapted.head.rpartition(".")
-        setattr(
-            network.get_submodule(parent),
-            child,
-            nn.Linear(adapted.fc.in_features, num_classes, adapted.fc.bias is not None),
-        )
+        head = nn.Linear(adapted.fc.in_features, num_classes, adapted.fc.bias is not None)
+        setattr(network.get_submodule(parent), child, head)
     adapted.arch = {"arch": arch, **dict(zip(COMMON, (num_classes, 3, size)))}
     return adapted
 
@@ -249,10 +242,8 @@ def build_torchvision(
 def _probe(
     network: nn.Module, title: str, in_channels: int | None, image_size: int | None
 ) -> Tensor:
-    """Two random images that the network accepts."""
-    settings = (
-        getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
-    )
+    """Return two random images that the network accepts."""
+    settings = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     said = settings.get("input_size") if isinstance(settings, dict) else None
     conv = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     channels = in_channels or (said[0] if said else conv.in_channels if conv is not None else None)
@@ -274,14 +265,15 @@ def _probe(
         if isinstance(logits, Tensor) and logits.ndim == 2:
             return images
         error = f"it returned {_describe(logits)} instead of logits (N, num_classes)"
+    tried = ", ".join(f"{c} x {s} x {s}" for c, s in dict.fromkeys(tries))
     raise ModelError(
-        f"{title} could not be run on a probe batch (tried {', '.join(f'{c} x {s} x {s}' for c, s in dict.fromkeys(tries))}): "
+        f"{title} could not be run on a probe batch (tried {tried}): "
         f"{str(error).splitlines()[0][:160]}; pass in_channels and image_size"
     )
 
 
 def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: str) -> str:
-    """Name of the nn.Linear that runs last."""
+    """Return the name of the nn.Linear that runs last."""
     called: list[str] = []
     hooks = [
         network.get_submodule(name).register_forward_hook(lambda *_, name=name: called.append(name))
@@ -295,47 +287,44 @@ def _last_called(network: nn.Module, linears: list[str], images: Tensor, title: 
             hook.remove()
     if not called:
         raise ModelError(
-            f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; detectors need logits = "
-            "W h + b"
+            f"{title} has no nn.Linear as its head{'' if linears else ' (it has none at all)'}; "
+            "detectors need logits = W h + b"
         )
     return called[-1]
 
 
 def _check(adapted: Adapted, images: Tensor, title: str) -> None:
+    """Raise a ModelError unless fc(features) equals the logits."""
     with torch.no_grad():
         logits, features, _ = adapted._run(images)
         if features.ndim != 2:
             raise ModelError(
-                f"the head {adapted.head!r} of {title} is given {tuple(features.shape)} instead of (N, D); name another head"
+                f"the head {adapted.head!r} of {title} is given {tuple(features.shape)} instead of "
+                "(N, D); name another head"
             )
         again = adapted.fc(features)
     if again.shape != logits.shape or not torch.allclose(
         again, logits, rtol=TOLERANCE, atol=TOLERANCE * float(logits.abs().max())
     ):
         raise ModelError(
-            f"{title} does not end in its linear layer {adapted.head!r}: fc(features) differs from its output; remove what "
-            "follows (softmax, scaling) or name the head"
+            f"{title} does not end in its linear layer {adapted.head!r}: fc(features) differs from "
+            "its output; remove what follows (softmax, scaling) or name the head"
         )
 
 
 def _find_map(adapted: Adapted, images: Tensor) -> None:
-    """Find the last (N, C, H, W) tensor with H, W > 1 whose mean, possibly after an activation, is the features; else one at a pool."""
+    """Find the last map, as the docstring of Adapted says, and note it in `adapted`."""
     seen, features = _tensors(adapted, images)
     calls = Counter((name, is_input) for name, is_input, _ in seen)
-    once = [
-        entry for entry in reversed(seen) if calls[entry[:2]] == 1
-    ]  # of a module that runs twice a hook would keep the wrong one
-    scale = float(features.abs().max())
+    # where a module runs twice, a hook would keep the wrong tensor
+    once = [entry for entry in reversed(seen) if calls[entry[:2]] == 1]
+    tolerance = TOLERANCE * float(features.abs().max())
     for name, is_input, tensor in once:
         for activation in ACTIVATIONS if tensor.shape[1] == features.shape[1] else ():
-            if torch.allclose(
-                average(activation(tensor), None), features, rtol=TOLERANCE, atol=TOLERANCE * scale
-            ):
-                adapted._map_module, adapted._map_is_input, adapted._activation = (
-                    name,
-                    is_input,
-                    activation,
-                )
+            pooled = average(activation(tensor), None)
+            if torch.allclose(pooled, features, rtol=TOLERANCE, atol=tolerance):
+                adapted._map_module, adapted._map_is_input = name, is_input
+                adapted._activation = activation
                 return
     for name, is_input, _ in once:
         if "Pool" in type(adapted.network.get_submodule(name)).__name__:
@@ -344,30 +333,35 @@ def _find_map(adapted: Adapted, images: Tensor) -> None:
 
 
 def _tensors(adapted: Adapted, images: Tensor) -> tuple[list[tuple[str, bool, Tensor]], Tensor]:
-    """All maps that modules take (True) or give (False), in order, and the features, on images large enough to keep the last map > 1."""
+    """Return the maps that modules take or give, in order, and the features.
+
+    A map is (module name, whether it is the module's input, tensor). The images are large enough
+    to keep the last map larger than 1 x 1, if the network takes such images.
+    """
     seen: list[tuple[str, bool, Tensor]] = []
 
     def note(name, is_input, value):
         if isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[2:]) > 1:
             seen.append((name, is_input, value))
 
+    def note_input(_, inputs, name):
+        note(name, True, inputs[0] if inputs else None)
+
+    def note_output(_, __, output, name):
+        note(name, False, output)
+
     hooks = []
     for name, module in adapted.network.named_modules():
         if name and name != adapted.head:
-            hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _, args, name=name: note(name, True, args[0] if args else None)
-                )
-            )
-            hooks.append(
-                module.register_forward_hook(lambda _, __, out, name=name: note(name, False, out))
-            )
+            hooks += [
+                module.register_forward_pre_hook(partial(note_input, name=name)),
+                module.register_forward_hook(partial(note_output, name=name)),
+            ]
+    large = F.interpolate(images, (96, 96)) if images.shape[2] < 96 else images
     try:
         with torch.no_grad():
             try:
-                return seen, adapted._run(
-                    F.interpolate(images, (96, 96)) if images.shape[2] < 96 else images
-                )[1]
+                return seen, adapted._run(large)[1]
             except Exception:  # built for one size: keep to it
                 seen.clear()
                 return seen, adapted._run(images)[1]

@@ -1,8 +1,8 @@
 """Auto-encoders whose reconstruction error weights the VMDLS score.
 
-Source: Dinari & Freifeld, UAI 2022, which takes the ResNet auto-encoder of lightning-bolts 0.2.5 for CIFAR and one of its own for
-MNIST. Both are trained with the mean squared error. Keys as in their files: encoder.*, fc, decoder.* (theirs say downsample where
-ours say shortcut).
+Source: Dinari & Freifeld, UAI 2022. They take the ResNet auto-encoder of lightning-bolts 0.2.5 for
+CIFAR and one of their own for MNIST. Both are trained with the mean squared error. State-dict keys
+are as in their files: encoder.*, fc, decoder.* (where theirs say downsample, ours say shortcut).
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, one_of, require
-from models.mnist_conv import MnistConv
-from models.resnet import ResNet
+from .classifier import Classifier, one_of, require
+from .mnist_conv import MnistConv
+from .resnet import ResNet
 
 
 class AutoEncoder(nn.Module):
-    """encoder -> Linear -> decoder: images (N, C, H, W) -> reconstructions of the same shape, in the units of the input."""
+    """encoder -> Linear -> decoder.
+
+    It maps images (N, C, H, W) to reconstructions of the same shape, in the units of the input.
+    """
 
     def __init__(self, encoder: Classifier, decoder: nn.Module, latent_dim: int, arch: dict):
         super().__init__()
@@ -34,19 +37,20 @@ def build_autoencoder(
     in_channels: int | None = None,
     image_size: int | None = None,
 ) -> AutoEncoder:
-    """An auto-encoder with fresh weights; `build_autoencoder(**net.arch)` builds it again.
+    """Build an auto-encoder with fresh weights; `build_autoencoder(**net.arch)` builds it again.
 
     Args:
-        kind: 'resnet18' (CIFAR; VMDLS: latent 256), 'resnet50' or 'mnist_conv' (MNIST; latent 32).
-        in_channels, image_size: 3 and 32; mnist_conv: 1 and 28.
+        kind: 'resnet18' (VMDLS on CIFAR), 'resnet50' or 'mnist_conv' (VMDLS on MNIST).
+        latent_dim: None: 256, as in VMDLS; for mnist_conv 32.
+        in_channels, image_size: None: 3 and 32; for mnist_conv 1 and 28.
+
+    Raises: ModelError for an unknown kind or a size that the decoder cannot reach.
     """
     one_of("auto-encoder", kind, ("resnet18", "resnet50", "mnist_conv"))
     mnist = kind == "mnist_conv"
-    channels, size, latent = (
-        in_channels or (1 if mnist else 3),
-        image_size or (28 if mnist else 32),
-        latent_dim or (32 if mnist else 256),
-    )
+    channels = in_channels or (1 if mnist else 3)
+    size = image_size or (28 if mnist else 32)
+    latent = latent_dim or (32 if mnist else 256)
     arch = {"kind": kind, "latent_dim": latent, "in_channels": channels, "image_size": size}
     if mnist:
         require(
@@ -122,7 +126,10 @@ def up_shortcut(channels: int, out_channels: int, scale: int) -> nn.Sequential:
 
 
 class ResNetDecoder(nn.Module):
-    """A ResNet in reverse: (N, latent_dim) -> (N, out_channels, image_size, image_size), no activation at the end."""
+    """A ResNet in reverse: (N, latent_dim) -> (N, out_channels, image_size, image_size).
+
+    There is no activation at the end.
+    """
 
     def __init__(
         self,
@@ -135,13 +142,12 @@ class ResNetDecoder(nn.Module):
         one_of("decoder", kind, ("resnet18", "resnet50"))
         require(
             image_size % 8 == 0,
-            f"the ResNet decoder doubles three times: image_size must be a multiple of 8, got {image_size}",
+            "the ResNet decoder doubles three times: image_size must be a multiple of 8, "
+            f"got {image_size}",
         )
-        block, counts = (
-            (DecoderBlock, (2, 2, 2, 2))
-            if kind == "resnet18"
-            else (DecoderBottleneck, (3, 4, 6, 3))
-        )
+        block, counts = DecoderBlock, (2, 2, 2, 2)
+        if kind == "resnet50":
+            block, counts = DecoderBottleneck, (3, 4, 6, 3)
         self.start = image_size // 8
         self.channels = channels = 512 * block.expansion
         self.linear = nn.Linear(latent_dim, channels * 4 * 4)
@@ -160,7 +166,10 @@ class ResNetDecoder(nn.Module):
 
 
 class MnistConvDecoder(nn.Module):
-    """(N, latent_dim) -> 500 -> 100 x 3 x 3 -> four k2 s1 (3 -> 7) and two k2 s2 (7 -> 28) transposed convolutions -> (N, 1, 28, 28)."""
+    """(N, latent_dim) -> 500 -> 100 x 3 x 3 -> six transposed convolutions -> (N, C, 28, 28).
+
+    Four of them have kernel 2 and stride 1 (3 -> 7 pixels), two kernel 2 and stride 2 (7 -> 28).
+    """
 
     def __init__(self, latent_dim: int = 32, out_channels: int = 1):
         super().__init__()

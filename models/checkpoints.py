@@ -1,13 +1,18 @@
-"""Weight files: read those of the papers' authors and our own, without running anything that a file may hold; write them atomically.
+"""Weight files: read the papers' and our own without running code in them; write them atomically.
 
-| format              | content                                                                      | from |
-|---------------------|------------------------------------------------------------------------------|------|
-| ood-1               | format, arch, state_dict, epoch, metrics, preprocess (last.pt also: trainer)  | our runs |
-| state_dict          | state_dict and epoch, best_prec1, ...                                         | DICE, leave-out ensemble, VMDLS fine-tuning |
-| heatmap-classifier  | net_state_dict, cls_state_dict                                                | heatmap paper |
-| heatmap-decoder     | min, max, and per snapshot (9, 19, ... 149) {generator: state dict}           | heatmap paper |
-| lightning           | state_dict with encoder.*, fc_mu.*, fc_var.* (ae.*, sift.*)                   | VMDLS, its auto-encoders |
-| bare                | a state dict                                                                  | Outlier Exposure, energy_ood, torchvision |
+| format             | from                          | content                                     |
+|--------------------|-------------------------------|---------------------------------------------|
+| ood-1              | our runs                      | format, arch, state_dict, epoch, metrics,   |
+|                    |                               | preprocess (last.pt also: trainer)          |
+| state_dict         | DICE, leave-out ensemble,     | state_dict and epoch, best_prec1, ...       |
+|                    | VMDLS fine-tuning             |                                             |
+| heatmap-classifier | heatmap paper                 | net_state_dict, cls_state_dict              |
+| heatmap-decoder    | heatmap paper                 | min, max, and for each snapshot (9, 19, ... |
+|                    |                               | 149) {generator: state dict}                |
+| lightning          | VMDLS, its auto-encoders      | state_dict with encoder.*, fc_mu.*,         |
+|                    |                               | fc_var.* (ae.*, sift.*)                     |
+| bare               | Outlier Exposure, energy_ood, | a state dict                                |
+|                    | torchvision                   |                                             |
 """
 
 from __future__ import annotations
@@ -25,8 +30,8 @@ from torch import Tensor, nn
 
 OWN_FORMAT = "ood-1"
 EXPECTED = (
-    "a weight file: a state dict, or a dict that holds one under 'state_dict', 'net_state_dict' + 'cls_state_dict' (heatmap "
-    "classifier) or per snapshot under 'generator' (heatmap decoder)"
+    "a weight file: a state dict, or a dict that holds one under 'state_dict', 'net_state_dict' + "
+    "'cls_state_dict' (heatmap classifier) or per snapshot under 'generator' (heatmap decoder)"
 )
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 RENAMES = (
@@ -35,19 +40,24 @@ RENAMES = (
     ("linear.", "fc."),
     ("conv_shortcut.", "convShortcut."),
 )
-NAMED_GLOBALS = (
-    2,
-    6,
-)  # first PyTorch that restores chosen names; older ones refuse files with NumPy scalars or Lightning objects
-LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # what a VMDLS file holds beside its encoder
+# The first PyTorch that restores chosen names. Older ones refuse files with NumPy scalars or
+# Lightning objects.
+NAMED_GLOBALS = (2, 6)
+LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # parts of a VMDLS file beside its encoder
 
 
 class CheckpointError(ValueError):
-    """A weight file that cannot be used; the message is one line for the user: what was expected, what was found."""
+    """A weight file cannot be used; the message is one line: what was expected, what was found."""
 
 
 class Checkpoint(NamedTuple):
-    """state_dict: tensors by key, on the CPU; format: a row of the table above; meta: everything else in the file."""
+    """The content of a weight file.
+
+    Attributes:
+        state_dict: tensors by key, on the CPU.
+        format: a row of the table above.
+        meta: everything else in the file.
+    """
 
     state_dict: dict[str, Tensor]
     format: str
@@ -57,11 +67,11 @@ class Checkpoint(NamedTuple):
 def read(path: str | Path, snapshot: int | None = None) -> Checkpoint:
     """Read a weight file of any format in the table above.
 
-    Only tensors and plain values are restored (weights_only=True); a file that asks for anything else is refused. NumPy scalars
-    become Python numbers.
+    Only tensors and plain values are restored (weights_only=True). A file that asks for anything
+    else is refused. NumPy scalars become Python numbers.
 
     Args:
-        snapshot: of a heatmap decoder file, which 0-based epoch; None: the last one.
+        snapshot: the epoch (from 0) of a heatmap decoder file; None: the last one.
 
     Raises:
         CheckpointError: missing, empty, damaged or foreign file.
@@ -116,15 +126,18 @@ def load_into(
 ) -> dict:
     """Load weights into a network, in place; keys of the known formats are mapped to ours.
 
-    A data-parallel prefix (module.) is dropped; of a VMDLS file an encoder, an auto-encoder or a module with encoder, fc_mu and
-    fc_var takes its own part. Every key must fit, but for counters that old PyTorch did not write and, in an encoder from a
-    VMDLS file, the head `fc`, which keeps its values.
+    A data-parallel prefix (module.) is dropped. An encoder, an auto-encoder, or a module with
+    encoder, fc_mu and fc_var takes its own part of a VMDLS file.
+
+    Every key must fit, with two exceptions. Counters that old PyTorch did not write may be missing.
+    A VMDLS file has no head `fc` for an encoder, so the head keeps its values.
 
     Returns:
         The rest of the file (epoch, metrics, arch, min, max, ...) with its `format`.
 
     Raises:
-        CheckpointError: also when the file does not fit the network; names what is missing, unexpected or of another shape.
+        CheckpointError: the file cannot be read, or it does not fit the network; the message names
+            what is missing, unexpected or of another shape.
     """
     checkpoint = source if isinstance(source, Checkpoint) else read(source, snapshot)
     name = "the weights" if isinstance(source, Checkpoint) else str(source)
@@ -141,7 +154,10 @@ def load_into(
 
 
 def save(path: str | Path, content: dict) -> None:
-    """torch.save that never leaves half a file: a temporary file in the same folder, flushed to the disk, then renamed."""
+    """Write `content` with torch.save, whole or not at all.
+
+    It goes to a temporary file in the same folder, is flushed to the disk and then renamed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -159,7 +175,7 @@ def save(path: str | Path, content: dict) -> None:
 
 
 def _load(path: Path):
-    """torch.load with weights_only=True; every failure becomes a CheckpointError of one line."""
+    """Load with weights_only=True; every failure becomes a CheckpointError of one line."""
     if not path.is_file():
         raise CheckpointError(
             f"{path}: {'is a folder, not a weight file' if path.is_dir() else 'no such file'}"
@@ -168,9 +184,7 @@ def _load(path: Path):
         raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
     try:
         with _inert_globals(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's remarks on pickle protocols: the outcome says enough
+            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -183,35 +197,29 @@ def _reason(path: Path, error: Exception) -> str:
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if code:
         return (
-            f"holds the Python object {code.group(1)}, which might run code and was not loaded; expected tensors and plain values: "
-            "re-save its state_dict"
+            f"holds the Python object {code.group(1)}, which might run code and was not loaded; "
+            "expected tensors and plain values: re-save its state_dict"
         )
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"PK"):
-        return f"damaged, truncated or another kind of archive ({path.stat().st_size} bytes); copy or download it again"
+        return (
+            f"damaged, truncated or another kind of archive ({path.stat().st_size} bytes); "
+            "copy or download it again"
+        )
     if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "a pickle that is damaged, truncated or holds more than tensors and plain values; nothing in it was run: re-save its state_dict"
+        return (
+            "a pickle that is damaged, truncated or holds more than tensors and plain values; "
+            "nothing in it was run: re-save its state_dict"
+        )
     return f"not a PyTorch weight file (it starts with {start!r})"
 
 
 class _Dtype:
     """Stands for numpy.dtype while a NumPy scalar is read."""
 
-    CODES = {
-        "f8": "d",
-        "f4": "f",
-        "f2": "e",
-        "i8": "q",
-        "i4": "i",
-        "i2": "h",
-        "i1": "b",
-        "u8": "Q",
-        "u4": "I",
-        "u2": "H",
-        "u1": "B",
-        "b1": "?",
-    }
+    NAMES = "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split()
+    CODES = dict(zip(NAMES, "dfeqihbQIHB?"))  # NumPy's names: struct's codes
 
     def __init__(self, code, *_):
         if code not in self.CODES:
@@ -243,7 +251,7 @@ class _Name:
 
 
 def _inert_globals():
-    """Let a file name the few harmless objects that the authors' files hold; what it gets are the stand-ins above."""
+    """Let a file name a few harmless objects of the authors' files; it gets the stand-ins above."""
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < NAMED_GLOBALS:
         return contextlib.nullcontext()
     callbacks = (
@@ -269,17 +277,15 @@ def _inert_globals():
 
 
 def _state(path: Path, state) -> dict[str, Tensor]:
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    ):
-        what = (
-            f"a dict with {_some(state)}"
-            if isinstance(state, dict)
-            else f"a {type(state).__name__}"
-        )
+    """Check a state dict and drop the data-parallel prefix of its keys."""
+    if not isinstance(state, dict):
+        what = f"a {type(state).__name__}"
         raise CheckpointError(f"{path}: expected a state dict (names -> tensors), found {what}")
+    tensors = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not state or not tensors:
+        raise CheckpointError(
+            f"{path}: expected a state dict (names -> tensors), found a dict with {_some(state)}"
+        )
     if all(k.startswith("module.") for k in state):
         state = {k[len("module.") :]: v for k, v in state.items()}
     return dict(state)
@@ -299,20 +305,21 @@ class _Fit(NamedTuple):
     shapes: list[str]
 
     def problems(self) -> str:
-        parts = [
+        """Say what does not fit: '2 missing (a, b); 1 unexpected (c)'."""
+        kinds = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.shapes),
+        )
+        return "; ".join(
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (
-                ("missing", self.missing),
-                ("unexpected", self.unexpected),
-                ("of another shape", self.shapes),
-            )
+            for what, keys in kinds
             if keys
-        ]
-        return "; ".join(parts)
+        )
 
 
 def _views(checkpoint: Checkpoint, target: dict):
-    """The ways to read a file for this network: (state dict, prefixes that may be missing)."""
+    """Yield the ways to read a file for this network: (state dict, keys that may be missing)."""
     state = checkpoint.state_dict
     yield state, ()
     if any(k.startswith("network.") for k in target):
@@ -324,6 +331,7 @@ def _views(checkpoint: Checkpoint, target: dict):
 
 
 def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
+    """Match the keys of a file with the keys of a network."""
     state, unexpected = {}, []
     for key, tensor in view.items():
         names = [key, *(_replace(key, old, new) for old, new in RENAMES)]
@@ -332,13 +340,10 @@ def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
             unexpected.append(key)
         else:
             state[ours] = tensor
-    missing = [
-        k
-        for k in target
-        if k not in state
-        and not k.endswith("num_batches_tracked")
-        and not k.startswith(optional or ("\0",))
+    may_be_missing = [
+        k for k in target if k.endswith("num_batches_tracked") or k.startswith(optional)
     ]
+    missing = [k for k in target if k not in state and k not in may_be_missing]
     shapes = [
         f"{k}: file {tuple(v.shape)}, network {tuple(target[k].shape)}"
         for k, v in state.items()
@@ -348,7 +353,7 @@ def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
 
 
 def _replace(key: str, old: str, new: str) -> str:
-    """Replace a whole component of a key: layer2.0.downsample.0.weight -> layer2.0.shortcut.0.weight."""
+    """Replace a component of a key: layer2.0.downsample.0.weight -> layer2.0.shortcut.0.weight."""
     return ("." + key).replace("." + old, "." + new)[1:]
 
 

@@ -1,7 +1,8 @@
-"""The heatmap decoder: pooled feature and predicted class -> signed map of the size of the image.
+"""The heatmap decoder: pooled features and predicted class -> signed map of the image's size.
 
-Source: Hornauer & Belagiannis, "Heatmap-based Out-of-Distribution Detection", WACV 2023, arXiv 2211.08115. Keys as in their files:
-fc1, conv_block{i}.0 (transposed convolution), conv_block{i}.1 (BN). Weights start as PyTorch sets them.
+Source: Hornauer & Belagiannis, "Heatmap-based Out-of-Distribution Detection", WACV 2023, arXiv
+2211.08115. State-dict keys are as in their files: fc1, conv_block{i}.0 (transposed convolution),
+conv_block{i}.1 (BN). Weights are initialised by PyTorch's defaults.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, ModelError, device_of, require
+from .classifier import Classifier, ModelError, device_of, require
 
 # (architecture, classes) -> bottleneck, channels, first block that takes a skip connection
 PUBLISHED = {
@@ -25,20 +26,23 @@ PUBLISHED = {
 
 
 class Decoder(nn.Module):
-    """concat(z, one-hot class) -> Linear -> (N, bottleneck, 1, 1) -> transposed convolutions -> Tanh.
+    """concat(z, class) -> Linear -> (N, bottleneck, 1, 1) -> transposed convolutions -> Tanh.
 
-    The first block turns 1 x 1 into s x s with s = image_size / 2^(blocks - 1); each further one (k4 s2 p1, BN, ReLU) doubles it; a
-    1 x 1 convolution without bias ends in `out_channels`.
+    The first block turns 1 x 1 into s x s pixels with s = image_size / 2^(blocks - 1). Each further
+    block (kernel 4, stride 2, padding 1, BN, ReLU) doubles the side. A 1 x 1 convolution without
+    bias gives the `out_channels`.
 
     Args:
-        feature_dim, num_classes: size of z and of the one-hot vector.
+        feature_dim, num_classes: sizes of z and of the one-hot vector.
         bottleneck: channels after the linear layer.
-        channels: of the blocks, one each.
-        out_channels, image_size: of the map; 3 and 32 on CIFAR, 1 and 28 on MNIST (three blocks: 7, 14, 28).
-        first_skip: block after which the deepest of the maps given to `forward` is added; the next ones follow block by block.
+        channels: of each block.
+        out_channels, image_size: of the map; 3 and 32 on CIFAR, 1 and 28 on MNIST (three blocks: 7,
+            14, 28).
+        first_skip: the block after which `forward` adds the deepest map; the other maps are added
+            after the blocks that follow.
 
     Raises:
-        ModelError: image_size cannot be reached by doubling.
+        ModelError: image_size cannot be reached by doubling, or there is no block `first_skip`.
     """
 
     def __init__(
@@ -55,8 +59,8 @@ class Decoder(nn.Module):
         channels = tuple(channels)
         require(
             len(channels) >= 1 and image_size % 2 ** (len(channels) - 1) == 0,
-            f"a decoder with {len(channels)} blocks cannot end at image_size={image_size}: it must be a multiple of "
-            f"{2 ** max(len(channels) - 1, 0)}",
+            f"a decoder with {len(channels)} blocks cannot end at image_size={image_size}: "
+            f"it must be a multiple of {2 ** max(len(channels) - 1, 0)}",
         )
         require(
             1 <= first_skip <= len(channels),
@@ -91,45 +95,53 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: Tensor, labels: Tensor, maps: Sequence[Tensor] = ()) -> Tensor:
-        """The map in (-1, 1).
+        """Return the map, values in (-1, 1).
 
         Args:
             features: (N, feature_dim) pooled features of the classifier.
             labels: (N,) predicted classes.
-            maps: stage outputs of the classifier, DEEPEST first (`Classifier.stages(x)[::-1][:fw_layers - 1]`), each added to the
-                block output of its size; empty for fw_layers = 1.
+            maps: stage outputs of the classifier, DEEPEST first, that is,
+                `Classifier.stages(x)[::-1][:fw_layers - 1]`. Each is added to the block output of
+                its size. Empty for fw_layers = 1.
 
         Returns:
             (N, out_channels, image_size, image_size).
+
+        Raises:
+            ModelError: too many maps, or a map of another size than the block's output.
         """
         one_hot = F.one_hot(labels, self.num_classes).to(features.dtype)
         x = self.fc1(torch.cat([features, one_hot], 1))[:, :, None, None]
         skips = dict(enumerate(maps, self.first_skip))
         if skips and max(skips) > self.depth:
             raise ModelError(
-                f"this decoder takes at most {self.depth - self.first_skip + 1} maps, got {len(maps)}"
+                f"this decoder takes at most {self.depth - self.first_skip + 1} maps, "
+                f"got {len(maps)}"
             )
         for i in range(1, self.depth + 1):
             x = self.get_submodule(f"conv_block{i}")(x)
             if i in skips:
                 if skips[i].shape != x.shape:
                     raise ModelError(
-                        f"map {tuple(skips[i].shape)} cannot be added after block {i}, which gives {tuple(x.shape)}; "
-                        "use fw_layers=1 with this classifier"
+                        f"map {tuple(skips[i].shape)} cannot be added after block {i}, which gives "
+                        f"{tuple(x.shape)}; use fw_layers=1 with this classifier"
                     )
                 x = x + skips[i]
         return self.get_submodule(f"conv_block{self.depth + 1}")(x)
 
 
 def decoder_for(network: Classifier, fw_layers: int = 1, **overrides) -> Decoder:
-    """The decoder of a classifier: the published one for the published five, else one cut to its stages.
+    """Build the decoder of a classifier.
 
-    The general rule: blocks from the classifier's smallest stage that image_size reaches by halving (at most 8 x 8) up to the image,
-    each with the channels of the stage of its size, or half of the block before; bottleneck = the first block's channels.
+    The five classifiers of the paper get the published decoder. Any other gets blocks that double
+    from at most 8 x 8 pixels up to the image. A block has the channels of the classifier's stage of
+    its size, else half the channels of the block before. The bottleneck has the channels of the
+    first block.
 
     Args:
-        fw_layers: 1 + the number of skip connections that will be used (1..4); checked here, before any training.
-        overrides: of the Decoder's arguments (bottleneck, channels, ...).
+        fw_layers: 1 + the number of skip connections that will be used (1..4). They are tried here,
+            before any training.
+        overrides: arguments of the Decoder (bottleneck, channels, ...).
 
     Raises:
         ModelError: the classifier's stages do not fit as skip connections.
@@ -144,38 +156,34 @@ def decoder_for(network: Classifier, fw_layers: int = 1, **overrides) -> Decoder
         "image_size": size,
     }
     published = PUBLISHED.get((arch["arch"], network.fc.out_features))
-    plain = arch.get("width") in (None, 64, 2) and size == (
-        64 if arch["arch"] == "resnet50" else 32
-    )
-    if published and plain:
+    published_size = 64 if arch["arch"] == "resnet50" else 32
+    unchanged = arch.get("width") in (None, 64, 2) and size == published_size
+    if published and unchanged:
         settings |= dict(zip(("bottleneck", "channels", "first_skip"), published))
     else:
         settings |= _cut_to(network)
     decoder = Decoder(**{**settings, **overrides})
     if fw_layers > 1:
         stages = [stage.cpu() for stage in _stages(network)]
+        features, label = torch.zeros(1, network.fc.in_features), torch.zeros(1, dtype=torch.long)
         with torch.no_grad():
-            decoder.eval()(
-                torch.zeros(1, network.fc.in_features),
-                torch.zeros(1, dtype=torch.long),
-                stages[::-1][: fw_layers - 1],
-            )
+            decoder.eval()(features, label, stages[::-1][: fw_layers - 1])
     return decoder.train()
 
 
 def _stages(network: Classifier) -> list[Tensor]:
-    """The stages of one blank image, the network's mode left as it was."""
+    """Return the stages of one blank image; the network keeps its mode (train or eval)."""
     size, channels = network.arch["image_size"], network.arch["in_channels"]
     was_training = network.training
+    image = torch.zeros(1, channels, size, size, device=device_of(network))
     with torch.no_grad():
-        stages = network.eval().stages(
-            torch.zeros(1, channels, size, size, device=device_of(network))
-        )
+        stages = network.eval().stages(image)
     network.train(was_training)
     return stages
 
 
 def _cut_to(network: Classifier) -> dict:
+    """Return bottleneck, channels and first_skip that fit the stages of a classifier."""
     sides = [network.arch["image_size"]]
     while sides[-1] % 2 == 0 and sides[-1] > 7:
         sides.append(sides[-1] // 2)
@@ -183,17 +191,13 @@ def _cut_to(network: Classifier) -> dict:
     widths = {stage.shape[-1]: stage.shape[1] for stage in stages}
     channels: list[int] = []
     for side in reversed(sides):
-        below = [widths[s] for s in sorted(widths) if s <= side]
-        channels.append(
-            widths.get(side)
-            or (
-                max(channels[-1] // 2, 8)
-                if channels
-                else below[-1]
-                if below
-                else network.fc.in_features
-            )
-        )
+        if side in widths:
+            channels.append(widths[side])
+        elif channels:
+            channels.append(max(channels[-1] // 2, 8))
+        else:  # the first block: the nearest smaller stage
+            smaller = [widths[s] for s in sorted(widths) if s <= side]
+            channels.append(smaller[-1] if smaller else network.fc.in_features)
     deepest = stages[-1].shape[-1]
     first = list(reversed(sides)).index(deepest) + 1 if deepest in sides else 1
     return {"bottleneck": channels[0], "channels": channels, "first_skip": first}

@@ -1,8 +1,10 @@
 """DenseNet-BC, the network of DICE, ODIN, the leave-out ensemble and VMDLS on CIFAR.
 
-Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, arXiv 1608.06993 (DenseNet-BC, depth 100, growth 12).
-State-dict keys are those of the public weight files of the papers above: conv1, block{1,2,3}.layer.{i}.{bn1,conv1,bn2,conv2},
-trans{1,2}.{bn1,conv1}, bn1, fc.
+Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, arXiv 1608.06993
+(DenseNet-BC, depth 100, growth 12).
+
+State-dict keys are as in the public weight files of the papers above: conv1,
+block{1,2,3}.layer.{i}.{bn1,conv1,bn2,conv2}, trans{1,2}.{bn1,conv1}, bn1, fc.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, init_fan_out, one_of, pool_window, require
-from models.dropout import drop
-from models.registry import register
+from .classifier import Classifier, init_fan_out, one_of, pool_window, require
+from .dropout import drop
+from .registry import register
 
 
 class Layer(nn.Module):
-    """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth), joined to its input: (N, C, H, W) -> (N, C + growth, H, W)."""
+    """BN-ReLU-1x1(4 growth)-BN-ReLU-3x3(growth), whose result is appended to the input.
+
+    (N, C, H, W) -> (N, C + growth, H, W).
+    """
 
     def __init__(self, channels: int, growth: int, dropout: float):
         super().__init__()
@@ -67,15 +72,17 @@ class DenseNet(Classifier):
     """DenseNet-BC with three blocks; channels at depth 100: 24 -> 216 -> 108 -> 300 -> 150 -> 342.
 
     Args:
-        depth: 6 n + 4, n layers a block.
-        growth: new channels a layer.
+        depth: 6 n + 4, with n layers in a block.
+        growth: new channels per layer.
         reduction: share of the channels that a transition keeps.
         dropout: rate after each convolution of a layer.
-        pool: '8x8', as released (32 x 32 images, border lost at 36 x 36), or 'adaptive'.
-        init: 'fan_out', the leave-out ensemble's; 'released': DICE's and VMDLS's files, where the n of sqrt(2 / n) still holds the
-            layers of a block, so that every convolution gets std sqrt(2 / 16) = 0.354; 'default': PyTorch's.
+        pool: '8x8', as released (for 32 x 32 images; 36 x 36 images lose a border), or 'adaptive'.
+        init: 'fan_out' as in the leave-out ensemble, 'released' as in DICE's and VMDLS's code, or
+            'default' for PyTorch's. In the released code the n of sqrt(2 / n) holds the layers of a
+            block, so every convolution gets the standard deviation sqrt(2 / 16) = 0.354.
 
-    Maps: after transition 1, after transition 2, after the final BN and ReLU (as VMDLS taps them); raw: the last before BN.
+    Maps: after transition 1, after transition 2, after the final BN and ReLU (as VMDLS taps them).
+    Stages: the same, but the last one is before the final BN.
     """
 
     def __init__(

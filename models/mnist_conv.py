@@ -1,7 +1,7 @@
 """The convolutional MNIST network of VMDLS.
 
-Source: Dinari & Freifeld, UAI 2022 (encoder `mnist-conv`); their VAE carries no classifier, the head `fc` is ours.
-Keys: encoder.{0,2,5,7,10}, dec_layer as theirs, fc.
+Source: Dinari & Freifeld, UAI 2022 (encoder `mnist-conv`). Their VAE has no classifier; the head
+`fc` is ours. State-dict keys: encoder.{0,2,5,7,10} and dec_layer as in their files, and fc.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, average, require
-from models.registry import register
+from .classifier import Classifier, average, require
+from .registry import register
 
 CUTS = (3, 5, 7, 11)  # after conv 2; after its ReLU and pool; after conv 3 and ReLU; after conv 5
 
 
 @register("mnist_conv", in_channels=1, image_size=28)
 class MnistConv(Classifier):
-    """Five conv3x3 of 100 channels, pooled after the 2nd, 4th and 5th: 28 -> 14 -> 7 -> 3; then a linear layer to 500, no activation.
+    """Five conv3x3 of 100 channels, then a linear layer to 500 features without activation.
 
-    Stages, where VMDLS taps them: conv 2 before its ReLU (N, 100, 28, 28); after that ReLU and pool (N, 100, 14, 14); conv 3 after
-    its ReLU (N, 100, 14, 14); conv 5 before its ReLU (N, 100, 7, 7). Maps: the same, the last one after its ReLU.
+    Max-pools follow convolutions 2, 4 and 5: 28 -> 14 -> 7 -> 3 pixels.
+
+    Stages, as VMDLS taps them:
+    - convolution 2 before its ReLU, (N, 100, 28, 28);
+    - the same after ReLU and pool, (N, 100, 14, 14);
+    - convolution 3 after its ReLU, (N, 100, 14, 14);
+    - convolution 5 before its ReLU, (N, 100, 7, 7).
+    Maps: the same, but the last one is after its ReLU.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 1, image_size: int = 28):
         super().__init__()
         require(
             image_size >= 8,
-            f"mnist_conv halves its images three times: at least 8 x 8 pixels, got image_size={image_size}",
+            "mnist_conv halves its images three times: at least 8 x 8 pixels, "
+            f"got image_size={image_size}",
         )
 
         def conv(channels):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Callable, NamedTuple
 
-from models.classifier import COMMON, TORCHVISION, Classifier, ModelError, one_of, require
+from .classifier import COMMON, TORCHVISION, Classifier, one_of, require
 
 
 class Entry(NamedTuple):
     factory: Callable[..., Classifier]
-    fixed: dict  # arguments that define the name and cannot be overridden
-    options: dict  # option -> default, in the order of the constructor
+    fixed: dict  # arguments that the name stands for
+    options: dict  # {option: default}, in the order of the constructor
     in_channels: int
     image_size: int
 
@@ -22,9 +22,14 @@ _ENTRIES: dict[str, Entry] = {}
 def register(
     name: str, fixed: dict | None = None, in_channels: int = 3, image_size: int = 32, **defaults
 ):
-    """Decorator: make `factory(num_classes, in_channels, image_size, **options)` buildable as `name`.
+    """Decorator: let `build` find factory(num_classes, in_channels, image_size, **options) by name.
 
-    One factory may be registered under several names with other fixed arguments and defaults.
+    A factory may be registered under several names with different arguments.
+
+    Args:
+        fixed: arguments that the name stands for; a user cannot change them.
+        in_channels, image_size: what the network is built for unless the user says otherwise.
+        defaults: of the options, where they differ from the factory's.
     """
 
     def add(factory):
@@ -42,12 +47,12 @@ def register(
 
 
 def names() -> list[str]:
-    """All architecture names. `torchvision_<name>` (for example torchvision_resnet50) is understood besides."""
+    """Return all architecture names, sorted. `build` also takes torchvision_<name>."""
     return sorted(_ENTRIES)
 
 
 def options(arch: str) -> dict:
-    """The options of an architecture with their defaults."""
+    """Return the options of an architecture with their defaults."""
     one_of("architecture", arch, names())
     return dict(_ENTRIES[arch].options)
 
@@ -62,14 +67,15 @@ def build(
     """Build a network with fresh weights.
 
     Args:
-        arch: one of `names()`, or torchvision_<name>.
+        arch: one of `names()`, or torchvision_<name>, for example torchvision_resnet50.
         num_classes: outputs of the head, >= 1.
-        in_channels: 3 (RGB) or 1 (grey); None: what the architecture was made for, 3 but for mnist_conv.
+        in_channels: 3 (RGB) or 1 (grey); None: 3, for mnist_conv 1.
         image_size: side of the square input in pixels; None: 32 (mnist_conv: 28, torchvision: 224).
-        options: of the architecture (see `options(arch)`), e.g. depth, width, dropout, pool.
+        options: of the architecture, for example depth, width, dropout, pool; see `options(arch)`.
 
     Raises:
-        ModelError: unknown architecture or option (the nearest one is named), wrong type, images too small.
+        ModelError: unknown architecture or option (the message names the nearest one), a value of
+            the wrong type, or images that are too small.
     """
     require(
         _is_int(num_classes) and num_classes >= 1,
@@ -81,7 +87,7 @@ def build(
             f"{name} must be a positive integer, got {value!r}",
         )
     if str(arch).startswith(TORCHVISION):
-        from models.adapter import build_torchvision
+        from .adapter import build_torchvision
 
         return build_torchvision(arch, num_classes, in_channels, image_size, **options)
     require(
@@ -104,19 +110,16 @@ def build(
 
 
 def _check_type(arch: str, key: str, value, default) -> None:
-    right = (
-        isinstance(value, bool)
-        if isinstance(default, bool)
-        else _is_int(value)
-        if isinstance(default, int)
-        else _is_int(value) or isinstance(value, float)
-        if isinstance(default, float)
-        else isinstance(value, type(default))
+    """Raise a ModelError unless `value` has the type of the default; floats may be integers."""
+    if isinstance(default, (int, float)) and isinstance(value, bool):
+        right = isinstance(default, bool)
+    else:
+        right = isinstance(value, (int, float) if isinstance(default, float) else type(default))
+    require(
+        right,
+        f"option {key} of {arch} must be of type {type(default).__name__} "
+        f"(default {default!r}), got {value!r}",
     )
-    if not right:
-        raise ModelError(
-            f"option {key} of {arch} must be of type {type(default).__name__} (default {default!r}), got {value!r}"
-        )
 
 
 def _is_int(value) -> bool:

@@ -1,8 +1,11 @@
 """ResNets for small images: no 7 x 7 stem, no max-pool at 32 x 32.
 
-Source: He et al., CVPR 2016, arXiv 1512.03385, in the form that Hornauer & Belagiannis ("Heatmap-based Out-of-Distribution
-Detection", WACV 2023, arXiv 2211.08115) train for CIFAR (18) and Tiny ImageNet (50), and VMDLS for CIFAR (18, pool='adaptive').
-Keys: conv1, bn1, layer{1..4}.{i}.{conv1,bn1,conv2,bn2,shortcut.0,shortcut.1}, fc (theirs: linear). Weights start as PyTorch sets them.
+Source: He et al., CVPR 2016, arXiv 1512.03385, in the form of two other papers. Hornauer &
+Belagiannis ("Heatmap-based Out-of-Distribution Detection", WACV 2023, arXiv 2211.08115) train depth
+18 for CIFAR and 50 for Tiny ImageNet. VMDLS trains depth 18 for CIFAR, with pool='adaptive'.
+
+State-dict keys: conv1, bn1, layer{1..4}.{i}.{conv1,bn1,conv2,bn2,shortcut.0,shortcut.1}, fc (in the
+heatmap authors' files: linear). Weights are initialised by PyTorch's defaults.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, pool_window, require
-from models.registry import register
+from .classifier import Classifier, pool_window, require
+from .registry import register
 
 
 class BasicBlock(nn.Module):
@@ -54,7 +57,7 @@ class Bottleneck(nn.Module):
 
 
 def shortcut(channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """Identity, or a strided 1 x 1 projection with BN where the shape changes."""
+    """Return the identity, or a strided 1 x 1 projection with BN where the shape changes."""
     if stride == 1 and channels == out_channels:
         return nn.Sequential()
     return nn.Sequential(
@@ -75,14 +78,16 @@ LAYOUTS = {
 @register("resnet50", fixed={"depth": 50})
 @register("small_resnet", fixed={"depth": 10}, width=16, pool="adaptive")
 class ResNet(Classifier):
-    """ResNet with a 3 x 3 stem; images of 64 pixels or more pass a 2 x 2 max-pool after it.
+    """ResNet with a 3 x 3 stem; with images of 64 pixels or more, a 2 x 2 max-pool follows it.
 
     Args:
         depth: 10, 18, 34 or 50.
-        width: channels of the stem and the first stage (64); each stage doubles them.
-        pool: '4x4', as released by the heatmap authors, or 'adaptive' (VMDLS); the same on 32 x 32 images, not on 36 x 36.
+        width: channels of the stem and the first stage (64); each further stage doubles them.
+        pool: '4x4', as released by the heatmap authors, or 'adaptive' (VMDLS). Both give the same
+            on 32 x 32 images, but not on 36 x 36.
 
-    Maps: the four stage outputs, e.g. (N, 64, 32, 32) (N, 128, 16, 16) (N, 256, 8, 8) (N, 512, 4, 4) for resnet18 at 32 x 32.
+    Maps: the four stage outputs; for resnet18 at 32 x 32 they are (N, 64, 32, 32),
+    (N, 128, 16, 16), (N, 256, 8, 8), (N, 512, 4, 4).
     """
 
     def __init__(

@@ -1,23 +1,24 @@
 """A plain convolutional network for a demonstration on the CPU.
 
-Its siblings small_resnet, small_wideresnet and small_densenet are the networks of resnet.py, wideresnet.py and densenet.py with
-fewer and narrower layers and adaptive pooling. All take 28 x 28 or 32 x 32 images, grey or colour.
+Its siblings small_resnet, small_wideresnet and small_densenet are the networks of resnet.py,
+wideresnet.py and densenet.py with fewer and narrower layers and adaptive pooling. All take 28 x 28
+or 32 x 32 images, grey or colour.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.classifier import Classifier, pool_window, require
-from models.registry import register
+from .classifier import Classifier, pool_window, require
+from .registry import register
 
 
 @register("small_cnn")
 class SmallCNN(Classifier):
-    """Three stages of conv3x3-BN-ReLU, each after the first on half the resolution; features: the mean over the last map.
+    """Three stages of conv3x3-BN-ReLU-MaxPool; the features are the mean over the last map.
 
     Args:
-        width: channels of the first stage; the others have 2 and 4 times as many.
+        width: channels of the first stage; the other stages have 2 and 4 times as many.
 
     Maps at 28 x 28 and width 32: (N, 32, 14, 14), (N, 64, 7, 7), (N, 128, 3, 3).
     """

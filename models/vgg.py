@@ -1,7 +1,7 @@
 """The VGG network of VMDLS.
 
-Source: Dinari & Freifeld, UAI 2022 (encoder `vgg`); their VAE carries no classifier, the head `fc` is ours.
-Keys: encoder.{0..30} as theirs, fc.
+Source: Dinari & Freifeld, UAI 2022 (encoder `vgg`). Their VAE has no classifier; the head `fc` is
+ours. State-dict keys: encoder.{0..30} as in their files, and fc.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, average, require
-from models.registry import register
+from .classifier import Classifier, average, require
+from .registry import register
 
 LAYOUT = (64, 128, "pool", 256, 256, "pool", 256, 256, 256, 256, "pool")
-CUTS = (5, 12, 25)  # ends of the three stages in `encoder`: after the BN and before the last ReLU
+CUTS = (5, 12, 25)  # where the three stages of `encoder` end: after the BN, before the last ReLU
 
 
 @register("vgg")
 class VGG(Classifier):
-    """Eight conv3x3-BN-ReLU in three stages, then 256 * 4 * 4 -> 1024 -> ReLU -> 1024 -> ReLU at 32 x 32; no dropout.
+    """Eight conv3x3-BN-ReLU in three stages, then two linear layers with ReLU; no dropout.
 
-    Stages: (N, 128, 32, 32), (N, 256, 16, 16), (N, 256, 8, 8), each before its last ReLU; maps: the same after it.
+    At 32 x 32 the linear layers map 256 * 4 * 4 -> 1024 -> 1024.
+
+    Stages: (N, 128, 32, 32), (N, 256, 16, 16), (N, 256, 8, 8), each before its last ReLU.
+    Maps: the same after that ReLU.
     """
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 32):
         super().__init__()
         require(
             image_size >= 8,
-            f"vgg halves its images three times: at least 8 x 8 pixels, got image_size={image_size}",
+            "vgg halves its images three times: at least 8 x 8 pixels, "
+            f"got image_size={image_size}",
         )
         layers, channels = [], in_channels
         for entry in LAYOUT:

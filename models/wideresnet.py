@@ -1,5 +1,8 @@
-"""Wide ResNets: `wrn`, the network of ODIN, the leave-out ensemble, Outlier Exposure and energy_ood; `vmdls_wrn`, VMDLS's use of it;
-`wideresnet`, the heatmap paper's.
+"""Wide ResNets under three names.
+
+- `wrn`: the network of ODIN, the leave-out ensemble, Outlier Exposure and energy_ood.
+- `vmdls_wrn`: the same with the settings of VMDLS.
+- `wideresnet`: the network of the heatmap paper.
 
 Source: Zagoruyko & Komodakis, "Wide Residual Networks", BMVC 2016, arXiv 1605.07146.
 """
@@ -9,15 +12,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.classifier import Classifier, init_fan_out, one_of, pool_window, require
-from models.dropout import drop
-from models.registry import register
+from .classifier import Classifier, init_fan_out, one_of, pool_window, require
+from .dropout import drop
+from .registry import register
 
 POSITIONS = ("before_conv2", "before_bn2")
 
 
 class WRNBlock(nn.Module):
-    """Pre-activation block; where the width changes, the ACTIVATED input feeds conv1 and the 1 x 1 shortcut."""
+    """Pre-activation block.
+
+    Where the width changes, the ACTIVATED input feeds the 1 x 1 shortcut as well as conv1.
+    """
 
     def __init__(
         self,
@@ -72,13 +78,17 @@ class WRNGroup(nn.Module):
 class WRN(Classifier):
     """Wide ResNet with bias-free convolutions; at width 10: 16 -> 160 -> 320 -> 640 channels.
 
-    Keys: conv1, block{1,2,3}.layer.{i}.{bn1,conv1,bn2,conv2}, block{1,2,3}.layer.0.convShortcut, bn1, fc.
+    State-dict keys: conv1, block{1,2,3}.layer.{i}.{bn1,conv1,bn2,conv2},
+    block{1,2,3}.layer.0.convShortcut, bn1, fc.
 
     Args:
-        depth, width: 28, 10 in ODIN, the leave-out ensemble and VMDLS; 40, 2 in Outlier Exposure and energy_ood.
-        dropout: rate; the leave-out ensemble and Outlier Exposure train with 0.3, VMDLS with 0.1, ODIN with 0.
+        depth, width: 28, 10 in ODIN, the leave-out ensemble and VMDLS; 40, 2 in Outlier Exposure
+            and energy_ood.
+        dropout: rate. The leave-out ensemble and Outlier Exposure train with 0.3, VMDLS with 0.1,
+            ODIN with 0.
         dropout_position: 'before_conv2' (leave-out, Outlier Exposure) or 'before_bn2' (ODIN).
-        dropout_at_test: True is VMDLS as released, where scores are random; its paper does not ask for it.
+        dropout_at_test: True: dropout stays on at test time, so scores are random. VMDLS's code
+            does so; its paper does not ask for it.
         pool: '8x8' or 'adaptive'.
         init: 'fan_out', or 'default' for PyTorch's (VMDLS).
     """
@@ -122,7 +132,11 @@ class WRN(Classifier):
 
 
 class BiasedBlock(nn.Module):
-    """Pre-activation block with conv biases, the stride on the SECOND convolution, the shortcut on the raw input."""
+    """Pre-activation block of the heatmap paper.
+
+    Its convolutions have biases, the stride is on the SECOND convolution, and the shortcut takes
+    the raw input.
+    """
 
     def __init__(self, channels: int, width: int, stride: int, dropout: float):
         super().__init__()
@@ -130,11 +144,8 @@ class BiasedBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1)
-        self.shortcut = (
-            nn.Sequential()
-            if stride == 1 and channels == width
-            else nn.Sequential(nn.Conv2d(channels, width, 1, stride))
-        )
+        changes = stride != 1 or channels != width
+        self.shortcut = nn.Sequential(*([nn.Conv2d(channels, width, 1, stride)] if changes else []))
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,14 +155,18 @@ class BiasedBlock(nn.Module):
 
 @register("wideresnet")
 class WideResNet(Classifier):
-    """Wide ResNet of the heatmap paper (Hornauer & Belagiannis, WACV 2023, arXiv 2211.08115); 16 -> 32 -> 64 -> 128 channels at width 2.
+    """Wide ResNet of the heatmap paper; at width 2: 16 -> 32 -> 64 -> 128 channels.
 
-    Keys: conv1, layer{1,2,3}.{i}.{bn1,conv1,bn2,conv2,shortcut.0}, bn1, fc (theirs: linear). Weights start as PyTorch sets them.
+    State-dict keys: conv1, layer{1,2,3}.{i}.{bn1,conv1,bn2,conv2,shortcut.0}, bn1, fc (in the
+    authors' files: linear). Weights are initialised by PyTorch's defaults.
+
+    Source: Hornauer & Belagiannis, WACV 2023, arXiv 2211.08115.
 
     Args:
         depth, width: 40, 2.
         dropout: rate between conv1 and bn2.
-        final_momentum: of the last BN; 0.9 as released, so that its running statistics follow the last few training batches.
+        final_momentum: of the last BN. It is 0.9 as released, so the running statistics follow the
+            last few training batches.
         pool: '8x8' or 'adaptive'.
     """
 
@@ -187,17 +202,15 @@ class WideResNet(Classifier):
     def stages(self, images: Tensor) -> list[Tensor]:
         first = self.layer1(self.conv1(images))  # (N, 32, 32, 32)
         second = self.layer2(first)  # (N, 64, 16, 16)
-        return [
-            first,
-            second,
-            self.layer3(second),
-        ]  # (N, 128, 8, 8), before bn1 and ReLU: may be negative
+        third = self.layer3(second)  # (N, 128, 8, 8), before bn1 and ReLU: may be negative
+        return [first, second, third]
 
     def finish(self, stages: list[Tensor]) -> list[Tensor]:
         return [*stages[:-1], F.relu(self.bn1(stages[-1]))]
 
 
 def blocks_per_group(depth: int, width: int, dropout: float) -> int:
+    """Return how many blocks each of the three groups has. Raises ModelError for bad arguments."""
     require(
         depth >= 10 and (depth - 4) % 6 == 0,
         f"the depth of a wide ResNet must be 6 n + 4 (10, 16, ... 28, 40), got {depth}",

@@ -22,7 +22,7 @@ from ood.losses.objective import build
 from ood.methods import Context, leaveout
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings as HeatmapSettings
-from ood.methods.leaveout import training
+from ood.methods.leaveout.training import train_fold
 from ood.methods.vmdls.method import VMDLS
 from ood.outputs import Cache, extract
 from ood.training import loop, runs
@@ -322,7 +322,7 @@ def leave_out(folder: Path):
         validation_images=30,
         milestones=(1,),
     )
-    run = training.train_fold(settings, Context(models, CPU, out_dir=folder / "fold", limit=100))
+    run = train_fold(settings, Context(models, CPU, out_dir=folder / "fold", limit=100))
     return {
         "records": [r for r in run.records() if "valid_auroc" in r and "loss" in r],
         "weights": run.load("last.pt")["state_dict"],
