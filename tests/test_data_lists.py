@@ -395,7 +395,7 @@ def test_cifar10c(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             load(name, "test", tmp_path)
     (folder / "fog.npy").unlink()
-    with pytest.raises(InputError, match="is incomplete: .*fog.npy' is not there"):
+    with pytest.raises(InputError, match="is incomplete or damaged: .*fog.npy' is not there"):
         load("cifar10c", "test", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images: which files, in which order, with which labels; exactly the order of torchvision's ImageFolder."""
+"""Folders of images: files, order and labels, the same as those of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
+class EmptyFolder(InputError):
+    """A folder that should hold images holds none."""
+
+
 @dataclass(frozen=True)
 class Listing:
-    """Files of a set: `paths` relative to `folder`, `labels` into `class_names` (None: flat folder, unlabelled).
+    """Files of a set.
 
-    final: the labels are those of the set already, not positions of folders.
+    Attributes:
+        folder, paths: files, relative to the folder.
+        labels: for each file, the place of its class in `class_names`. None: a flat folder, which
+            is unlabelled.
+        final: the labels are those of the set already, not positions of folders.
     """
 
     folder: Path
@@ -27,18 +35,22 @@ class Listing:
     final: bool = False
 
     def rows(self, rows: Sequence[int]) -> Listing:
+        """Keep these rows only, in the order given."""
         labels = None if self.labels is None else [self.labels[row] for row in rows]
-        return Listing(
-            self.folder, [self.paths[row] for row in rows], labels, self.class_names, self.final
-        )
+        paths = [self.paths[row] for row in rows]
+        return Listing(self.folder, paths, labels, self.class_names, self.final)
 
 
 def list_images(folder: Path) -> Listing:
-    """All images under `folder`: sub-folders are the classes; images directly inside make an unlabelled set.
+    """List all images under `folder`.
 
-    Classes in string order; inside a class its folders in string order, and the files of each in string order ("10.png" < "2.png").
-    Hidden files and folders, and folders without images, are left out. Raises InputError for an empty folder, or for images beside
-    class folders.
+    Sub-folders are the classes, in string order. Inside a class the folders come in string order,
+    and the files of each folder too ("10.png" < "2.png"). Images directly in `folder` make an
+    unlabelled set. Hidden files and folders, and folders without images, are left out.
+
+    Raises:
+        EmptyFolder: there are no images.
+        InputError: there are images beside class folders, or a folder cannot be read.
     """
     entries = sorted(entry.name for entry in _scan(folder))
     images = [name for name in entries if _is_image(name) and (folder / name).is_file()]
@@ -47,22 +59,24 @@ def list_images(folder: Path) -> Listing:
     found = {name: paths for name, paths in found.items() if paths}
     if images and found:
         raise InputError(
-            f"'{folder}' holds images beside folders of images ({images[0]}, {next(iter(found))}/); "
-            "use class folders only, or images only"
+            f"'{folder}' holds images beside folders of images "
+            f"({images[0]}, {next(iter(found))}/); use class folders only, or images only"
         )
     if images:
         return Listing(folder, images, None, None)
     if not found:
-        raise InputError(f"no images in '{folder}' (looked for {', '.join(EXTENSIONS)})")
+        raise EmptyFolder(f"no images in '{folder}' (looked for {', '.join(EXTENSIONS)})")
     paths = [path for name in found for path in found[name]]
     labels = [label for label, name in enumerate(found) for _ in found[name]]
     return Listing(folder, paths, labels, tuple(found))
 
 
 def split_folder(folder: Path, split: str) -> tuple[Path, str]:
-    """The folder of a split, and 'all' instead of the split for a folder without train/test sub-folders.
+    """Find the folder of a split; give 'all' as the split of a folder that is not divided.
 
-    A folder counts as split when every sub-folder is named train, test, val, valid or validation.
+    A folder is divided if every sub-folder is named train, test, val, valid or validation.
+
+    Raises: InputError when the folder is divided but has no part for this split.
     """
     known = {name: role for role, names in SPLITS.items() for name in names}
     inside = {entry.name.lower(): entry.name for entry in _scan(folder) if entry.is_dir()}
@@ -72,12 +86,13 @@ def split_folder(folder: Path, split: str) -> tuple[Path, str]:
         if name in inside:
             return folder / inside[name], split
     raise InputError(
-        f"'{folder}' has the sub-folder '{next(iter(inside.values()))}' but none for {split} ({' or '.join(SPLITS[split])})"
+        f"'{folder}' has the sub-folder '{next(iter(inside.values()))}' but none for {split} "
+        f"({' or '.join(SPLITS[split])})"
     )
 
 
 def joined(root: Path, folders: list[Path]) -> Listing:
-    """Several class folders as one set; class names become 'folder/class'."""
+    """List several class folders as one set; class names become 'folder/class'."""
     paths, labels, names = [], [], []
     for folder in folders:
         listing = list_images(folder)

@@ -1,4 +1,8 @@
-"""One reader per layout on disk: class folders, torchvision's CIFAR pickles, idx files, SVHN's .mat, Tiny ImageNet's own tree."""
+"""Readers of the common layouts: class folders, CIFAR's pickles, idx files, SVHN's .mat, and more.
+
+Each reader serves one layout on disk. The layouts of anomaly sets are in `anomalies.py`, those of
+the Semantic Shift Benchmark in `fine_grained.py`, arrays in files in `array_files.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,43 @@ from pathlib import Path
 import numpy as np
 
 from ood.config import InputError
-from ood.data import lists, rare_layouts
+from ood.data import array_files, lists
 from ood.data.decoding import digest_files, digest_of
-from ood.data.folders import Listing, joined, list_images, split_folder
+from ood.data.folders import EmptyFolder, Listing, joined, list_images, split_folder
 from ood.data.images import ImageSet
 from ood.data.registry.entry import SVHN_PER_LABEL
 from ood.data.request import Listed, Request, arrays_as_set, from_arrays, from_files
 
 IDX_UINT8 = 0x08
+DIRECT_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def read_path(request: Request) -> ImageSet:
-    """Your own data by its path: a folder of images with train/test sub-folders or not, an .npy or .npz file, a .txt list of images."""
+    """Read your own data by its path.
+
+    A path is a folder of images (with train/test sub-folders or not), an .npy or .npz file, or a
+    .txt list of images.
+    """
     folder = Path(request.row.name).expanduser()
     if folder.suffix.lower() in (".npy", ".npz"):
-        return rare_layouts.read_own_array(request, folder)
+        return array_files.read_own_array(request, folder)
     if folder.suffix.lower() == ".txt":
         return lists.read_own_list(request, folder)
     if not folder.is_dir():
         raise InputError(
-            f"no folder '{folder}'; a data set is a folder of images, or one of the known names (written without '/')"
+            f"no folder '{folder}'; a data set is a folder of images, "
+            "or one of the known names (written without '/')"
         )
     part, split = split_folder(folder, request.split)
     listing = list_images(part)
     if split != "all" and listing.class_names:
         _check_same_classes(folder, part, listing, "test" if split == "train" else "train")
-    return from_files(
-        listing, replace(request, row=replace(request.row, name=folder.resolve().name)), split
-    )
+    row = replace(request.row, name=folder.resolve().name)
+    return from_files(listing, replace(request, row=row), split)
 
 
 def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split: str) -> None:
-    """Labels are positions among the class folders, so both splits must have the same ones."""
+    """Check that both splits have the same class folders: labels are positions among them."""
     try:
         other = split_folder(folder, other_split)[0]
         classes = list_images(other).class_names
@@ -52,23 +61,78 @@ def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split:
     odd = sorted(set(classes or listing.class_names) ^ set(listing.class_names))
     if odd:
         raise InputError(
-            f"'{part}' and '{other}' must hold the same class folders; '{odd[0]}' is in one of them only"
+            f"'{part}' and '{other}' must hold the same class folders; "
+            f"'{odd[0]}' is in one of them only"
         )
 
 
 def read_folder(request: Request) -> ImageSet:
-    """Image files under a known folder; OOD sets nested or not."""
+    """Read image files under a known folder; OOD sets may be nested or not."""
     found = [place for place in request.places if place.is_dir()]
     if not found:
         raise request.missing()
     parent = request.row.options.get("join")
-    if parent and found[0] != request.places[0]:  # the parts of a set, where the whole is not there
-        return from_files(joined(request.data_dir / parent, found), request)
-    return from_files(list_images(found[0]), request)
+    try:
+        if parent and found[0] != request.places[0]:  # parts of a set whose whole is not there
+            listing = joined(request.data_dir / parent, found)
+        else:
+            listing = list_images(found[0])
+    except EmptyFolder as error:
+        raise request.damaged(str(error)) from None
+    return from_files(listing, request)
+
+
+def read_direct(request: Request) -> ImageSet:
+    """Read only the images directly inside the folder (masks lie in folders beside them)."""
+    folder = next((place for place in request.places if place.is_dir()), None)
+    if folder is None:
+        raise request.missing()
+    paths = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_file() and entry.name.lower().endswith(DIRECT_EXTENSIONS)
+    )
+    if not paths:
+        raise request.damaged(f"no images in '{folder}'")
+    return from_files(Listing(folder, paths, None, None), request)
+
+
+def read_corrupted(request: Request) -> ImageSet:
+    """Read <corruption>/<severity>/<wnid>/*; the class is the folder above the file."""
+    options = request.row.options
+    root = next((place for place in request.places if place.is_dir()), None)
+    if root is None:
+        raise request.missing()
+    kinds = [options["part"]] if options.get("part") else list(options["parts"])
+    levels = list(range(1, options["severities"] + 1))
+    if options.get("severity"):
+        levels = [options["severity"]]
+    paths, labels, classes = [], [], None
+    for kind in kinds:
+        for level in levels:
+            folder = root / kind / str(level)
+            if not folder.is_dir():
+                raise request.damaged(f"'{folder}' is not there")
+            listing = list_images(folder)
+            if classes not in (None, listing.class_names):
+                first = root / kinds[0] / str(levels[0])
+                raise InputError(f"'{folder}' has other classes than '{first}'")
+            classes = listing.class_names
+            paths += [f"{kind}/{level}/{path}" for path in listing.paths]
+            labels += listing.labels or []
+    if classes is None or len(classes) != request.row.num_classes:
+        raise InputError(
+            f"'{root}' has {len(classes or ())} classes, "
+            f"'{request.row.name}' {request.row.num_classes}"
+        )
+    return from_files(Listing(root, paths, labels, classes, final=True), request)
 
 
 def read_tiny_imagenet(request: Request) -> ImageSet:
-    """tiny-imagenet-200: train/<wnid>/images/*; test images from test/<wnid>/, val/<wnid>/ or val/images + val_annotations.txt."""
+    """Read tiny-imagenet-200: train/<wnid>/images/*, and one of three places for the test images.
+
+    These are test/<wnid>/, val/<wnid>/, and val/images with val_annotations.txt.
+    """
     root = request.places[0]
     if not (root / "train").is_dir():
         raise request.missing(root / "train")
@@ -84,44 +148,46 @@ def read_tiny_imagenet(request: Request) -> ImageSet:
             return from_files(list_images(root / name), request)
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
-        raise request.missing(root / "test" / "<wnid>", root / "val" / "<wnid>", annotations)
-    return from_files(_annotated(root / "val", annotations, wnids), request)
+        raise request.damaged(
+            f"test images are in none of '{root / 'test' / '<wnid>'}', "
+            f"'{root / 'val' / '<wnid>'}', '{annotations}'"
+        )
+    return from_files(_annotated(request, root / "val", annotations, wnids), request)
 
 
-def _annotated(folder: Path, annotations: Path, wnids: list[str]) -> Listing:
-    """The official validation set: the first two columns of val_annotations.txt are file and wnid; files in string order."""
-    rows = sorted(
-        tuple(line.split("\t")[:2]) for line in annotations.read_text().splitlines() if line.strip()
-    )
+def _annotated(request: Request, folder: Path, annotations: Path, wnids: list[str]) -> Listing:
+    """List the official validation set, files in string order.
+
+    The first two columns of val_annotations.txt are the file and its wnid.
+    """
+    lines = annotations.read_text().splitlines()
+    pairs = sorted(tuple(line.split("\t")[:2]) for line in lines if line.strip())
     label = {wnid: index for index, wnid in enumerate(wnids)}
-    for row in rows:
-        if len(row) < 2 or row[1] not in label:
-            raise InputError(
-                f"'{annotations}' names the class of '{row[0]}' as '{row[-1]}', which is no folder of train/"
+    for pair in pairs:
+        if len(pair) < 2 or pair[1] not in label:
+            raise request.damaged(
+                f"'{annotations}' names the class of '{pair[0]}' as '{pair[-1]}', "
+                "which is no folder of train/"
             )
-        if not (folder / "images" / row[0]).is_file():
-            raise InputError(
-                f"'{annotations}' names '{row[0]}', which is not in '{folder / 'images'}'"
+        if not (folder / "images" / pair[0]).is_file():
+            raise request.damaged(
+                f"'{annotations}' names '{pair[0]}', which is not in '{folder / 'images'}'"
             )
-    if not rows:
-        raise InputError(f"'{annotations}' is empty; unpack the archive again")
-    return Listing(
-        folder,
-        [f"images/{file}" for file, _ in rows],
-        [label[wnid] for _, wnid in rows],
-        tuple(wnids),
-    )
+    if not pairs:
+        raise request.damaged(f"'{annotations}' is empty")
+    paths = [f"images/{file}" for file, _ in pairs]
+    return Listing(folder, paths, [label[wnid] for _, wnid in pairs], tuple(wnids))
 
 
 def read_cifar(request: Request) -> ImageSet:
-    """torchvision's pickles (md5 verified when they are first read), or an image folder <name>/{train,test}/<class>/."""
-    pickled = [
-        request.data_dir / folder / request.row.options["pickles"] for folder in request.row.folders
-    ]
-    images = [
-        request.data_dir / request.row.options.get("folder", request.row.name) / sub
-        for sub in request.row.splits[request.split]
-    ]
+    """Read torchvision's pickles, or an image folder <name>/{train,test}/<class>/.
+
+    The md5 of each pickle is verified when it is first read.
+    """
+    row, data_dir = request.row, request.data_dir
+    pickled = [data_dir / folder / row.options["pickles"] for folder in row.folders]
+    folder_name = row.options.get("folder", row.name)
+    images = [data_dir / folder_name / sub for sub in row.splits[request.split]]
     root = next((place for place in pickled if place.is_dir()), None)
     folder = next((place for place in images if place.is_dir()), None)
     if root is None and folder is not None:
@@ -129,58 +195,55 @@ def read_cifar(request: Request) -> ImageSet:
     root = root or pickled[0]
     if not root.is_dir():
         raise request.missing(*pickled, *images)
-    from torchvision import (
-        datasets,
-    )  # here, because its import takes longer than reading an image folder's cache
+    # Here, because this import takes longer than reading an image folder's cache.
+    from torchvision import datasets
 
-    kind = getattr(datasets, request.row.torchvision)
+    kind = getattr(datasets, row.torchvision)
     files = [file for file, _ in (kind.train_list if request.split == "train" else kind.test_list)]
+    absent = [file for file in files if not (root / file).is_file()]
+    if absent:
+        raise request.damaged(f"'{absent[0]}' is not there in '{root}'")
 
     def produce():
         try:
-            data = kind(root.parent, train=request.split == "train", download=request.download)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"'{root}' is incomplete or damaged ({_line(error)}); remove it and add -download"
-            ) from None
+            data = kind(root.parent, train=request.split == "train", download=False)
+        except RuntimeError:  # torchvision's answer to a wrong checksum
+            raise request.damaged(f"a checksum differs in '{root}'") from None
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            raise request.damaged(f"a file in '{root}' cannot be read ({_line(error)})") from None
         return data.data, np.asarray(data.targets, dtype=np.uint8)
 
-    absent = [file for file in files if not (root / file).is_file()]
-    if absent and request.download:
-        produce()
-    elif absent:
-        raise InputError(
-            f"'{root}' is incomplete: '{absent[0]}' is not there; remove the folder and add -download"
-        )
     return from_arrays(request, root, files, produce)
 
 
 def read_idx(request: Request) -> ImageSet:
-    """MNIST's idx files, plain (memory-mapped as they are) or gzipped."""
-    prefix = request.row.splits[request.split][0]
-    places = list(dict.fromkeys(request.data_dir / folder for folder in request.row.folders))
-    pair = _idx_pair(places, prefix)
+    """Read MNIST's idx files, plain (memory-mapped as they are) or gzipped."""
+    row = request.row
+    places = list(dict.fromkeys(request.data_dir / folder for folder in row.folders))
+    pair = _idx_pair(places, row.splits[request.split][0])
     if pair is None:
         raise request.missing(*places)
-    images, labels = _read_idx_file(pair[0], 3), _read_idx_file(pair[1], 1)
+    images, labels = _read_idx_file(request, pair[0], 3), _read_idx_file(request, pair[1], 1)
     if len(images) != len(labels):
-        raise InputError(
-            f"'{pair[0]}' holds {len(images)} images but '{pair[1]}' {len(labels)} labels; remove both and add -download"
+        raise request.damaged(
+            f"'{pair[0]}' holds {len(images)} images but '{pair[1]}' {len(labels)} labels"
         )
-    if labels.max(initial=0) >= request.row.num_classes:
+    if labels.max(initial=0) >= row.num_classes:
         raise InputError(
-            f"'{pair[1]}' holds the label {labels.max()}, but '{request.row.name}' has {request.row.num_classes} classes"
+            f"'{pair[1]}' holds the label {labels.max()}, "
+            f"but '{row.name}' has {row.num_classes} classes"
         )
     files = [file.name for file in pair]
     if request.listing:
         return Listed(pair[0].parent, tuple(files), images=images, labels=labels)
     if request.recipe.keeps((1, *images.shape[1:])):  # the plain file is the array already
-        source = digest_of(digest_files(pair[0].parent, files), request.row.name)
+        source = digest_of(digest_files(pair[0].parent, files), row.name)
         return arrays_as_set(request, images[:, None], labels, source)
     return from_arrays(request, pair[0].parent, files, lambda: (images, labels))
 
 
 def _idx_pair(places: list[Path], prefix: str) -> tuple[Path, Path] | None:
+    """Find the files of images and labels, in any of their spellings."""
     for place in places:
         for ending in ("", ".gz"):
             for joint in ("-", "."):
@@ -193,88 +256,73 @@ def _idx_pair(places: list[Path], prefix: str) -> tuple[Path, Path] | None:
     return None
 
 
-def _read_idx_file(path: Path, rank: int) -> np.ndarray:
-    """idx: two zero bytes, type, rank, big-endian sizes, then the values."""
-    again = "; remove it and add -download"
+def _read_idx_file(request: Request, path: Path, rank: int) -> np.ndarray:
+    """Read an idx file: two zero bytes, type, rank, big-endian sizes, then the values."""
     try:
-        content = (
-            np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
-            if path.suffix == ".gz"
-            else np.memmap(path, mode="r")
-        )
+        if path.suffix == ".gz":
+            content = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
+        else:
+            content = np.memmap(path, mode="r")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"'{path}' is damaged ({_line(error)}){again}") from None
+        raise request.damaged(f"'{path}' is damaged ({_line(error)})") from None
     header = 4 + 4 * rank
     if len(content) < header or tuple(content[:4]) != (0, 0, IDX_UINT8, rank):
-        raise InputError(f"'{path}' is no idx file of {rank} dimension(s) of bytes{again}")
+        raise request.damaged(f"'{path}' is no idx file of {rank} dimension(s) of bytes")
     shape = tuple(int(side) for side in content[4:header].view(">u4"))
-    if len(content) != header + int(np.prod(shape)):
-        raise InputError(
-            f"'{path}' should have {header + int(np.prod(shape))} bytes but has {len(content)}{again}"
-        )
+    wanted = header + int(np.prod(shape))
+    if len(content) != wanted:
+        raise request.damaged(f"'{path}' should have {wanted} bytes but has {len(content)}")
     return content[header:].reshape(shape)
 
 
 def read_svhn(request: Request) -> ImageSet:
-    """{train,test}_32x32.mat; label 10 is the digit 0."""
-    places = [request.data_dir / folder for folder in request.row.folders]
-    file = f"{request.split}_32x32.mat"
-    return _read_mat(request, places, file, lambda: _first(places, file))
+    """Read {train,test}_32x32.mat; label 10 is the digit 0."""
+    return _read_mat(request, (f"{request.split}_32x32.mat",))
 
 
 def read_svhn_selected(request: Request) -> ImageSet:
-    """DICE's subset: selected_test_32x32.mat, else the first 1000 images of each label of test_32x32.mat, in the file's order."""
+    """Read DICE's subset: selected_test_32x32.mat, or the images it is made of.
+
+    These are the first 1000 images of each label of test_32x32.mat, in the file's order.
+    """
+    return _read_mat(request, ("selected_test_32x32.mat", "test_32x32.mat"))
+
+
+def _read_mat(request: Request, files: tuple[str, ...]) -> ImageSet:
     places = [request.data_dir / folder for folder in request.row.folders]
-    return _read_mat(
-        request,
-        places,
-        "selected_test_32x32.mat",
-        lambda: _first(places, "selected_test_32x32.mat") or _first(places, "test_32x32.mat"),
-    )
-
-
-def _read_mat(request: Request, places: list[Path], file: str, find) -> ImageSet:
-    path = find()
+    candidates = [place / file for file in files for place in places]
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise request.missing(*(place / file for place in places))
+        raise request.missing(*candidates[: len(places)])
     select = request.row.reader == "svhn_selected" and not path.name.startswith("selected")
 
     def produce():
-        images, labels = _read_mat_file(path)
+        images, labels = _read_mat_file(request, path)
         if select:
-            kept = np.sort(
-                np.concatenate(
-                    [np.flatnonzero(labels == label)[:SVHN_PER_LABEL] for label in range(10)]
-                )
-            )
+            firsts = [np.flatnonzero(labels == label)[:SVHN_PER_LABEL] for label in range(10)]
+            kept = np.sort(np.concatenate(firsts))
             images, labels = images[kept], labels[kept]
         return images, labels
 
     return from_arrays(request, path.parent, [path.name], produce)
 
 
-def _read_mat_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_mat_file(request: Request, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read images (N, 32, 32, 3) and labels (N,)."""
     from scipy.io import loadmat
 
     try:
         content = loadmat(path)
-        images, labels = (
-            content["X"].transpose(3, 0, 1, 2),
-            content["y"].reshape(-1) % 10,
-        )  # (N, 32, 32, 3), (N,)
+        images = content["X"].transpose(3, 0, 1, 2)
+        labels = content["y"].reshape(-1) % 10
     except Exception as error:  # scipy raises many kinds on damaged files
-        raise InputError(
-            f"'{path}' is damaged or no SVHN file ({_line(error)}); remove it and add -download"
-        ) from None
+        raise request.damaged(f"'{path}' is damaged or no SVHN file ({_line(error)})") from None
     if len(images) != len(labels) or images.dtype != np.uint8:
-        raise InputError(
-            f"'{path}' holds {len(images)} images of type {images.dtype} and {len(labels)} labels; expected as many bytes images"
+        raise request.damaged(
+            f"'{path}' holds {len(images)} images of type {images.dtype} and {len(labels)} labels; "
+            "expected uint8 images and as many labels"
         )
     return np.ascontiguousarray(images), labels.astype(np.uint8)
-
-
-def _first(places: list[Path], file: str) -> Path | None:
-    return next((place / file for place in places if (place / file).is_file()), None)
 
 
 def _line(error: BaseException) -> str:

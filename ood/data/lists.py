@@ -1,8 +1,12 @@
-"""Image lists: text files with one 'path label' a line (OpenOOD's format; -1 is an outlier), of known sets or of your own."""
+"""Image lists: text files with one 'path label' a line, of known sets or of your own.
+
+The format is OpenOOD's; the label -1 means an outlier.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +17,20 @@ from ood.data.registry.openood import SAME
 from ood.data.request import Request, from_files
 
 LISTS = "benchmark_imglist"
+FAMILIES = ("images_classic", "images_largescale")  # OpenOOD's folders of images
 
 
 def read_lists(request: Request) -> ImageSet:
-    """A set of OpenOOD: the images that its lists name (`request.lists`, else those of the row), wherever they lie under the data root."""
+    """Read a set of OpenOOD: the images that its lists name, wherever they lie in the data root.
+
+    The lists are `request.lists`, else those of the row.
+    """
     row = request.row
     files = request.lists or tuple(filter(None, [row.options["lists"].get(request.split)]))
     if not files:
+        known = ", ".join(row.options["lists"]) or "none"
         raise InputError(
-            f"data set '{row.name}' has no list of images for '{request.split}'; it has: {', '.join(row.options['lists']) or 'none'}"
+            f"data set '{row.name}' has no list of images for '{request.split}'; it has: {known}"
         )
     paths, labels = [], []
     for file in files:
@@ -30,50 +39,57 @@ def read_lists(request: Request) -> ImageSet:
             raise request.missing(path)
         more = read_list(path)
         paths, labels = paths + more[0], labels + more[1]
-    found = [_place(request.data_dir, row.options["root"], path) for path in paths]
-    absent = [path for path, place in zip(paths, found) if place is None]
-    if len(absent) == len(paths):
-        raise request.missing(request.data_dir / row.options["root"] / paths[0])
-    if absent:
-        raise InputError(
-            f"data set '{row.name}' lacks {len(absent):,} of the {len(paths):,} images that '{LISTS}/{files[0]}' names, e.g. '{absent[0]}'; "
-            f"{row.how(request.data_dir)}"
-        )
-    classes = row.class_names or (
-        tuple(map(str, range(row.num_classes))) if row.num_classes else None
-    )
+    found = _found(request, paths, files[0])
+    classes = row.class_names
+    if classes is None and row.num_classes:
+        classes = tuple(map(str, range(row.num_classes)))
     if row.role == "id" and classes and not -1 <= min(labels) <= max(labels) < len(classes):
         raise InputError(
-            f"'{LISTS}/{files[0]}' holds the label {max(labels)}, but '{row.name}' has {len(classes)} classes"
+            f"'{LISTS}/{files[0]}' holds the label {max(labels)}, "
+            f"but '{row.name}' has {len(classes)} classes"
         )
-    return from_files(
-        Listing(request.data_dir, found, labels, classes, final=True), replace(request, lists=files)
-    )
+    listing = Listing(request.data_dir, found, labels, classes, final=True)
+    return from_files(listing, replace(request, lists=files))
+
+
+def _found(request: Request, paths: Sequence[str], file: str) -> list[str]:
+    """Find every image of a list below the data root. Raises MissingData, DamagedData."""
+    root = request.row.options["root"]
+    found = [_place(request.data_dir, root, path) for path in paths]
+    absent = [path for path, place in zip(paths, found) if place is None]
+    if len(absent) == len(paths):
+        raise request.missing(request.data_dir / root / paths[0])
+    if absent:
+        raise request.damaged(
+            f"it lacks {len(absent):,} of the {len(paths):,} images "
+            f"that '{LISTS}/{file}' names, e.g. '{absent[0]}'"
+        )
+    return found
 
 
 def read_own_list(request: Request, file: Path) -> ImageSet:
-    """A list of your own: paths relative to its folder or to the data root; without labels, or with -1 only, an unlabelled set."""
+    """Read a list of your own; its paths are relative to its folder or to the data root.
+
+    A list without labels, or with the label -1 only, makes an unlabelled set.
+    """
     if not file.is_file():
         raise InputError(
             f"no file '{file}'; a list of images is a text file with one 'path label' a line"
         )
     paths, labels = read_list(file, labelled=False)
-    roots = [
-        file.parent,
-        request.data_dir,
-        request.data_dir / "images_classic",
-        request.data_dir / "images_largescale",
-    ]
+    roots = [file.parent, request.data_dir, *(request.data_dir / name for name in FAMILIES)]
     root = next((root for root in roots if (root / paths[0]).is_file()), None)
     if root is None:
         raise InputError(
-            f"'{file}' names '{paths[0]}', which is neither in '{file.parent}' nor in '{request.data_dir}'"
+            f"'{file}' names '{paths[0]}', "
+            f"which is neither in '{file.parent}' nor in '{request.data_dir}'"
         )
     names = None
     if labels and max(labels) >= 0:
         if min(labels) < 0:
             raise InputError(
-                f"'{file}' mixes classes with the label -1; put the outliers into a list of their own"
+                f"'{file}' mixes classes with the label -1; "
+                "put the outliers into a list of their own"
             )
         names = tuple(map(str, range(max(labels) + 1)))
     row = replace(request.row, name=file.stem, role="id")
@@ -82,7 +98,11 @@ def read_own_list(request: Request, file: Path) -> ImageSet:
 
 
 def read_list(path: Path, labelled: bool = True) -> tuple[list[str], list[int]]:
-    """(paths, labels) of an image list; labels are -1 where there are none and `labelled` is false. Empty lines and '# ...' are skipped."""
+    """Read (paths, labels) of an image list; empty lines and '# ...' are skipped.
+
+    Args:
+        labelled: every line must have a label. False: the label is -1 where a line has none.
+    """
     paths, labels = [], []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -93,18 +113,14 @@ def read_list(path: Path, labelled: bool = True) -> tuple[list[str], list[int]]:
         if not line or line.startswith("#"):
             continue
         name, _, label = line.rpartition(" ")
-        if not name and not labelled or not labelled and line.lower().endswith(EXTENSIONS):
+        if not labelled and (not name or line.lower().endswith(EXTENSIONS)):
             name, label = line, "-1"
         try:
             labels.append(int(label))
         except ValueError:
             raise InputError(f"'{path}', line {number}: '{line}' is not 'path label'") from None
-        if (
-            not name
-            or os.path.isabs(name)
-            and labelled
-            or ".." in name.replace("\\", "/").split("/")
-        ):
+        climbs = ".." in name.replace("\\", "/").split("/")
+        if not name or climbs or labelled and os.path.isabs(name):
             raise InputError(
                 f"'{path}', line {number}: the path '{name}' does not stay below its folder"
             )
@@ -115,23 +131,21 @@ def read_list(path: Path, labelled: bool = True) -> tuple[list[str], list[int]]:
 
 
 def _place(data_dir: Path, root: str, path: str) -> str | None:
-    """Where the image of a list lies, relative to the data root; None where it does not."""
-    for top in dict.fromkeys((root, "images_classic", "images_largescale")):
+    """Find where the image of a list lies, relative to the data root; None where it does not."""
+    for top in dict.fromkeys((root, *FAMILIES)):
         if os.path.isfile(data_dir / top / path):
             return f"{top}/{path}"
     for prefix, others in SAME.items():
-        if path.startswith(prefix):
-            rest = path[len(prefix) :]
-            for other in others:
-                if os.path.isfile(data_dir / other / rest):
-                    return other + rest
-                sorted_in = (
-                    _sorted_in(data_dir / other).get(rest.rsplit("/", 1)[-1])
-                    if prefix == "imagenet_1k/val/"
-                    else None
-                )
-                if sorted_in:
-                    return f"{other}{sorted_in}/{rest}"
+        if not path.startswith(prefix):
+            continue
+        rest = path[len(prefix) :]
+        for other in others:
+            if os.path.isfile(data_dir / other / rest):
+                return other + rest
+            if prefix == "imagenet_1k/val/":
+                wnid = _sorted_in(data_dir / other).get(rest.rsplit("/", 1)[-1])
+                if wnid:
+                    return f"{other}{wnid}/{rest}"
     return None
 
 
@@ -139,7 +153,10 @@ _SORTED: dict[Path, dict[str, str]] = {}
 
 
 def _sorted_in(folder: Path) -> dict[str, str]:
-    """{file: class folder} of ImageNet's validation images where they are sorted into classes; listed once per folder."""
+    """Give {file: class folder} of ImageNet's validation images that are sorted into classes.
+
+    A folder is listed once.
+    """
     if folder not in _SORTED:
         _SORTED[folder] = {
             entry.name: place.name

@@ -1,7 +1,8 @@
-"""From a name to an ImageSet: check what is asked for, read it, fetch it first where it is missing."""
+"""From a name to an ImageSet: check the request, fetch the set if it is missing, read it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ood import distributed
@@ -10,8 +11,9 @@ from ood.data.decoding import Recipe
 from ood.data.fetch import obtain
 from ood.data.images import ImageSet
 from ood.data.readers import READERS, SPLITS
-from ood.data.registry import info
-from ood.data.request import MissingData, Request
+from ood.data.registry import DatasetInfo, info
+from ood.data.registry.entry import DOWNLOAD
+from ood.data.request import DamagedData, Listed, MissingData, Request
 
 
 def load(
@@ -29,45 +31,33 @@ def load(
     base: str | None = None,
     lists: tuple[str, ...] | None = None,
 ) -> ImageSet:
-    """The images of a data set.
+    """Load the images of a data set.
 
     Args:
-        name: a registered name (`ood.data.names()`), or your own data by its path: a folder of images ("./photos", its sub-folders are
-            the classes), an .npy or .npz file, or a .txt list of 'path label' lines.
+        name: a registered name (`ood.data.names()`), or the path of your own data: a folder of
+            images ("./photos", its sub-folders are the classes), an .npy or .npz file, or a .txt
+            list of 'path label' lines.
         split: "train", "test", or "val" where the set has one.
         data_dir: the data root.
-        size: output side. The SHORTER side of every image becomes `resize` (default: size), then the centre is cropped; `resize` as a
-            pair (height, width) does not keep the aspect. None: as stored, and all images must have one shape.
+        size: output side in pixels. The SHORTER side of every image becomes `resize` (default:
+            size), then the centre is cropped. A pair `resize` (height, width) does not keep the
+            aspect. None: images stay as stored, and all must have one shape.
         channels: 1 or 3; None: as stored.
-        download: fetch a missing set, checksums verified.
-        limit: at most so many images, evenly spread over the set. first: only the first so many (of which `limit` are taken).
-        seed: of sets made from random numbers. The split of mnist5k is fixed.
+        download: fetch the set if it is missing or damaged. Checksums are verified.
+        limit: at most this many images, evenly spread over the set.
+        first: only the first this many images; `limit` is taken from these.
+        seed: for sets made from random numbers. The split of mnist5k is fixed.
         base: for mnist_noise, the set to which the noise is added (default mnist).
-        lists: for sets of OpenOOD, the lists below benchmark_imglist/ that say which images ("cifar100/test_tin.txt").
+        lists: for sets of OpenOOD, the lists below benchmark_imglist/ that name the images
+            ("cifar100/test_tin.txt").
 
     Raises:
-        InputError: unknown name or split, missing or empty folder, damaged image, labels that do not fit; before any long work.
+        MissingData: the set is not there, and could not be fetched if `download` was given.
+        DamagedData: some of its files are missing or damaged, also after a download.
+        InputError: unknown name or split, failed download, damaged image, labels that do not fit.
+            Raised before any long work.
     """
-    if split not in SPLITS:
-        raise InputError(
-            f"unknown split '{split}'{nearest(split, SPLITS)}; the splits are train and test (val for sets of OpenOOD)"
-        )
-    for cap in (limit, first):
-        if cap is not None and cap < 1:
-            raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
-    row = info(str(name))
-    if split not in row.splits:
-        raise InputError(
-            f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}"
-        )
-    if base is not None and "base" not in row.options:
-        raise InputError(
-            f"'base' ({base}) has no meaning for '{row.name}'; only mnist_noise is made from another set"
-        )
-    if lists and row.reader != "imglist":
-        raise InputError(
-            f"lists of images ({lists[0]}) have no meaning for '{row.name}'; for a list of your own, give its path as the name"
-        )
+    row = _checked(name, split, limit, first, base, lists)
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
     if "base" in row.options:  # made from another set, which is loaded like any other
@@ -97,28 +87,97 @@ def load(
     return distributed.in_turn(lambda: _read(request))
 
 
-def _read(request: Request) -> ImageSet:
-    """Read the set. If it is missing and a download was asked for, fetch it and read again."""
+def find(name: str, split: str, data_dir: str | Path, *, download: bool = False) -> Listed:
+    """Find the files of a set without decoding them; fetch them first if they are missing.
+
+    Raises: MissingData, InputError as `load` does.
+    """
+    request = Request(
+        _checked(name, split),
+        split,
+        Path(data_dir).expanduser(),
+        Recipe(),
+        download=download,
+        listing=True,
+    )
+    return distributed.in_turn(lambda: _read(request))
+
+
+def _checked(name, split, limit=None, first=None, base=None, lists=None) -> DatasetInfo:
+    """Return the row of the set. Raises InputError for a request that makes no sense."""
+    if split not in SPLITS:
+        raise InputError(
+            f"unknown split '{split}'{nearest(split, SPLITS)}; "
+            "the splits are train and test (val for sets of OpenOOD)"
+        )
+    for cap in (limit, first):
+        if cap is not None and cap < 1:
+            raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
+    row = info(str(name))
+    if split not in row.splits:
+        raise InputError(
+            f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}"
+        )
+    if base is not None and "base" not in row.options:
+        raise InputError(
+            f"'base' ({base}) has no meaning for '{row.name}'; "
+            "only mnist_noise is made from another set"
+        )
+    if lists and row.reader != "imglist":
+        raise InputError(
+            f"lists of images ({lists[0]}) have no meaning for '{row.name}'; "
+            "for a list of your own, give its path as the name"
+        )
+    return row
+
+
+def _read(request: Request) -> ImageSet | Listed:
+    """Read the set. If it is not whole and a download was asked for, fetch it and read again.
+
+    No reader fetches anything: this is the only place.
+    """
     read = READERS[request.row.reader]
     try:
         return read(request)
-    except MissingData:
-        if not request.download or not _fetched(request):
+    except (MissingData, DamagedData) as problem:
+        if not request.download:
             raise
-        return read(request)
+        advice = _fetch(request, again=isinstance(problem, DamagedData))
+    return read(replace(request, advice=advice))
 
 
-def _fetched(request: Request) -> bool:
+def _fetch(request: Request, again: bool) -> str:
     """Fetch a set and the sets that it needs, sizes and checksums enforced.
 
-    Returns: False when a person has to fetch it (a form, a login).
+    A part that only a person can get does not stop the rest: what is there may be enough.
+
+    Args:
+        again: replace the files of the set, because they are damaged or not whole. Files of the
+            sets that it needs are not replaced.
+    Returns: what a person can do if the set still cannot be read.
     Raises: InputError when a download failed.
     """
-    for row in obtain.with_needs([request.row.name]):
-        split = request.split if row.name == request.row.name else None
-        outcome = obtain.obtain(row, request.data_dir, split=split)
-        if outcome.state == "steps":
-            return False
+    rows = obtain.with_needs([request.row.name])
+    for row in rows:
+        same_files = row.folders == request.row.folders
+        outcome = obtain.obtain(
+            row,
+            request.data_dir,
+            replace=again and same_files,
+            split=request.split if same_files else None,
+        )
         if outcome.state == "failed":
-            raise InputError(f"could not download '{row.name}': {outcome.text}")
-    return True
+            raise InputError(
+                f"could not download '{row.name}' into '{request.data_dir}': {outcome.text}"
+            )
+    by_hand = next((row for row in rows if row.steps or not _fetchable(row)), None)
+    if by_hand is not None:
+        return f"-download cannot fetch all of it; {by_hand.by_hand(request.data_dir)}"
+    names = " ".join(row.name.partition(":")[0] for row in rows if row.archives)
+    command = DOWNLOAD.format(name=names, flag=" -replace", data_dir=request.data_dir)
+    return f"-download found nothing more to fetch; to replace what is there, use {command}"
+
+
+def _fetchable(row: DatasetInfo) -> bool:
+    """Whether a program can get the set, from its archives or from the sets that it needs."""
+    return bool(row.needs) or any(archive.mirrors for archive in row.archives)

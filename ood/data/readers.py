@@ -1,10 +1,18 @@
-"""Which function reads which layout, and what is there of a set without decoding it."""
+"""Which function reads which layout, and what is there of a set, found without decoding it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ood.data import embedded, layouts, lists, noise, rare_layouts
+from ood.data import (
+    anomalies,
+    array_files,
+    embedded,
+    fine_grained,
+    layouts,
+    lists,
+    noise,
+)
 from ood.data.decoding import Recipe
 from ood.data.registry import info
 from ood.data.request import Listed, Request
@@ -24,20 +32,26 @@ READERS = {
     "noise": noise.read_noise,
     "image_noise": noise.read_image_noise,
     "imglist": lists.read_lists,
-    "arrays": rare_layouts.read_arrays,
-    "corrupted": rare_layouts.read_corrupted,
-    "direct": rare_layouts.read_direct,
-    "mvtec": rare_layouts.read_mvtec,
-    "sumnist": rare_layouts.read_sumnist,
-    "fishyscapes": rare_layouts.read_fishyscapes,
-    "fine_grained": rare_layouts.read_fine_grained,
+    "arrays": array_files.read_arrays,
+    "corrupted": layouts.read_corrupted,
+    "direct": layouts.read_direct,
+    "mvtec": anomalies.read_mvtec,
+    "sumnist": anomalies.read_sumnist,
+    "fishyscapes": anomalies.read_fishyscapes,
+    "fine_grained": fine_grained.read_fine_grained,
 }
 
 
 def listed(
     name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None
 ) -> Listed:
-    """What is there of a set, nothing decoded. Raises MissingData where nothing is, InputError where something is wrong with it."""
+    """Find what is there of a set; nothing is decoded, nothing is fetched.
+
+    Raises:
+        MissingData: nothing is there.
+        DamagedData: something is there, but it is not whole.
+        InputError: something else is wrong with it.
+    """
     row = info(str(name))
     return READERS[row.reader](
         Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True)

@@ -1,4 +1,4 @@
-"""What every reader of a layout shares: the checked request, and how listed files or read arrays become an ImageSet."""
+"""What all readers share: the request, its errors, and how files or arrays become a set."""
 
 from __future__ import annotations
 
@@ -25,13 +25,36 @@ from ood.data.folders import Listing
 from ood.data.images import ArrayImages, ImageSet, StreamedImages, spread
 from ood.data.registry.table import DatasetInfo
 
-STREAM_SIDE = 96  # sets with larger images are decoded whenever they are read
+STREAM_SIDE = 96  # sets with larger images are not kept decoded, but decoded at every reading
 STREAM_BYTES = 16 * 1024**3  # and so are sets whose decoded array would be larger than this
+
+
+class MissingData(InputError):
+    """A data set (or a split of it) is not there at all."""
+
+
+class DamagedData(InputError):
+    """A data set is there, but some of its files are missing or damaged.
+
+    Attributes: what: the fault alone, without advice.
+    """
+
+    def __init__(self, message: str, what: str):
+        super().__init__(message)
+        self.what = what
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `load` was asked for, checked."""
+    """What `load` was asked for, checked.
+
+    Attributes:
+        base: the images that this set is made from.
+        download: whether `load` may fetch the set. Readers never fetch.
+        advice: what to do next, where a download was tried; None before.
+        lists: image lists that replace those of the row.
+        listing: only find what is there, as a `Listed`; decode nothing.
+    """
 
     row: DatasetInfo
     split: str
@@ -40,14 +63,15 @@ class Request:
     first: int | None = None
     limit: int | None = None
     seed: int = 0
-    base: ImageSet | None = None  # the images that this set is made from
+    base: ImageSet | None = None
     download: bool = False
-    lists: tuple[str, ...] | None = None  # image lists instead of those of the row
-    listing: bool = False  # only what is there, as a `Listed`; nothing is decoded
+    advice: str | None = None
+    lists: tuple[str, ...] | None = None
+    listing: bool = False
 
     @property
     def places(self) -> list[Path]:
-        """Every place where the files of this split may lie, in the order in which they are looked at."""
+        """Every place where the files of this split may lie, in the order they are looked at."""
         subs = self.row.splits[self.split]
         return [
             self.data_dir / folder.replace("{split}", sub)
@@ -56,26 +80,32 @@ class Request:
         ]
 
     def missing(self, *places: Path) -> MissingData:
-        """The error for a set that is not there: where it was looked for, and what fetches it."""
+        """Make the error for a set that is not there: where it was looked for, what to do next."""
         looked = list(dict.fromkeys(str(place) for place in places or self.places))
-        others = (
-            f" (nor in {', '.join(repr(place) for place in looked[1:])})" if len(looked) > 1 else ""
-        )
-        source = f"; source: {self.row.source}" if self.row.source else ""
+        others = ", ".join(repr(place) for place in looked[1:])
+        advice = self.advice or self.row.how(self.data_dir)
         return MissingData(
-            f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'{others}: {self.row.how(self.data_dir)}{source}"
+            f"data set '{self.row.name}' ({self.split}) is not in '{looked[0]}'"
+            + (f" (nor in {others})" if others else "")
+            + f": {advice}"
+            + (f"; source: {self.row.source}" if self.row.source else "")
         )
 
-
-class MissingData(InputError):
-    """A data set (or a split of it) is not there at all."""
+    def damaged(self, what: str) -> DamagedData:
+        """Make the error for a set that is not whole; `what` says what is wrong with which file."""
+        advice = self.advice or self.row.how(self.data_dir, again=True)
+        where = f"data set '{self.row.name}' ({self.split}) is incomplete or damaged"
+        return DamagedData(f"{where}: {what}; {advice}", what)
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What a reader found, before anything is decoded: files (`paths` inside `folder`), or the arrays that `files` hold.
+    """What a reader found, before anything is decoded.
 
-    labels: of a labelled set, -1 for outliers, None where the files do not say.
+    Attributes:
+        folder, paths: image files, relative to the folder.
+        files, images: files that hold arrays, and the images in them.
+        labels: of a labelled set; -1 for outliers; None where the files do not say.
     """
 
     folder: Path
@@ -89,18 +119,13 @@ class Listed:
 
 
 def from_files(listing: Listing, request: Request, split: str | None = None) -> ImageSet | Listed:
-    """Listed files as a set: decoded once where they are small, else streamed."""
+    """Make a set of listed files: decoded once where they are small, else streamed."""
     row, recipe = request.row, request.recipe
     listing = _checked(listing, row)
     if request.listing:
-        return Listed(
-            listing.folder,
-            paths=listing.paths,
-            labels=None if listing.labels is None else np.asarray(listing.labels),
-        )
-    rows = range(len(listing.paths))[: request.first]
-    chosen = spread(len(rows), request.limit)
-    listing = listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
+        labels = None if listing.labels is None else np.asarray(listing.labels)
+        return Listed(listing.folder, paths=listing.paths, labels=labels)
+    listing = _chosen(listing, request)
     folder, paths = listing.folder, listing.paths
     shape = probe(folder, paths, recipe)
     source = digest_of(digest_files(folder, paths), recipe)
@@ -116,12 +141,12 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
         if recipe.size is None and not isinstance(recipe.resize, tuple):
             _check_one_size(folder, paths)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
-    tag = (
-        f" {row.name} {split} {request.lists}" if listing.final else ""
-    )  # several sets may lie in one folder
+    slot = f"{folder.resolve()} {recipe} {request.first} {request.limit}"
+    if listing.final:  # several sets may lie in one folder
+        slot += f" {row.name} {split} {request.lists}"
     images = decoded(
         request.data_dir,
-        f"{folder.resolve()} {recipe} {request.first} {request.limit}{tag}",
+        slot,
         source,
         lambda: ((len(paths), *shape), fill_from_files(folder, paths, recipe, row.name)),
     )
@@ -136,17 +161,20 @@ def from_arrays(
     labelled: bool = True,
     truth: np.ndarray | None = None,
 ) -> ImageSet | Listed:
-    """A set that is read as a whole: `produce()` gives images (N, H, W[, 3]) uint8 and labels (N,) below 256 (None if not `labelled`).
+    """Make a set that is read as a whole.
 
-    It runs only when `files` have changed since the last time; after that the memory-mapped copy is used. `truth`: labels that are
-    at hand already (any numbers).
+    Args:
+        files: the files behind it. `produce` runs only when they have changed since the last time;
+            else the decoded copy is memory-mapped.
+        produce: gives images (N, H, W[, 3]) uint8 and labels (N,) below 256, or None for the labels
+            if not `labelled`.
+        truth: labels that are at hand already (any whole numbers).
     """
     row, recipe = request.row, request.recipe
     if request.listing:
         images, labels = produce()
-        return Listed(
-            folder, tuple(files), images=images, labels=labels if truth is None else truth
-        )
+        truth = labels if truth is None else truth
+        return Listed(folder, tuple(files), images=images, labels=truth)
     produce = functools.cache(produce)
     source = digest_of(digest_files(folder, files), recipe, row.name, request.split)
     slot = f"{folder.resolve()} {row.name} {request.split} {recipe}"
@@ -160,35 +188,30 @@ def from_arrays(
         labels = produce()[1]
         return labels.shape, lambda array: np.copyto(array, labels, casting="unsafe")
 
-    labels = (
-        decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels)
-        if labelled
-        else None
-    )
+    labels = truth
+    if labelled:
+        stored = decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels)
+        labels = stored if truth is None else truth
     images = decoded(request.data_dir, slot, source, plan_images)
-    return arrays_as_set(request, images, labels if truth is None else truth, source)
+    return arrays_as_set(request, images, labels, source)
 
 
 def arrays_as_set(
     request: Request, images: np.ndarray, labels: np.ndarray | None, source: str | None = None
-) -> ImageSet:
-    """Decoded images (N, C, H, W) and labels as the set that was asked for."""
+) -> ImageSet | Listed:
+    """Make a set of decoded images (N, C, H, W) and labels, cut to what the request asks for."""
     row = request.row
     if request.listing:
         return Listed(Path(), images=images, labels=labels)
-    listing = Listing(
-        Path(), [], None if labels is None else np.asarray(labels, dtype=np.int64), row.class_names
-    )
+    labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+    listing = Listing(Path(), [], labels, row.class_names)
     details = _labelling(row, listing, len(images), row.num_classes)
-    return (
-        ArrayImages(images, name=row.name, split=request.split, source=source, **details)
-        .first(request.first)
-        .limited(request.limit)
-    )
+    made = ArrayImages(images, name=row.name, split=request.split, source=source, **details)
+    return made.first(request.first).limited(request.limit)
 
 
 def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
-    """Images (N, H, W[, 3]) uint8 -> (N, C, H, W) after the recipe, in memory."""
+    """Bring images (N, H, W[, 3]) uint8 to (N, C, H, W) after the recipe, in memory."""
     stored = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     if recipe.keeps(stored.shape[1:]):
         return stored
@@ -197,10 +220,20 @@ def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
     return array
 
 
+def _chosen(listing: Listing, request: Request) -> Listing:
+    """Keep the files that `first` and `limit` of the request leave."""
+    rows = range(len(listing.paths))[: request.first]
+    chosen = spread(len(rows), request.limit)
+    return listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
+
+
 def _labelling(
     row: DatasetInfo, listing: Listing, count: int | None = None, num_classes: int | None = None
 ) -> dict:
-    """labels, original_labels, num_classes and class_names: the truth for an ID set, -1 for an OOD or unlabelled one."""
+    """Give labels, original_labels, num_classes and class_names of a set.
+
+    The labels are the truth for an ID set, and -1 for an OOD or unlabelled one.
+    """
     count = len(listing.paths) if count is None else count
     truth = None if listing.labels is None else np.asarray(listing.labels, dtype=np.int64)
     if truth is None or row.role == "ood":
@@ -213,17 +246,23 @@ def _labelling(
 
 
 def _checked(listing: Listing, row: DatasetInfo) -> Listing:
-    """The class folders must be those of the set; where its class names are known, they decide the label, else the string order."""
+    """Check that the class folders are those of the set, and give every file its label.
+
+    The label is the place among the set's class names where these are known, else the place in
+    string order. Raises InputError for folders that do not fit.
+    """
     if row.role == "ood" or row.num_classes is None or listing.final:
         return listing
     if listing.class_names is None:
         raise InputError(
-            f"'{listing.folder}' holds images without class folders; '{row.name}' needs {row.num_classes} of them: {row.layout}"
+            f"'{listing.folder}' holds images without class folders; "
+            f"'{row.name}' needs {row.num_classes} of them: {row.layout}"
         )
     if len(listing.class_names) != row.num_classes:
         raise InputError(
-            f"'{listing.folder}' has {len(listing.class_names)} class folders with images, but '{row.name}' has {row.num_classes} "
-            "classes; for a set of your own, give its path instead of the name"
+            f"'{listing.folder}' has {len(listing.class_names)} class folders with images, "
+            f"but '{row.name}' has {row.num_classes} classes; "
+            "for a set of your own, give its path instead of the name"
         )
     order = None
     if all(name.isdigit() and int(name) < row.num_classes for name in listing.class_names):
@@ -233,7 +272,8 @@ def _checked(listing: Listing, row: DatasetInfo) -> Listing:
         strange = [name for name in listing.class_names if name.lower() not in known]
         if strange:
             raise InputError(
-                f"'{listing.folder / strange[0]}' is no class of '{row.name}'; its classes: {', '.join(row.class_names)}"
+                f"'{listing.folder / strange[0]}' is no class of '{row.name}'; "
+                f"its classes: {', '.join(row.class_names)}"
             )
         order = [known[name.lower()] for name in listing.class_names]
     if order is None:
@@ -248,6 +288,7 @@ def _check_one_size(folder: Path, paths: Sequence[str]) -> None:
         size = image_size(folder / path)
         if size != first:
             raise InputError(
-                f"'{folder / path}' is {size[0]}x{size[1]} but '{paths[0]}' is {first[0]}x{first[1]}; "
+                f"'{folder / path}' is {size[0]}x{size[1]} "
+                f"but '{paths[0]}' is {first[0]}x{first[1]}; "
                 "give a size to which the images are resized"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from ood.config import InputError
 from ood.data.readers import listed
 from ood.data.registry.entry import DatasetInfo
-from ood.data.request import Listed, MissingData
+from ood.data.request import DamagedData, Listed, MissingData
 
 MADE = ("mnist5k", "letters", "patches", "noise", "image_noise")  # readers that need no files
 
@@ -36,6 +36,8 @@ def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, 
         return listed(row.name, split, data_dir), None
     except MissingData:
         return None, None
+    except DamagedData as error:
+        return None, error.what
     except InputError as error:
         return None, str(error)
 

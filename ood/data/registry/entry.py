@@ -1,19 +1,21 @@
-"""What a row of the table of data sets says. The rows themselves are in `registry_*.py`; `registry.py` puts them together."""
+"""What a row of the table of data sets says.
+
+The rows themselves lie in one file per family beside this one; `table.py` puts them together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-CIFAR = (
-    (0.4914, 0.4822, 0.4465),
-    (0.2023, 0.1994, 0.2010),
-)  # DICE and VMDLS use it for CIFAR-100 too
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # DICE and VMDLS: CIFAR-100 too
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.5,), (0.5,))
 SEE_PAGE = "see page"
 IMAGENET_TERMS = "ImageNet terms of access (non-commercial research)"
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+SVHN_PER_LABEL = 1000  # DICE's select_svhn_data.py keeps the first 1000 images of each label
+DOWNLOAD = "`python3 scripts/download_data.py {name}{flag} -data_dir {data_dir}`"
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,16 @@ class Archive:
 
     Attributes:
         urls: mirrors, tried in order; none for a file that only a person can get.
-        place: the folder (or the file, where `unpack` is false) that it becomes; it appears there whole or not at all.
-        inside: the part of the archive that becomes `place`; "" all of it.
-        md5, sha256, bytes: as published by the source, or as other libraries enforce them. Where neither sum is known, the
-            sha256 of the first download is recorded in the lock file and enforced from then on (trust on first use).
-        choose: only so many of its images, a seeded choice.
+        place: the folder that it becomes (the file, where `unpack` is false). It appears there
+            whole or not at all.
+        inside: the part of the archive that becomes `place`; "" takes all of it.
+        md5, sha256, bytes: as published by the source, or as other libraries enforce them. Where
+            neither sum is known, the sha256 of the first download is recorded in the lock file and
+            enforced from then on (trust on first use).
+        choose: take only this many of its images, a seeded choice.
         drive: id of the file on Google Drive, the last mirror.
-        file: its name on disk; default: the last part of the first URL. split: the only one that needs it; None: all do.
+        file: its name on disk; default: the last part of the first URL.
+        split: the only split that needs it; None: all do.
     """
 
     urls: tuple[str, ...]
@@ -53,7 +58,7 @@ class Archive:
 
     @property
     def by_hand(self) -> bool:
-        """Nobody but a person can get it (a form, a login)."""
+        """Whether only a person can get it (a form, a login)."""
         return not self.mirrors
 
 
@@ -64,13 +69,18 @@ class DatasetInfo:
     Attributes:
         role: "id" (labelled; may serve as an OOD set too) or "ood" (labels are -1).
         reader: key of `readers.READERS`.
-        folders: places under the data root, looked at in order; {split} stands for the names in `splits`.
+        folders: places under the data root, looked at in order; {split} stands for the names in
+            `splits`.
         splits: for each split, the folder names that may hold it.
-        mean, std: default normalisation, pixel units. size, resize: usual input side and shorter side before the crop.
+        mean, std: default normalisation, in pixel units (0..1).
+        size, resize: usual input side, and usual shorter side before the crop.
         count: published number of images per split.
-        archives: what has to be fetched. needs: other sets that have to be there first. prepare: key of `prepare.STEPS`, run after them.
+        fetch: how to get the set where `archives` cannot say it.
+        torchvision: name of torchvision's class, where that reads the files.
+        archives: files to download.
+        needs: other sets that have to be there first.
+        prepare: key of `prepare.STAGED` or `prepare.AFTER`: what is done after the download.
         steps: what a person has to do where no program may.
-        torchvision: its class, where that reads the files.
         options: for the reader.
     """
 
@@ -101,13 +111,19 @@ class DatasetInfo:
     aliases: tuple[str, ...] = ()
     options: dict = field(default_factory=dict)
 
-    def how(self, data_dir: object = "datasets") -> str:
-        """What a user has to do to get it, one line."""
+    def how(self, data_dir: object = "datasets", again: bool = False) -> str:
+        """Say in one line how to get the set; `again`: it is there, but damaged or not whole."""
         if self.fetch:
             return self.fetch.format(data_dir=data_dir)
-        return f"add -download, or fetch it with `python3 scripts/download_data.py {self.name.split(':')[0]} -data_dir {data_dir}`"
+        if again:
+            return f"add -download to fetch it again, or use {self._command(data_dir, ' -replace')}"
+        return f"add -download, or fetch it with {self._command(data_dir)}"
 
+    def by_hand(self, data_dir: object = "datasets") -> str:
+        """Say in one line what a person has to do where `archives` do not give the whole set."""
+        if self.fetch:
+            return self.fetch.format(data_dir=data_dir)
+        return f"{self._command(data_dir, ' -dry_run')} lists what you have to do yourself"
 
-SVHN_PER_LABEL = (
-    1000  # select_svhn_data.py of the DICE authors keeps the first 1000 images of each label
-)
+    def _command(self, data_dir: object, flag: str = "") -> str:
+        return DOWNLOAD.format(name=self.name.partition(":")[0], flag=flag, data_dir=data_dir)

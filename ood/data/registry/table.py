@@ -1,7 +1,7 @@
 """The table of data sets: what each is, where its files lie, where it comes from. The rows lie in one file
 per family beside this one.
 
-To add a set: one `DatasetInfo` row there (and one function in `layouts.py` or `rare_layouts.py` only if no reader understands its layout).
+To add a set: one `DatasetInfo` row there (and a reader only if none understands its layout).
 """
 
 from __future__ import annotations
