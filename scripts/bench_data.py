@@ -1,11 +1,13 @@
-"""Times reading 100,000 small JPEGs: first and second read here, against torchvision's ImageFolder + DataLoader. Writes docs/data/data_reading.json.
+"""Time the reading of 100,000 small JPEGs, here and with torchvision's ImageFolder + DataLoader.
 
-    python3 scripts/bench_data.py -data_dir ./datasets                     # tinyimagenet32's training set
+    python3 scripts/bench_data.py -data_dir ./datasets        # tinyimagenet32's training set
     python3 scripts/bench_data.py -dataset cifar10 -limit 10000 -rounds 1 -no_record
 
-Every reader is a whole epoch from nothing: list the files, then batches of uint8 tensors in order. Our first read decodes and keeps the
-array (in a data root of its own under the temporary folder, links to the images, removed afterwards); the second one maps it. Rounds
-alternate, medians are reported; the files are in the page cache for all of them after an untimed pass.
+Every reader does a whole epoch from nothing: list the files, then read batches of uint8 tensors in
+order. Our first read decodes the images and keeps the array; the second one maps it. The array lies
+in a data root of its own under the temporary folder, with links to the images; it is removed
+afterwards. Rounds alternate, and medians are reported. An untimed pass brings all files into the
+page cache before. The record is docs/data/data_reading.json.
 """
 
 from __future__ import annotations
@@ -61,12 +63,8 @@ def main() -> None:
         def ours(fresh: bool):
             if fresh:
                 shutil.rmtree(root / ".decoded", ignore_errors=True)
-            return sum(
-                len(batch)
-                for batch in load(flags.dataset, flags.split, root, first=flags.limit).batches(
-                    flags.batch_size
-                )
-            )
+            images = load(flags.dataset, flags.split, root, first=flags.limit)
+            return sum(len(batch) for batch in images.batches(flags.batch_size))
 
         def theirs(workers: int):
             from torchvision import transforms
@@ -74,10 +72,8 @@ def main() -> None:
 
             images = ImageFolder(found.folder, transforms.PILToTensor())
             images = images if count == len(images) else Subset(images, range(count))
-            return sum(
-                len(batch)
-                for batch, _ in DataLoader(images, batch_size=flags.batch_size, num_workers=workers)
-            )
+            loader = DataLoader(images, batch_size=flags.batch_size, num_workers=workers)
+            return sum(len(batch) for batch, _ in loader)
 
         same(flags, root, found.folder, count)
         timed = {
@@ -95,15 +91,18 @@ def main() -> None:
                 if read != count:
                     raise cli.RunError(f"{name} read {read} of {count} images")
                 cli.log(
-                    f"round {round_number + 1} of {flags.rounds}: {name}: {seconds[name][-1]:.2f} s, {count / seconds[name][-1]:,.0f} images/s"
+                    f"round {round_number + 1} of {flags.rounds}: {name}: "
+                    f"{seconds[name][-1]:.2f} s, {count / seconds[name][-1]:,.0f} images/s"
                 )
-    report(
-        flags, count, {name: statistics.median(values) for name, values in seconds.items()}, seconds
-    )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    report(flags, count, medians, seconds)
 
 
 def linked(folder: Path, data_dir: Path, aside: Path) -> Path:
-    """A data root in which the set's folder is a link: what is decoded is kept there, and nothing is written to the user's."""
+    """Make a data root in which the set's folder is a link.
+
+    The decoded array is kept there, and nothing is written to the user's data root.
+    """
     place = aside / folder.resolve().relative_to(data_dir.resolve())
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(folder.resolve(), target_is_directory=True)
@@ -111,14 +110,15 @@ def linked(folder: Path, data_dir: Path, aside: Path) -> Path:
 
 
 def same(flags, root: Path, folder: Path, count: int) -> None:
-    """Both read the same pixels with the same labels in the same order; also brings the files into the page cache."""
+    """Check that both read the same pixels and labels in the same order.
+
+    This also brings the files into the page cache.
+    """
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    images, reference = (
-        load(flags.dataset, flags.split, root, first=flags.limit),
-        ImageFolder(folder, transforms.PILToTensor()),
-    )
+    images = load(flags.dataset, flags.split, root, first=flags.limit)
+    reference = ImageFolder(folder, transforms.PILToTensor())
     for row in range(0, count, max(1, count // 200)):
         pixels, label = reference[row]
         if not torch.equal(images.read([row])[0], pixels) or images.labels[row] != label:
@@ -126,6 +126,7 @@ def same(flags, root: Path, folder: Path, count: int) -> None:
 
 
 def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list[float]]) -> None:
+    """Print the medians, and write the record unless it is not wanted."""
     best = min(value for name, value in medians.items() if name.startswith("ImageFolder"))
     rows = [
         [name, round(value, 2), round(count / value), round(best / value, 2)]
@@ -133,19 +134,22 @@ def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list
     ]
     for name, value, rate, ratio in rows:
         cli.log(
-            f"{name:<40} {value:8.2f} s   {rate:>10,} images/s   {ratio:6.2f} x the faster ImageFolder"
+            f"{name:<40} {value:8.2f} s   {rate:>10,} images/s   "
+            f"{ratio:6.2f} x the faster ImageFolder"
         )
     if flags.no_record:
         return
+    spread = "; ".join(
+        f"{name} {min(values):.1f} to {max(values):.1f} s" for name, values in seconds.items()
+    )
     text = [
-        f"{count:,} JPEG files of 32x32 pixels ({flags.dataset}, {flags.split}), one epoch in order, batches of {flags.batch_size} uint8 tensors; listing the files is part "
-        "of every reading. The first read decodes on all cores and keeps the array; the second maps it. Pixels, labels and order are compared with ImageFolder's before "
-        "anything is timed. All files are in the page cache; nothing else is cached for ImageFolder, whose second epoch costs what its first does.",
-        f"Medians of {flags.rounds} rounds; fastest and slowest: "
-        + "; ".join(
-            f"{name} {min(values):.1f} to {max(values):.1f} s" for name, values in seconds.items()
-        )
-        + ". "
+        f"{count:,} JPEG files of 32x32 pixels ({flags.dataset}, {flags.split}), one epoch in "
+        f"order, batches of {flags.batch_size} uint8 tensors; listing the files is part of every "
+        "reading. The first read decodes on all cores and keeps the array; the second maps it. "
+        "Pixels, labels and order are compared with ImageFolder's before anything is timed. All "
+        "files are in the page cache; nothing else is cached for ImageFolder, whose second epoch "
+        "costs what its first does.",
+        f"Medians of {flags.rounds} rounds; fastest and slowest: {spread}. "
         "The machine was shared with other work while this was measured.",
     ]
     table = {

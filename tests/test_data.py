@@ -1,4 +1,7 @@
-"""Data on disk: layouts, order, labels, the decoded cache, resizing, and an error with one clear line for everything that can be wrong."""
+"""Data on disk: layouts, order, labels, the decoded cache, resizing.
+
+Whatever can be wrong has an error of one clear line.
+"""
 
 from __future__ import annotations
 
@@ -740,7 +743,8 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
         (dict(name="omniglot", split="train"), "has no split 'train', only: test"),
         (
             dict(name="iSUN"),
-            r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*add -download, or fetch it with `python3 scripts/download_data.py iSUN -data_dir",
+            r"'iSUN' \(test\) is not in '.*ood_datasets/iSUN'.*add -download, "
+            r"or fetch it with `python3 scripts/download_data.py iSUN -data_dir",
         ),
         (dict(name="cifar10"), r"is not in '.*cifar-10-batches-py'.*cifar10/test.*add -download"),
         (
@@ -810,7 +814,10 @@ def test_broken_link(photos):
 
 def test_different_shapes_without_a_size(photos, monkeypatch):
     write_image(photos / "a-b" / "99.png", size=(32, 40))
-    words = r"a-b/99.png' is 32x40.*first image of the set is 32x32|a-b/99.png' is 32x40 but 'a/1.png' is 32x32"
+    words = (
+        r"a-b/99.png' is 32x40.*first image of the set is 32x32"
+        r"|a-b/99.png' is 32x40 but 'a/1.png' is 32x32"
+    )
     with pytest.raises(InputError, match=words):
         load(str(photos), "test", photos.parent)
     monkeypatch.setattr(request, "STREAM_SIDE", 8)
@@ -918,7 +925,7 @@ def server(tmp_path):
 
 
 def serve(monkeypatch, name, address, md5=None):
-    """The row of `name`, its archives fetched from `address` with the checksums of `md5` ({file: sum}); no patience."""
+    """Fetch the archives of `name` from `address`, with the checksums of `md5` ({file: sum})."""
     row = info(name)
     archives = tuple(
         dataclasses.replace(

@@ -1,4 +1,7 @@
-"""Benchmarks are pure data: every file parses, names known sets, keeps the order of its paper; protocols and limits do what they say."""
+"""Benchmarks are pure data: every file parses, names known sets, keeps its paper's order.
+
+Protocols and limits do what they say.
+"""
 
 from __future__ import annotations
 
@@ -250,7 +253,7 @@ def test_bad_benchmarks(tmp_path, changes, words):
 def test_benchmark_that_cannot_be_read(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"no benchmark 'dice_cifar1' \(did you mean 'dice_cifar10+'\?\); known: .*vmdls_mnist",
+        match=r"no benchmark 'dice_cifar1' \(did you mean 'dice_cifar10+'\?\); known: .*vmdls_m",
     ):
         load_benchmark("dice_cifar1")
     with pytest.raises(InputError, match="no benchmark '.*nowhere.json'"):

@@ -1,4 +1,4 @@
-"""Image lists (OpenOOD's and your own), arrays in files, corruptions, anomaly sets, the fine-grained sets of SSB; benchmarks built on them."""
+"""Image lists, arrays in files, corruptions, anomaly and fine-grained sets, and their benchmarks."""
 
 from __future__ import annotations
 
@@ -139,7 +139,10 @@ def test_full_spectrum(openood):
 
 
 def test_openood_imagenet_finds_the_validation_images_of_a_user(tmp_path):
-    """The lists name imagenet_1k/val/FILE; a user has ILSVRC-2012/val/<wnid>/FILE. Textures and iNaturalist from their own archives too."""
+    """The lists name imagenet_1k/val/FILE; a user has ILSVRC-2012/val/<wnid>/FILE.
+
+    Textures and iNaturalist are found where their own archives put them.
+    """
     for n, wnid in ((1, "n01"), (2, "n02")):
         picture(
             tmp_path / f"ILSVRC-2012/val/{wnid}/ILSVRC2012_val_0000000{n}.JPEG", 10 * n, (60, 50)
@@ -178,7 +181,8 @@ def test_openood_imagenet_finds_the_validation_images_of_a_user(tmp_path):
 def test_what_is_missing_is_named(openood):
     with pytest.raises(
         InputError,
-        match=r"'cifar100_openood' \(test\) is not in '.*benchmark_imglist/cifar100/test_cifar100.txt'.*download_data.py",
+        match=r"'cifar100_openood' \(test\) is not in "
+        r"'.*benchmark_imglist/cifar100/test_cifar100.txt'.*download_data.py",
     ):
         load("cifar100_openood", "test", openood)
     (openood / "images_classic/tin/test/0.png").unlink()

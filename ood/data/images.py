@@ -1,7 +1,8 @@
-"""Sets of images as every later stage sees them: labels, a digest of the content, and batches of tensors in pixel units.
+"""Sets of images as every later stage sees them: labels, a digest, batches in pixel units.
 
-`ArrayImages` keeps small images as one uint8 array (usually memory-mapped); `StreamedImages` decodes large ones from their files, in
-threads, as they are asked for. Nothing here normalises: see `ood.data.transforms`.
+`ArrayImages` keeps small images as one uint8 array, usually memory-mapped. `StreamedImages` decodes
+large ones from their files whenever they are read, in threads. `JoinedImages` puts several sets one
+after the other. Nothing here normalises: see `ood.data.transforms`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class ImageSet:
 
     Attributes:
         name, split: as asked for. A folder without train/test sub-folders has the split "all".
-        labels: (N,) int64; -1 for every image of an OOD or unlabelled set. original_labels: what the files say, or None.
+        labels: (N,) int64; -1 for every image of an OOD or unlabelled set.
+        original_labels: (N,) int64, what the files say; None where they say nothing.
         num_classes, class_names: of a labelled set, else None.
         shape: (C, H, W).
-        digest: hex; changes with the files (path, size, time), the decoding, the seed, the rows and the labels.
+        digest: hex. It changes with the files (path, size, time), the decoding, the seed, the rows
+            and the labels.
         paths: file of each image relative to the set's folder, or None.
     """
 
@@ -86,18 +89,21 @@ class ImageSet:
         return [self._paths[row] for row in self._rows]
 
     def read(self, indices: slice | Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1)."""
+        """Read images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1)."""
         return self._fetch(self._backing_rows(indices))
 
     def batches(
         self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
-        """Images in order, or those of `indices` in the order given; the last batch may be smaller."""
+        """Read all images in order, or those of `indices` in the order given.
+
+        Batches have `batch_size` images; the last one may be smaller.
+        """
         for part in self._parts(batch_size, indices):
             yield self._fetch(self._backing_rows(part))
 
     def subset(self, indices: Sequence[int] | np.ndarray | slice) -> ImageSet:
-        """The images of `indices`, nothing copied; a set of its own digest."""
+        """Choose the images of `indices`. Nothing is copied; the part has its own digest."""
         chosen = _as_rows(indices, len(self))
         part = copy.copy(self)
         part._rows = self._backing_rows(chosen)
@@ -108,17 +114,20 @@ class ImageSet:
         return part
 
     def limited(self, limit: int | None) -> ImageSet:
-        """At most `limit` images, evenly spread over the set (files lie class by class), in their order."""
+        """Choose at most `limit` images, evenly spread over the set, in their order.
+
+        Files lie class by class, so every class keeps its share.
+        """
         return (
             self if limit is None or limit >= len(self) else self.subset(spread(len(self), limit))
         )
 
     def first(self, count: int | None) -> ImageSet:
-        """The first `count` images (all for None, or when there are fewer)."""
+        """Choose the first `count` images; all for None, or when there are fewer."""
         return self if count is None or count >= len(self) else self.subset(slice(0, count))
 
     def as_outliers(self) -> ImageSet:
-        """The same images with the label -1; the labels they had move to `original_labels`."""
+        """Give all images the label -1; the labels they had move to `original_labels`."""
         if (self.labels < 0).all():
             return self
         outliers = copy.copy(self)
@@ -127,29 +136,29 @@ class ImageSet:
         return outliers
 
     def of_classes(self, classes: Sequence[int]) -> ImageSet:
-        """The images of these classes; the first of them becomes the label 0, the second 1, ... (open-set splits)."""
+        """Choose the images of these classes, for open-set splits.
+
+        The first class becomes the label 0, the second 1, and so on.
+
+        Raises: InputError for a class that is named twice or that the set does not have.
+        """
         truth = (
             self.labels
             if self.original_labels is None or (self.labels >= 0).any()
             else self.original_labels
         )
-        place = {int(label): number for number, label in enumerate(classes)}
-        if len(place) != len(classes) or not set(place) <= set(
-            range(self.num_classes or int(truth.max(initial=-1)) + 1)
-        ):
+        new_label = {int(label): number for number, label in enumerate(classes)}
+        known = self.num_classes or int(truth.max(initial=-1)) + 1
+        if len(new_label) != len(classes) or not set(new_label) <= set(range(known)):
             raise InputError(
-                f"classes {list(classes)} of '{self.name}': they must be different and below {self.num_classes or int(truth.max(initial=-1)) + 1}"
+                f"classes {list(classes)} of '{self.name}' must be different and below {known}"
             )
-        part = self.subset(np.flatnonzero(np.isin(truth, list(place))))
-        part.labels = np.array(
-            [place[label] for label in truth[np.isin(truth, list(place))].tolist()], dtype=np.int64
-        )
-        part.original_labels, part.num_classes = None, len(place)
-        part.class_names = (
-            None
-            if self.class_names is None
-            else tuple(self.class_names[label] for label in classes)
-        )
+        kept = np.isin(truth, list(new_label))
+        part = self.subset(np.flatnonzero(kept))
+        part.labels = np.array([new_label[label] for label in truth[kept].tolist()], dtype=np.int64)
+        part.original_labels, part.num_classes = None, len(new_label)
+        if self.class_names is not None:
+            part.class_names = tuple(self.class_names[label] for label in classes)
         return part
 
     def _parts(self, batch_size: int, indices) -> Iterator[slice | np.ndarray]:
@@ -165,7 +174,7 @@ class ImageSet:
                 yield rows[start : start + batch_size]
 
     def _backing_rows(self, part) -> slice | np.ndarray:
-        """Rows of this view -> rows of what lies behind it."""
+        """Turn rows of this view into rows of what lies behind it."""
         part = _as_rows(part, len(self))
         if not isinstance(self._rows, slice):
             return self._rows[part]
@@ -182,8 +191,10 @@ class ArrayImages(ImageSet):
 
     Args:
         images: (N, C, H, W), uint8 0..255 or float32 in pixel units.
-        labels: (N,), default -1 everywhere (unlabelled).
-        source: digest of the content; None hashes the array itself.
+        labels: (N,); default: -1 everywhere (unlabelled).
+        source: digest of the content; default: a hash of the array itself.
+
+    Raises: InputError for an array of another type or shape, or labels of another number.
     """
 
     def __init__(
@@ -198,7 +209,8 @@ class ArrayImages(ImageSet):
     ):
         if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
             raise InputError(
-                f"images must be a uint8 or float32 array (N, C, H, W), got {images.dtype} {images.shape}"
+                "images must be a uint8 or float32 array (N, C, H, W), "
+                f"got {images.dtype} {images.shape}"
             )
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         if len(labels) != len(images):
@@ -211,20 +223,23 @@ class ArrayImages(ImageSet):
 
     @property
     def images(self) -> np.ndarray:
-        """(N, C, H, W): a view where the rows lie side by side, else a copy."""
+        """The array (N, C, H, W): a view where the rows lie side by side, else a copy."""
         return self._array[self._rows]
 
     def _fetch(self, rows):
-        return torch.from_numpy(
-            np.array(self._array[rows])
-        )  # a copy: a memory map is read-only, a tensor is not
+        copied = np.array(self._array[rows])  # a memory map is read-only, a tensor is not
+        return torch.from_numpy(copied)
 
 
 class StreamedImages(ImageSet):
     """Images decoded from their files whenever they are read; for images too large to keep.
 
-    Threads, not worker processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be copied
-    through shared memory (which containers limit to 64 MB).
+    Threads do the work, not worker processes: Pillow releases the interpreter lock while it decodes
+    and resizes. So nothing has to go through shared memory, which containers limit to 64 MB.
+
+    Args:
+        folder: the folder to which `paths` are relative.
+        workers: number of threads; default: one per core, at most 16.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, *, workers: int | None = None, **details):
@@ -268,21 +283,28 @@ class StreamedImages(ImageSet):
 
 
 class JoinedImages(ImageSet):
-    """Several sets of one shape, one after the other, as one. Nothing is copied.
+    """Several sets of one shape, one after the other, as one set. Nothing is copied.
 
-    Pixels are uint8, or float32 in pixel units of [0, 1] as soon as one of the parts has floats.
+    Pixels are uint8, or float32 in pixel units (0..1) as soon as one of the parts has floats.
+    `batches` of the whole set starts a new batch where a new part begins.
+
+    Args:
+        source: digest of the content; default: the digests of the parts.
+
+    Raises: InputError for parts of different shapes.
     """
 
-    def __init__(self, parts: Sequence[ImageSet], **details):
+    def __init__(self, parts: Sequence[ImageSet], *, source: str | None = None, **details):
         for part in parts[1:]:
             if part.shape != parts[0].shape:
                 raise InputError(
-                    f"'{part.name}' has images {part.shape} but '{parts[0].name}' {parts[0].shape}; give both a size"
+                    f"'{part.name}' has images {part.shape} "
+                    f"but '{parts[0].name}' {parts[0].shape}; give both a size"
                 )
         super().__init__(
             labels=np.concatenate([part.labels for part in parts]),
             shape=parts[0].shape,
-            source=" ".join(part.digest for part in parts),
+            source=source or " ".join(part.digest for part in parts),
             **details,
         )
         self._members = list(parts)
@@ -292,12 +314,9 @@ class JoinedImages(ImageSet):
         self._mixed = len(floats) > 1
 
     def batches(self, batch_size, indices=None):
-        if (
-            indices is not None
-            or self._mixed
-            or not isinstance(self._rows, slice)
-            or self._rows != slice(0, int(self._starts[-1]))
-        ):
+        everything = slice(0, int(self._starts[-1]))
+        whole = isinstance(self._rows, slice) and self._rows == everything
+        if indices is not None or self._mixed or not whole:
             yield from super().batches(batch_size, indices)
         else:  # the members' own batches are read ahead
             for part in self._members:
@@ -319,14 +338,17 @@ class JoinedImages(ImageSet):
 
 
 def spread(length: int, count: int | None) -> np.ndarray | slice:
-    """`count` rows evenly spread over `length`; all of them for None, or when there are fewer."""
-    return (
-        slice(0, length) if count is None or count >= length else np.arange(count) * length // count
-    )
+    """Choose `count` rows evenly spread over `length`; all for None, or when there are fewer."""
+    if count is None or count >= length:
+        return slice(0, length)
+    return np.arange(count) * length // count
 
 
 def _as_rows(indices, length: int) -> slice | np.ndarray:
-    """A slice (start, stop) of step 1 where possible, else non-negative int64 indices, checked against the length."""
+    """Bring indices to a slice of step 1 where possible, else to non-negative int64 indices.
+
+    Raises: IndexError for an index or a mask that does not fit the length.
+    """
     if isinstance(indices, slice):
         start, stop, step = indices.indices(length)
         return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)

@@ -1,4 +1,7 @@
-"""Sets made from random numbers. Every image has a generator of its own (seed, split, row): any row can be made at any time."""
+"""Sets made from random numbers.
+
+Every image has its own generator, keyed by (seed, split, row): any row can be made at any time.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ from ood.data.request import Request
 
 
 class GeneratedImages(ImageSet):
-    """Images that `make(row)` gives as float32 (C, H, W) in pixel units; nothing is kept."""
+    """Images that are made when they are read; nothing is kept.
+
+    Args:
+        make: gives the image of a row, float32 (C, H, W) in pixel units.
+        key: everything that decides what `make` gives.
+    """
 
     def __init__(self, make: Callable[[int], np.ndarray], key: str, **details):
-        first = hashlib.blake2b(
-            make(0), digest_size=16
-        ).hexdigest()  # catches a change of NumPy's streams
+        # The first image is part of the digest: this catches a change of NumPy's streams.
+        first = hashlib.blake2b(make(0), digest_size=16).hexdigest()
         super().__init__(source=f"{key} {first}", shape=make(0).shape, **details)
         self._make = make
 
@@ -32,17 +39,20 @@ class GeneratedImages(ImageSet):
 
 
 def uniform(generator: np.random.Generator, shape) -> np.ndarray:
-    """U[0,1) (ODIN)."""
+    """Draw from U[0,1) (ODIN)."""
     return generator.random(shape, dtype=np.float32)
 
 
 def gaussian(generator: np.random.Generator, shape) -> np.ndarray:
-    """N(0.5, 1) clipped to [0,1] (ODIN)."""
+    """Draw from N(0.5, 1), clipped to [0,1] (ODIN)."""
     return np.clip(generator.standard_normal(shape, dtype=np.float32) + np.float32(0.5), 0, 1)
 
 
 def normalised_uniform(generator: np.random.Generator, shape) -> np.ndarray:
-    """U[0,1) AFTER the normalisation (x - 0.5) / 0.5 (VMDLS): in pixel units 0.5 + 0.5 * U."""
+    """Draw what is U[0,1) AFTER the normalisation (x - 0.5) / 0.5 (VMDLS).
+
+    In pixel units this is 0.5 + 0.5 * U[0,1).
+    """
     return np.float32(0.5) + np.float32(0.5) * generator.random(shape, dtype=np.float32)
 
 
@@ -50,13 +60,12 @@ KINDS = {"uniform": uniform, "gaussian": gaussian, "noise": normalised_uniform}
 
 
 def read_noise(request: Request) -> ImageSet:
-    """Pure noise, of the size and channels asked for."""
+    """Make pure noise, of the size and channels asked for."""
     row, draw = request.row, KINDS[request.row.options["kind"]]
     side, channels = request.recipe.size or row.size, request.recipe.channels or row.channels
     shape = (channels, side, side)
-    count = min(
-        cap for cap in (row.count[request.split], request.first, request.limit) if cap is not None
-    )
+    caps = (row.count[request.split], request.first, request.limit)
+    count = min(cap for cap in caps if cap is not None)
     key = f"{row.name} {request.split} {request.seed} {shape}"
     return GeneratedImages(
         lambda i: draw(_generator(request, i), shape),
@@ -68,14 +77,16 @@ def read_noise(request: Request) -> ImageSet:
 
 
 def read_image_noise(request: Request) -> ImageSet:
-    """An image of the base set + 0.5 * U[0,1) per pixel, not clipped: VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5."""
+    """Make images of the base set + 0.5 * U[0,1) per pixel, not clipped.
+
+    VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5, which is the same.
+    """
     base = request.base
 
     def make(row: int) -> np.ndarray:
         image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)
-        return image + np.float32(0.5) * _generator(request, row).random(
-            base.shape, dtype=np.float32
-        )
+        noise = _generator(request, row).random(base.shape, dtype=np.float32)
+        return image + np.float32(0.5) * noise
 
     key = f"{request.row.name} {base.digest} {request.split} {request.seed}"
     return GeneratedImages(
@@ -90,8 +101,10 @@ def read_image_noise(request: Request) -> ImageSet:
 
 
 def _generator(request: Request, row: int) -> np.random.Generator:
-    """Philox is counter-based: a key of (set, split, seed) and the row makes independent streams at no cost."""
+    """Make the generator of one row, keyed by (set, split, seed) and the row.
+
+    Philox is counter-based: such keys make independent streams at no cost.
+    """
     name = zlib.crc32(f"{request.row.name} {request.split}".encode())
-    return np.random.Generator(
-        np.random.Philox(key=np.array([(name << 32) + request.seed % 2**32, row], dtype=np.uint64))
-    )
+    key = np.array([(name << 32) + request.seed % 2**32, row], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

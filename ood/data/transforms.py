@@ -1,4 +1,7 @@
-"""Batches of pixels on any device: normalisation, and the augmentations of the four papers, drawn from a torch.Generator."""
+"""Batches of pixels on any device: normalisation, and the augmentations of the four papers.
+
+All random numbers come from a torch.Generator.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,23 @@ KINDS = ("none", "flip", "crop_flip", "resized_crop_flip", "rotate_resized_crop"
 
 
 class Preprocess:
-    """images -> (images - mean) / std per channel, float32.
+    """Normalise images: (images - mean) / std per channel, float32.
 
     Args:
-        mean, std: C values each, pixel units (0..1).
+        mean, std: C values each, in pixel units (0..1).
 
-    Call with uint8 (B, C, H, W) 0..255, or floats in pixel units; the same arithmetic as torchvision's ToTensor and Normalize.
+    Call with uint8 (B, C, H, W) 0..255, or floats in pixel units. The result is bit for bit that of
+    torchvision's ToTensor and Normalize.
+
+    Raises: InputError for lengths that differ, a std that is not positive, or other channels.
     """
 
     def __init__(self, mean, std):
         self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
         if len(self.mean) != len(self.std) or not self.mean:
             raise InputError(
-                f"mean and std must have one value per channel each, got {len(self.mean)} and {len(self.std)}"
+                "mean and std must have one value per channel each, "
+                f"got {len(self.mean)} and {len(self.std)}"
             )
         if any(not s > 0 for s in self.std):
             raise InputError(f"std must be positive, got {self.std}")
@@ -40,7 +47,7 @@ class Preprocess:
         return to_pixels(images).sub(mean).div_(std)
 
     def undo(self, images: Tensor) -> Tensor:
-        """Normalised images back to pixel units."""
+        """Bring normalised images back to pixel units."""
         mean, std = self._constants(images)
         return images * std + mean
 
@@ -50,7 +57,8 @@ class Preprocess:
     def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.dim() != 4 or images.shape[1] != len(self.mean):
             raise InputError(
-                f"images of shape {tuple(images.shape)} do not fit a mean of {len(self.mean)} channel(s)"
+                f"images of shape {tuple(images.shape)} do not fit "
+                f"a mean of {len(self.mean)} channel(s)"
             )
         if images.device not in self._on:
             self._on[images.device] = tuple(
@@ -61,24 +69,36 @@ class Preprocess:
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 0..1; floats stay as they are (as float32)."""
+    """Bring uint8 0..255 to float32 0..1; floats stay as they are (as float32)."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 class Augment:
-    """Random changes of a batch, each image its own; keeps shape (but for `size`) and dtype. Apply before `Preprocess`.
+    """Change the images of a batch at random, each in its own way. Apply before `Preprocess`.
+
+    The dtype stays, and so does the shape, but for `size`.
 
     Args:
-        kind: "none"; "flip" (left-right, p=0.5);
-            "crop_flip": crop of the original size after `padding` zeros on each side, then flip (CIFAR);
-            "resized_crop_flip": crop of a share `scale` of the area, aspect 3/4..4/3, bilinearly resized to `size`, then flip (Tiny
-            ImageNet at 64 px). Exact only where a crop is not larger than `size`: there is no antialiasing;
-            "rotate_resized_crop": rotation within +-`degrees` (nearest pixel, 0 outside), then such a crop without flip (VMDLS, MNIST:
-            10 degrees, scale 0.95..1).
-        size: output side of the resized crops, default: the input's. padding: default 4. scale: default 0.08..1, or 0.95..1 with rotation.
+        kind: one of
+            "none";
+            "flip": left-right, p=0.5;
+            "crop_flip": a crop of the original size after `padding` zeros on each side, then a flip
+            (CIFAR);
+            "resized_crop_flip": a crop of a share `scale` of the area, aspect 3/4..4/3, bilinearly
+            resized to `size`, then a flip (Tiny ImageNet at 64 px). There is no antialiasing, so it
+            is exact only where a crop is not larger than `size`;
+            "rotate_resized_crop": a rotation within +-`degrees` (nearest pixel, 0 outside), then
+            such a crop without a flip (VMDLS, MNIST: 10 degrees, scale 0.95..1).
+        size: output side of the resized crops; default: the side of the input.
+        padding: zeros on each side, for "crop_flip".
+        scale: (low, high) share of the area; default: 0.08..1, or 0.95..1 with a rotation.
+        degrees: largest rotation.
 
-    Call with images (B, C, H, W), uint8 or float, and a generator (on the CPU or on the images' device; default: torch's own). Numbers
-    are drawn on the generator's device, so that a CPU generator gives the same augmentation on every device.
+    Call with images (B, C, H, W), uint8 or float, and a generator, on the CPU or on the images'
+    device (default: torch's own). Numbers are drawn on the generator's device, so a CPU generator
+    gives the same augmentation on every device.
+
+    Raises: InputError for an unknown kind, or a scale that is no range of shares.
     """
 
     def __init__(
@@ -116,27 +136,39 @@ class Augment:
         return random_flip(images, generator) if self.kind.endswith("flip") else images
 
     def __repr__(self) -> str:
-        return f"Augment({self.kind!r}, size={self.size}, padding={self.padding}, scale={self.scale}, degrees={self.degrees})"
+        return (
+            f"Augment({self.kind!r}, size={self.size}, padding={self.padding}, "
+            f"scale={self.scale}, degrees={self.degrees})"
+        )
 
 
 class PartGenerator(torch.Generator):
-    """Random numbers for a part of a batch that several processes share: the functions here draw for the whole batch and keep their rows,
-    so that the processes together augment as one would. What draws from the generator itself gets other numbers in every process.
+    """Random numbers for one part of a batch that several processes share.
 
-    Attributes: part: (first image, images of the whole batch); shared: the stream that is alike in all processes, None for a single one.
+    The functions of this module draw for the whole batch and keep the rows of their part. So the
+    processes together augment as a single one would. Code that draws from the generator itself gets
+    other numbers in every process.
+
+    Attributes:
+        part: (first image of the part, images of the whole batch).
+        shared: the stream that is the same in all processes; None for a single process.
     """
 
     part: tuple[int, int] | None = None
     shared: torch.Generator | None = None
 
     def seed_parts(self, seed: int, rank: int = 0, processes: int = 1) -> PartGenerator:
+        """Start the streams anew for one of several processes; gives the generator itself."""
         self.manual_seed(seed if processes == 1 else seed + 1 + rank)
         self.shared = None if processes == 1 else torch.Generator(self.device).manual_seed(seed)
         return self
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
-    """Each image at an offset of its own, uniform in 0..2*padding on both axes, inside a frame of zeros."""
+    """Crop each image at its own offset inside a frame of zeros.
+
+    Offsets are uniform in 0..2*padding on both axes.
+    """
     count, _, height, width = images.shape
     offsets = _drawn(
         lambda n, g: torch.randint(2 * padding + 1, (2, n), generator=g, device=_device(g)),
@@ -148,7 +180,11 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator | None 
 
 
 def crop_at(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Crops of the original size at (top, left) of the padded images; top, left (B,) in 0..2*padding."""
+    """Crop to the original size at (top, left) of the padded images.
+
+    Args:
+        top, left: (B,), in 0..2*padding.
+    """
     height, width = images.shape[-2:]
     framed = functional.pad(images, (padding,) * 4)
     windows = framed.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
@@ -156,7 +192,7 @@ def crop_at(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 
 
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Left-right with probability 1/2."""
+    """Flip left-right with probability 1/2."""
     flipped = _uniform(len(images), 0, 1, generator).to(images.device) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
@@ -164,7 +200,10 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
 def random_resized_crop(
     images: Tensor, size: int, scale: tuple[float, float], generator: torch.Generator | None = None
 ) -> Tensor:
-    """A box per image (share `scale` of the area, aspect 3/4..4/3), bilinearly resized to size x size."""
+    """Cut a random box out of each image and resize it to size x size, bilinearly.
+
+    A box has a share `scale` of the area and an aspect of 3/4..4/3.
+    """
     boxes = draw_boxes(len(images), *images.shape[-2:], scale, generator)
     return resize_boxes(images, boxes.to(images.device), size)
 
@@ -176,7 +215,10 @@ def draw_boxes(
     scale: tuple[float, float],
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """(count, 4) integers top, left, height, width, distributed as torchvision's RandomResizedCrop: ten attempts, then the centre."""
+    """Draw boxes (count, 4): integers top, left, height, width.
+
+    They are distributed as in torchvision's RandomResizedCrop: ten attempts, then the centre.
+    """
     area = height * width * _uniform((count, ATTEMPTS), *scale, generator)
     aspect = torch.exp(_uniform((count, ATTEMPTS), *LOG_RATIO, generator))
     w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
@@ -196,11 +238,14 @@ def draw_boxes(
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """boxes (B, 4) top, left, height, width of each image, bilinear to size x size; pixels outside a box do not leak in."""
+    """Resize one box of each image to size x size, bilinearly; no pixel outside it leaks in.
+
+    Args:
+        boxes: (B, 4), top, left, height, width.
+    """
     top, left, height, width = boxes.to(torch.float32).unbind(1)
-    steps = (
-        torch.arange(size, device=images.device) + 0.5
-    ) / size  # output centres as a share of the box
+    # Centres of the output pixels, as a share of the box.
+    steps = (torch.arange(size, device=images.device) + 0.5) / size
     y = top[:, None] + _clamped(steps * height[:, None] - 0.5, height)  # (B, size), in input pixels
     x = left[:, None] + _clamped(steps * width[:, None] - 0.5, width)
     grid = torch.stack((x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)), -1)
@@ -208,7 +253,10 @@ def resize_boxes(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Counter-clockwise about the centre by degrees (B,); nearest pixel, zeros outside (torchvision's default)."""
+    """Rotate counter-clockwise about the centre by degrees (B,).
+
+    Each pixel is the nearest one; there are zeros outside (torchvision's default).
+    """
     height, width = images.shape[-2:]
     angle = torch.deg2rad(degrees.to(images.device))[:, None, None]
     y = torch.arange(height, device=images.device)[None, :, None] - (height - 1) / 2
@@ -219,16 +267,14 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Values at grid (B, H', W', 2) of input pixel coordinates (x, y); the dtype of the images."""
+    """Sample images at grid (B, H', W', 2) of pixel coordinates (x, y); the dtype stays."""
     sides = torch.tensor([images.shape[-1], images.shape[-2]], device=images.device)
     values = functional.grid_sample(
         images.float(), (2 * grid + 1) / sides - 1, mode, "zeros", align_corners=False
     )
-    return (
-        values.round_().clamp_(0, 255).to(torch.uint8)
-        if images.dtype == torch.uint8
-        else values.to(images.dtype)
-    )
+    if images.dtype == torch.uint8:
+        return values.round_().clamp_(0, 255).to(torch.uint8)
+    return values.to(images.dtype)
 
 
 def _clamped(position: Tensor, side: Tensor) -> Tensor:
@@ -248,7 +294,10 @@ def _drawn(
     generator: torch.Generator | None,
     dim: int = 0,
 ) -> Tensor:
-    """draw(count, generator): random numbers for `count` images along `dim`; of a PartGenerator those of its part."""
+    """Draw random numbers for `count` images along `dim`.
+
+    A PartGenerator draws for the whole batch, and keeps the numbers of its part.
+    """
     shared = getattr(generator, "shared", None)
     if shared is None:
         return draw(count, generator)

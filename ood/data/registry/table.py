@@ -1,5 +1,6 @@
-"""The table of data sets: what each is, where its files lie, where it comes from. The rows lie in one file
-per family beside this one.
+"""The table of data sets: what each is, where its files lie, where it comes from.
+
+The rows lie in one file per family beside this one.
 
 To add a set: one `DatasetInfo` row there (and a reader only if none understands its layout).
 """
@@ -21,14 +22,19 @@ TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 
 
 def names(role: str | None = None) -> list[str]:
-    """All registered names, or those of one role ("id", "ood")."""
+    """List all registered names, or the names of one role ("id", "ood")."""
     return [name for name, row in TABLE.items() if role in (None, row.role)]
 
 
 def info(name: str) -> DatasetInfo:
-    """The row of a name or alias; case matters only where two names differ by nothing else. 'cifar10c:fog:5' is one corruption at one
-    severity. A folder of images gets a row of its own, with what its files do not tell left at the defaults. Raises InputError with the
-    nearest name."""
+    """Find the row of a name or alias.
+
+    Case matters only where two names differ by nothing else. 'cifar10c:fog:5' is one corruption at
+    one severity. A folder of images gets a row of its own; what its files do not tell stays at the
+    defaults.
+
+    Raises: InputError, with the nearest name, for a name that is unknown or ambiguous.
+    """
     if is_folder_path(name):
         return DatasetInfo(name, "id", "path")
     whole, _, part = name.partition(":")
@@ -42,13 +48,17 @@ def info(name: str) -> DatasetInfo:
             f"data set '{name}' is ambiguous: write one of {', '.join(sorted(matches))}"
         )
     raise InputError(
-        f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, or the path of a folder of images, "
-        "an .npy or .npz file, or a .txt list of images"
+        f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, "
+        "or the path of a folder of images, an .npy or .npz file, or a .txt list of images"
     )
 
 
 def is_folder_path(name: str) -> bool:
-    """Whether `name` means a path rather than a registered set: './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt'."""
+    """Say whether `name` means a path rather than a registered set.
+
+    Paths are './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt', and the name of a
+    folder that exists and is no registered set.
+    """
     return (
         name.lower().endswith(FILES)
         or "/" in name
@@ -62,24 +72,20 @@ def is_folder_path(name: str) -> bool:
 
 
 def _part_of(row: DatasetInfo, part: str) -> DatasetInfo:
-    """'fog' or 'fog:5' of a set that has parts."""
+    """Make the row of 'fog' or 'fog:5' of a set that has parts."""
     parts, severities = row.options.get("parts"), row.options.get("severities", 0)
     if not parts:
         raise InputError(f"data set '{row.name}' has no parts; write it without ':{part}'")
     kind, _, severity = part.partition(":")
     if kind not in parts:
         raise InputError(
-            f"data set '{row.name}' has no part '{kind}'{nearest(kind, parts)}; it has: {', '.join(parts)}"
+            f"data set '{row.name}' has no part '{kind}'{nearest(kind, parts)}; "
+            f"it has: {', '.join(parts)}"
         )
     if severity and severity not in map(str, range(1, severities + 1)):
-        raise InputError(
-            f"'{row.name}:{kind}' has "
-            + (
-                f"the severities 1 to {severities}, not '{severity}'"
-                if severities
-                else f"no severities ('{severity}')"
-            )
-        )
+        known = f"the severities 1 to {severities}, not '{severity}'"
+        none = f"no severities ('{severity}')"
+        raise InputError(f"'{row.name}:{kind}' has {known if severities else none}")
     share = len(parts) * (severities if severity else 1)
     return replace(
         row,
