@@ -1,19 +1,26 @@
-"""pytorch-ood's names and calls over our detectors: write ood.compat for pytorch_ood in a script and it runs.
+"""pytorch-ood's names and calls over our detectors.
 
-    from ood.compat.detector import EnergyBased, ViM                    # was: pytorch_ood.detector
-    from ood.compat.metrics import OODMetrics                           # was: pytorch_ood.metrics
+Write `ood.compat` for `pytorch_ood` in a script, and it runs:
+
+    from ood.compat.detector import EnergyBased, ViM  # was: pytorch_ood.detector
+    from ood.compat.metrics import OODMetrics  # was: pytorch_ood.metrics
 
     detector = ViM(model.features, d=64, w=model.fc.weight, b=model.fc.bias).fit(train_loader)
-    scores = detector(images)                                           # larger = OOD; also predict, predict_features, fit_features
+    scores = detector(images)  # larger = OOD
 
-The modules are api, detector, loss, metrics, utils and, for class centres, model; every name of theirs but the losses is here too. Not
-here are its data sets, benchmarks and networks (`ood.data`, configs/benchmarks and `models` take other arguments), the records of
-papers and licences that its classes carry (`info` is None), modules below pytorch_ood.detector, and the base classes BufferedMetric
-and StreamingMetric: a metric of your own derives from Metric.
+The modules are api, detector, loss, metrics, utils, and model for the class centres. This package
+also has every name of these modules except the losses. Left out are:
 
-Signatures, units (percentiles are fractions here) and shapes are those of pytorch-ood 0.4.0; the formulas are those of
-`ood.detectors`, with their docstrings. Where the two differ, ours holds (each docstring says how); rows with a negative label are
-never fitted. Scores are float64. AUPR is average precision here, a trapezoid there.
+- data sets, benchmarks and networks: `ood.data`, configs/benchmarks and `models` take other
+  arguments;
+- the records of papers and licences that its classes carry: `info` is None;
+- the modules below pytorch_ood.detector;
+- the base classes BufferedMetric and StreamingMetric: derive your own metric from Metric.
+
+Signatures, units and shapes are those of pytorch-ood 0.4.0; percentiles are fractions here. The
+formulas are those of `ood.detectors`, and their docstrings apply. Where the two libraries differ,
+ours holds, and the docstring says how. Rows with a negative label are never used to fit. Scores are
+float64. AUPR is average precision here, and a trapezoid there.
 """
 
 from ood.compat import api, detector, loss, metrics, model, utils

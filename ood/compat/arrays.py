@@ -1,4 +1,4 @@
-"""pytorch-ood's detectors of logits and of pooled features."""
+"""pytorch-ood's detectors on logits and on pooled features."""
 
 from __future__ import annotations
 
@@ -78,7 +78,11 @@ class WeightedEBO(LogitsDetector):
 
 
 class GEN(LogitsDetector):
-    """A sum over the classes, as in the paper; pytorch-ood takes their mean, with probabilities of at least 1e-7. M = None: all classes."""
+    """Generalised entropy, summed over the M largest classes as in the paper.
+
+    With M None it sums over all classes. pytorch-ood takes the mean over the classes, with
+    probabilities of at least 1e-7.
+    """
 
     hyperparameter_space = {
         "gamma": [0.01, 0.1, 0.5, 1, 2, 5, 10],
@@ -87,7 +91,7 @@ class GEN(LogitsDetector):
     fields = {"gamma": ("gamma", float), "M": ("top", lambda m: int(m or 1 << 30))}
 
     @staticmethod
-    def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:  # noqa: N803  (pytorch-ood's name)
+    def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:
         return direct("gen", logits, gamma=float(gamma), top=int(M or logits.shape[1]))
 
     def __init__(self, model, gamma: float = 0.1, M: int | None = None):
@@ -96,7 +100,7 @@ class GEN(LogitsDetector):
 
 
 class TemperatureScaling(MaxSoftmax):
-    """The optimal temperature; pytorch-ood's LBFGS stops before it."""
+    """Softmax at the temperature with the least cross-entropy; pytorch-ood's LBFGS stops early."""
 
     requires_fit = needs_labels = True
 
@@ -160,13 +164,14 @@ class GMM(FeaturesDetector):
 
 
 class KNN(FeaturesDetector):
-    """Exact search in tiles; scikit-learn's speed options (algorithm, leaf_size, n_jobs) are accepted and have nothing to do."""
+    """Distance to the k-th nearest training feature, by an exact search in tiles.
+
+    scikit-learn's options for speed (algorithm, leaf_size, n_jobs) are accepted without effect.
+    """
 
     requires_fit = True
-    hyperparameter_space, fields = (
-        {"k": [50, 100, 200, 500, 1000]},
-        {"k": ("k", int), "normalize": ("normalise", bool)},
-    )
+    hyperparameter_space = {"k": [50, 100, 200, 500, 1000]}
+    fields = {"k": ("k", int), "normalize": ("normalise", bool)}
 
     def __init__(self, encoder, k: int = 50, normalize: bool = True, **knn_kwargs):
         if set(knn_kwargs) - {"algorithm", "leaf_size", "n_jobs"}:
@@ -178,7 +183,10 @@ class KNN(FeaturesDetector):
 
 
 class _InBatches(FeaturesDetector):
-    """Its calls on arrays take pytorch-ood's `batch_size`, which has nothing to do: memory is bounded without it."""
+    """Accepts pytorch-ood's `batch_size` in calls on arrays, without effect.
+
+    Memory is bounded without it.
+    """
 
     @also(z="x", labels="y")
     def fit_features(
@@ -213,10 +221,8 @@ class fDBD(FeaturesDetector):  # noqa: N801  (pytorch-ood's name)
 
 class NCI(FeaturesDetector):
     requires_fit = True
-    hyperparameter_space, fields = (
-        {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]},
-        {"alpha": ("alpha", float)},
-    )
+    hyperparameter_space = {"alpha": [0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0]}
+    fields = {"alpha": ("alpha", float)}
 
     def __init__(self, encoder, head: nn.Linear, alpha: float = 0.0):
         super().__init__(detectors.create("nci"), encoder, head)
@@ -240,28 +246,28 @@ class SHE(_InBatches):
 
 class DICE(FeaturesDetector):
     requires_fit = True
-    hyperparameter_space, fields = (
-        {"p": [0.1, 0.3, 0.5, 0.7, 0.9]},
-        {"p": ("percentile", lambda p: fraction("p", p))},
-    )
+    hyperparameter_space = {"p": [0.1, 0.3, 0.5, 0.7, 0.9]}
+    fields = {"p": ("percentile", lambda p: fraction("p", p))}
 
     def __init__(self, encoder, w: Tensor, b: Tensor, p: float, detector=None):
-        super().__init__(
-            shaped("dice", detector), encoder, Head(w.detach().float(), b.detach().float())
-        )
+        head = Head(w.detach().float(), b.detach().float())
+        super().__init__(shaped("dice", detector), encoder, head)
         self.p = p
 
 
 class ViM(FeaturesDetector):
-    """A subspace of all D dimensions or more leaves nothing outside: fit takes D // 2 instead (pytorch-ood: beyond D only)."""
+    """Virtual logit from the part of the features outside a subspace of d dimensions.
+
+    A subspace of D dimensions leaves nothing outside. With d >= D, fit takes D // 2 instead.
+    pytorch-ood does so for d > D only.
+    """
 
     requires_fit = True
     hyperparameter_space, fields = {"d": [16, 32, 64, 128, 256, 512]}, {"d": ("dim", int)}
 
     def __init__(self, encoder, d: int, w: Tensor, b: Tensor):
-        super().__init__(
-            detectors.create("vim"), encoder, Head(w.detach().float(), b.detach().float())
-        )
+        head = Head(w.detach().float(), b.detach().float())
+        super().__init__(detectors.create("vim"), encoder, head)
         self.d = d
 
     def _fit(self, z: Tensor, labels: Tensor | None) -> Detector:
@@ -275,16 +281,12 @@ class LTS(FeaturesDetector):
 
     @staticmethod
     def scaling_factor(z: Tensor, p: float) -> Tensor:
-        """S (N,) of features (N, D): what the logits are multiplied with."""
+        """Factor S on the logits: features (N, D) -> (N,)."""
         if z.dim() != 2:
             raise ValueError(f"features must have shape (N, D), got {tuple(z.shape)}")
-        one = Outputs(
-            z,
-            z.new_zeros(len(z), 0),
-            labels_of(None, z),
-            lambda features: torch.ones_like(features[:, :1]),
-        )
-        return detectors.create("lts", share=fraction("p", p) / 100).logits(one)[:, 0]
+        ones = lambda features: torch.ones_like(features[:, :1])
+        batch = Outputs(z, z.new_zeros(len(z), 0), labels_of(None, z), ones)
+        return detectors.create("lts", share=fraction("p", p) / 100).logits(batch)[:, 0]
 
     def __init__(self, encoder, head, p: float = 0.05, detector=None):
         super().__init__(shaped("lts", detector), encoder, head)
@@ -295,9 +297,6 @@ class MCM(FeaturesDetector):
     fields = {"temperature": ("temperature", float)}
 
     def __init__(self, encoder, text_embeddings: Tensor, temperature: float = 1.0):
-        super().__init__(
-            detectors.create("mcm"),
-            encoder,
-            Head(text_embeddings, text_embeddings.new_zeros(len(text_embeddings))),
-        )
+        head = Head(text_embeddings, text_embeddings.new_zeros(len(text_embeddings)))
+        super().__init__(detectors.create("mcm"), encoder, head)
         self.text_embeddings, self.temperature = text_embeddings, temperature

@@ -1,4 +1,4 @@
-"""What pytorch-ood's kinds of detectors have in common, over our formulas."""
+"""pytorch-ood's kinds of detectors, built over our formulas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RequiresFittingException = NotFitted
 
 
 class ModelNotSetException(InputError):
-    """A call that needs the network on a detector that was made without one."""
+    """Raised when a call needs the network, and the detector was made without one."""
 
     def __init__(
         self, msg: str = "this call needs the network, and the detector was made without one"
@@ -28,14 +28,16 @@ class ModelNotSetException(InputError):
 
 
 def also(**names: str):
-    """Decorator: an argument is accepted under pytorch-ood's other names too, as in also(z="x"). They stand in `.also`."""
+    """Accept an argument under pytorch-ood's other names too, as in also(z="x"). A decorator.
+
+    The decorated function has the names in its attribute `also`.
+    """
 
     def decorate(method):
         @functools.wraps(method)
         def call(self, *arguments, **options):
-            return method(
-                self, *arguments, **{names.get(key, key): value for key, value in options.items()}
-            )
+            renamed = {names.get(key, key): value for key, value in options.items()}
+            return method(self, *arguments, **renamed)
 
         call.also = names
         return call
@@ -44,15 +46,16 @@ def also(**names: str):
 
 
 class Detector:
-    """What all share: fit(loader), predict(x), a call, to(device), hyper-parameters by pytorch-ood's names.
+    """Base class: fit(loader), predict(x), to(device), and hyper-parameters by pytorch-ood's names.
 
-    Ours wrap a formula of `ood.detectors`; `fields` says what pytorch-ood's hyper-parameters are called there. A subclass of your own
-    needs no formula: it sets `requires_fit` and writes predict, or the calls on arrays (fit_features, predict_logits, ...) alone.
+    Our detectors wrap a formula of `ood.detectors`. `fields` maps pytorch-ood's hyper-parameters to
+    the names of that formula. A subclass of your own needs no formula. It sets `requires_fit` and
+    defines predict, or only the calls on arrays (fit_features, predict_logits and so on).
     """
 
-    requires_fit: bool = False  # on the class, as in pytorch-ood
-    hyperparameter_space: dict[str, list] = {}  # what GridSearch tries
-    needs_labels: bool = False  # whether a fit on arrays is meaningless without labels
+    requires_fit: bool = False  # an attribute of the class, as in pytorch-ood
+    hyperparameter_space: dict[str, list] = {}  # values that GridSearch tries
+    needs_labels: bool = False  # whether a fit on arrays needs labels
     info = None
     fields: dict[str, tuple[str, Callable]] = {}
     formula: Formula | None = None
@@ -60,22 +63,16 @@ class Detector:
 
     def __init__(self, formula: Formula | None = None, source=None, head=None):
         self.formula, self.source, self.head = formula, source, head
-        if (
-            formula is not None and formula.requires_fit and not self.requires_fit
-        ):  # a shaping in front of a detector that is fitted
-            self.requires_fit = True
+        if formula is not None and formula.requires_fit:
+            self.requires_fit = True  # also where only the detector behind a shaping is fitted
 
     @property
     def device(self) -> torch.device | None:
-        """Where the network is; what `to` said when it has no parameters; else None."""
-        return next(
-            (
-                t.device
-                for module in self._modules()
-                for t in (*module.parameters(), *module.buffers())
-            ),
-            self._device,
-        )
+        """Device of the network. For one without parameters, what `to` was given, or None."""
+        for module in self._modules():
+            for tensor in (*module.parameters(), *module.buffers()):
+                return tensor.device
+        return self._device
 
     def to(self, device) -> Detector:
         self._device = torch.device(device)
@@ -87,7 +84,7 @@ class Detector:
         return self
 
     def _modules(self) -> Iterator[nn.Module]:
-        """Modules among the attributes: as they are, in lists, or behind a bound method such as model.features."""
+        """Modules among the attributes, in lists, and behind bound methods (model.features)."""
         for value in vars(self).values():
             for part in value if isinstance(value, (list, tuple)) else (value,):
                 part = getattr(part, "__self__", part)
@@ -101,7 +98,8 @@ class Detector:
         for name, value in kwargs.items():
             if name not in self.hyperparameter_space:
                 raise ValueError(
-                    f"unknown hyper-parameter '{name}' of {type(self).__name__}; known: {', '.join(self.hyperparameter_space)}"
+                    f"unknown hyper-parameter '{name}' of {type(self).__name__}; "
+                    f"known: {', '.join(self.hyperparameter_space)}"
                 )
             setattr(self, name, value)
         return self
@@ -116,35 +114,33 @@ class Detector:
         return self.predict(*arguments, **options)
 
     def fit(self, data_loader: Iterable) -> Detector:
-        """Run the network over (images, labels) and fit; a detector without anything to fit returns at once."""
+        """Run the network over a loader of (images, labels), and fit to the outputs.
+
+        A detector that needs no fit returns at once. Raises InputError for an empty loader.
+        """
         if not self.requires_fit:
             return self
         collected, labels = [], []
         with torch.no_grad():
             for batch in data_loader:
-                x, y = (
-                    batch
-                    if isinstance(batch, (list, tuple))
-                    else (batch, torch.zeros(len(batch), dtype=torch.long))
-                )
+                if not isinstance(batch, (list, tuple)):
+                    batch = batch, torch.zeros(len(batch), dtype=torch.long)
+                x, y = batch
                 collected.append(self._represent(x))
                 labels.append(torch.as_tensor(y).cpu())
         if not collected:
             raise InputError(f"{type(self).__name__}: the loader gave no batch to fit to")
-        parts = (
-            [torch.cat(p) for p in zip(*collected)]
-            if isinstance(collected[0], list)
-            else torch.cat(collected)
-        )
-        return self._learn(parts, torch.cat(labels))
+        if isinstance(collected[0], list):
+            return self._learn([torch.cat(part) for part in zip(*collected)], torch.cat(labels))
+        return self._learn(torch.cat(collected), torch.cat(labels))
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """(B,) scores of images, larger = OOD. The network is used as it is: call eval() on it."""
+        """Scores (B,) of images, larger = OOD. Call eval() on the network first."""
         return self._judge(self._represent(x))
 
     def _represent(self, x: Tensor):
-        """What the calls on arrays take, from images."""
+        """Turn images into what the calls on arrays take."""
         if self.source is None:
             raise ModelNotSetException(
                 f"{type(self).__name__} was made without a network: only its calls on arrays work"
@@ -155,11 +151,11 @@ class Detector:
         return x if self.device is None else x.to(self.device)
 
     def _learn(self, z, labels: Tensor) -> Detector:
-        """Fit on what `_represent` gives."""
+        """Fit to what `_represent` gives."""
         return self._fit(z, labels)
 
     def _judge(self, z) -> Tensor:
-        """Scores of what `_represent` gives."""
+        """Score what `_represent` gives."""
         return self._score(z)
 
     def _fit(self, z, labels: Tensor | None) -> Detector:
@@ -185,14 +181,14 @@ class Detector:
 
 
 def network_as(doc: str) -> property:
-    """The network under the name that a kind of detector has for it."""
+    """Make a property: the network, under the name that a kind of detector has for it."""
     return property(
         lambda self: self.source, lambda self, network: setattr(self, "source", network), doc=doc
     )
 
 
 class LogitsDetector(Detector):
-    """On logits (N, C), or (N, C, H, W) maps of them, which give (N, H, W) scores."""
+    """A detector on logits (N, C), or on maps (N, C, H, W), which give scores (N, H, W)."""
 
     model = network_as("images -> logits")
 
@@ -215,7 +211,7 @@ class LogitsDetector(Detector):
 
 
 class FeaturesDetector(Detector):
-    """On pooled features (N, D); `head` gives logits where a formula needs them."""
+    """A detector on pooled features (N, D). `head` gives logits where a formula needs them."""
 
     encoder = network_as("images -> pooled features")
 
@@ -237,18 +233,15 @@ class FeaturesDetector(Detector):
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         head = _head(self.head, z)
         with torch.no_grad():
-            return Outputs(
-                z,
-                head(z) if head is not None else z.new_zeros(len(z), 0),
-                labels_of(labels, z),
-                head,
-            )
+            logits = head(z) if head is not None else z.new_zeros(len(z), 0)
+        return Outputs(z, logits, labels_of(labels, z), head)
 
 
 class FeatureMapsDetector(Detector):
-    """On maps (N, C, H, W) before the pooling that `head` begins with; a shaping sees each image's map as one long vector.
+    """A detector on feature maps (N, C, H, W). `head` pools them and gives logits.
 
-    A head that gives a map of logits (N, C, h, w) gives a score per position, (N, h, w).
+    A shaping sees each image's map as one long vector. If the head gives maps of logits
+    (N, C, h, w), there is a score per position, (N, h, w).
     """
 
     backbone = network_as("images -> feature maps")
@@ -273,18 +266,15 @@ class FeatureMapsDetector(Detector):
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         if self.head is None:
             raise ModelNotSetException(
-                f"{type(self).__name__} was made without a head: it cannot turn feature maps into logits"
+                f"{type(self).__name__} was made without a head: "
+                "it cannot turn feature maps into logits"
             )
-        return Outputs(
-            z.flatten(1),
-            z.new_zeros(len(z), 0),
-            labels_of(labels, z),
-            _Function(lambda flat: self.head(flat.view(-1, *z.shape[1:]))),
-        )
+        head = _Function(lambda flat: self.head(flat.view(-1, *z.shape[1:])))
+        return Outputs(z.flatten(1), z.new_zeros(len(z), 0), labels_of(labels, z), head)
 
 
 class StructuredDetector(Detector):
-    """On several arrays at once, such as one per layer."""
+    """A detector on several arrays at once, such as one per layer."""
 
     model = network_as("the modules that give the arrays")
 
@@ -298,13 +288,13 @@ class StructuredDetector(Detector):
 
 
 class GradientDetector(Detector):
-    """On images, with gradients."""
+    """A detector on images, with gradients."""
 
     model = network_as("images -> logits")
 
 
 class _Function:
-    """A head that is no linear layer: it can only be called."""
+    """A head that is not a linear layer. It can only be called."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         self.function = function
@@ -315,7 +305,10 @@ class _Function:
 
 @dataclass(eq=False)
 class _Score(Formula):
-    """A function of logits (N, C, ...) as the detector behind a shaping; it notes the shape of one image's scores."""
+    """A function of logits (N, C, ...) that serves as the detector behind a shaping.
+
+    It keeps the shape of one image's scores in `_grid`.
+    """
 
     name = "function"
 
@@ -326,59 +319,62 @@ class _Score(Formula):
 
 
 def pixelwise(score: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Scores (N, ...) of logits (N, C, ...) from a score of rows (N, C)."""
+    """Scores (N, ...) of logits (N, C, ...), given a score of rows (N, C)."""
     if logits.dim() <= 2:
         return score(logits)
     return score(logits.movedim(1, -1).flatten(0, -2)).view(len(logits), *logits.shape[2:])
 
 
 def direct(name: str, logits: Tensor, **hyperparameters) -> Tensor:
-    """Scores of logits by one of our formulas, with their gradient: to stand behind a shaping or in a loss of your own."""
+    """Scores of logits by one of our formulas, with a gradient.
+
+    It can stand behind a shaping or in a loss of your own.
+    """
     formula = detectors.create(name, **hyperparameters)
-    return pixelwise(
-        lambda f: formula.score(Outputs(f.new_zeros(len(f), 0), f, labels_of(None, f), None)),
-        logits,
-    )
+
+    def score(rows: Tensor) -> Tensor:
+        return formula.score(
+            Outputs(rows.new_zeros(len(rows), 0), rows, labels_of(None, rows), None)
+        )
+
+    return pixelwise(score, logits)
 
 
 def shaped(name: str, detector, **hyperparameters) -> Formula:
-    """A shaping with the caller's score of logits: None for the energy, one of our names, or a function."""
-    formula = detectors.create(
-        name, **hyperparameters, **({"detector": detector} if isinstance(detector, str) else {})
-    )
+    """Make a shaping with a given score of logits behind it.
+
+    Args: detector: None for the energy, a name of ours, or a function of logits.
+    """
+    if isinstance(detector, str):
+        hyperparameters["detector"] = detector
+    formula = detectors.create(name, **hyperparameters)
     inner = formula.scorer
     if not inner.requires_fit:
+        by_rows = functools.partial(pixelwise, LogitsDetector(inner)._score)
         formula.scorer = _Score()
-        formula.scorer._function = (
-            detector
-            if callable(detector)
-            else functools.partial(pixelwise, LogitsDetector(inner)._score)
-        )
+        formula.scorer._function = detector if callable(detector) else by_rows
     return formula
 
 
 def _head(head, z: Tensor):
-    """What a formula may ask of a head: weight, bias and a call, where there are any."""
+    """A head for formulas: with weight and bias if it is linear, else one to be called."""
     if isinstance(head, nn.Linear):
-        bias = (
-            head.bias.detach() if head.bias is not None else head.weight.new_zeros(len(head.weight))
-        )
-        head = Head(head.weight.detach(), bias)
+        bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+        head = Head(head.weight.detach(), bias.detach())
     if isinstance(head, Head):
         return Head(head.weight.to(z), head.bias.to(z))
     return None if head is None else _Function(head)
 
 
 def labels_of(labels: Tensor | None, z: Tensor) -> Tensor:
-    return (
-        torch.zeros(len(z), dtype=torch.long, device=z.device)
-        if labels is None
-        else labels.to(z.device).long()
-    )
+    """Labels (N,) on the device of `z`; zeros where there are none."""
+    if labels is None:
+        return torch.zeros(len(z), dtype=torch.long, device=z.device)
+    return labels.to(z.device).long()
 
 
 def fraction(name: str, value: float) -> float:
-    """A fraction as our percentile. Raises ValueError for a percentile."""
+    """Turn a fraction into our percentile. Raises ValueError for a value outside [0, 1]."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a fraction between 0 and 1 here, got {value}")
     return 100.0 * value

@@ -1,4 +1,4 @@
-"""pytorch-ood's labels: at least 0 for known classes, below 0 for outliers."""
+"""pytorch-ood's labels: 0 and above for known classes, below 0 for outliers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def is_known(labels):
-    """Whether a label is that of a known class (>= 0); elementwise for arrays."""
+    """Whether a label names a known class (>= 0); elementwise for arrays."""
     return labels >= 0
 
 
@@ -19,14 +19,17 @@ def is_unknown(labels):
 
 
 def contains_known(labels: Tensor):
+    """Whether any label names a known class."""
     return is_known(labels).any()
 
 
 def contains_unknown(labels: Tensor):
+    """Whether any label marks an outlier."""
     return is_unknown(labels).any()
 
 
 def contains_known_and_unknown(labels: Tensor):
+    """Whether there are labels of both kinds."""
     return contains_known(labels) & contains_unknown(labels)
 
 
@@ -38,14 +41,18 @@ class ToUnknown:
 
 
 class ToRGB:
-    """An image transform: PIL images become RGB, everything else stays."""
+    """An image transform that makes PIL images RGB and leaves everything else as it is."""
 
     def __call__(self, x):
         return x.convert("RGB") if hasattr(x, "convert") else x
 
 
 class TargetMapping:
-    """A target transform for open sets: known classes become 0, 1, ... in their order, an unknown class c becomes -(c + 1), any other -1."""
+    """A target transform for open sets.
+
+    Known classes become 0, 1, ... in ascending order. An unknown class c becomes -(c + 1). Every
+    other class becomes -1.
+    """
 
     def __init__(self, known: Iterable[int], unknown: Iterable[int]):
         known, unknown = set(known), set(unknown)

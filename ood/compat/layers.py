@@ -1,4 +1,4 @@
-"""pytorch-ood's detectors of feature maps, of several layers, of gradients and of repeated passes."""
+"""pytorch-ood's detectors on feature maps, several layers, gradients and repeated passes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ class ASH(FeatureMapsDetector):
     def __init__(
         self, backbone, head, variant: str = "ash-s", percentile: float = 0.65, detector=None
     ):
-        super().__init__(
-            shaped("ash", detector, variant=variant.removeprefix("ash-")), backbone, head
-        )
+        formula = shaped("ash", detector, variant=variant.removeprefix("ash-"))
+        super().__init__(formula, backbone, head)
         self.percentile = percentile
 
 
@@ -53,7 +52,10 @@ class SCALE(FeatureMapsDetector):
 
 
 class ReAct(FeatureMapsDetector):
-    """With a threshold it scores at once; a fit puts the percentile of the training set in its place."""
+    """Clips activations at a threshold, which is given or found by a fit.
+
+    A fit replaces a given threshold by the percentile of the training set's activations.
+    """
 
     requires_fit = True
     hyperparameter_space = {"percentile": [0.85, 0.9, 0.95, 0.99]}
@@ -73,7 +75,10 @@ class ReAct(FeatureMapsDetector):
 
 
 class VRA(FeatureMapsDetector):
-    """Clips every position of the map to its own quantiles, as pytorch-ood does; the paper's form is our `vra`."""
+    """Clips every position of the map to its own quantiles, as pytorch-ood does.
+
+    The paper's form is our detector `vra`.
+    """
 
     requires_fit = True
     hyperparameter_space = {
@@ -97,7 +102,8 @@ class VRA(FeatureMapsDetector):
         self.lower_percentile, self.upper_percentile = lower_percentile, upper_percentile
         if lower_percentile > upper_percentile:
             raise ValueError(
-                f"lower_percentile ({lower_percentile}) must not exceed upper_percentile ({upper_percentile})"
+                f"lower_percentile is {lower_percentile}, upper_percentile is {upper_percentile}; "
+                "the lower one must not exceed the upper one"
             )
 
 
@@ -108,18 +114,17 @@ class RankFeat(FeatureMapsDetector):
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
         with torch.no_grad():
             logits = self.head(remove_rank1(z.detach().float()))
-        return Outputs(
-            z.new_zeros(len(z), 0),
-            logits,
-            labels_of(labels, z),
-            None,
-            scores={self.formula.key: logits},
-        )
+        scores = {self.formula.key: logits}
+        return Outputs(z.new_zeros(len(z), 0), logits, labels_of(labels, z), None, scores=scores)
 
 
 # several layers
 class MultiMahalanobis(StructuredDetector):
-    """`model`: modules that follow one another; each one's output, averaged over its map, is a stage."""
+    """Mahalanobis distances at several stages of a network.
+
+    `model` is a list of modules that follow one another. A stage is the output of a module,
+    averaged over its map.
+    """
 
     requires_fit = needs_labels = True
 
@@ -148,18 +153,22 @@ class MultiMahalanobis(StructuredDetector):
         return stages
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
-        return Outputs(
-            z[-1], z[-1].new_zeros(len(z[-1]), 0), labels_of(labels, z[-1]), None, taps=tuple(z)
-        )
+        last = z[-1]
+        logits = last.new_zeros(len(last), 0)
+        return Outputs(last, logits, labels_of(labels, last), None, taps=tuple(z))
 
 
 def _pooled(z: Tensor) -> Tensor:
-    """(N, C, ...) -> (N, C)."""
+    """Average over positions: (N, C, ...) -> (N, C)."""
     return z.flatten(2).mean(2) if z.dim() > 2 else z
 
 
 class Gram(StructuredDetector):
-    """`feature_layers` follow one another, `head` gives logits of the last one's output. Ranges are those of the predicted class."""
+    """Deviations of Gram matrices from the ranges seen for the predicted class.
+
+    `feature_layers` are modules that follow one another. `head` turns the last one's output into
+    logits.
+    """
 
     requires_fit = True
 
@@ -182,15 +191,13 @@ class Gram(StructuredDetector):
         return self._measure(self.head(x), maps)
 
     def _measure(self, logits: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        """[logits, the maps' widths as empty arrays and their Gram rows]: what fit and score need."""
+        """Give what fit and score need: logits, Gram rows, and an array as wide as each map."""
         if logits.shape[1] != self.num_classes:
             raise InputError(
                 f"Gram: num_classes is {self.num_classes}, the logits have {logits.shape[1]}"
             )
-        rows = torch.cat(
-            [gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers], 1
-        )
-        return [logits, rows, *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
+        rows = [gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers]
+        return [logits, torch.cat(rows, 1), *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
 
     def fit_structured(
         self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None
@@ -205,18 +212,12 @@ class Gram(StructuredDetector):
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
         logits, rows, *widths = z
-        return Outputs(
-            rows,
-            logits,
-            labels_of(labels, logits),
-            None,
-            taps=tuple(widths),
-            scores={self.formula.key: rows},
-        )
+        kept = {"taps": tuple(widths), "scores": {self.formula.key: rows}}
+        return Outputs(rows, logits, labels_of(labels, logits), None, **kept)
 
 
 class _Coverage(NAC):
-    """NAC of one layer, whose states z dKL/dz stand where features do."""
+    """NAC of one layer. Its states z dKL/dz take the place of features."""
 
     needs = frozenset({"features"})
 
@@ -225,11 +226,13 @@ class _Coverage(NAC):
 
 
 class NACUE(GradientDetector):
-    """`layers`: modules of `model` whose outputs are covered; the coverages of the layers are added up.
+    """Neuron activation coverage, added up over `layers`, which are modules of `model`.
 
-    m_bins, alpha and o_star are one value or one per layer. A map (B, C, H, W) is averaged to z and then multiplied with dKL/dz, and bins are
-    narrow around 1/2, as in the authors' code (pytorch-ood: product first, bins narrow at the ends), so an odd m_bins is one less; `feature_reduce` turns the product of any
-    output with its gradient into (B, N), by default by flattening it.
+    m_bins, alpha and o_star are one value, or one per layer. A map (B, C, H, W) is averaged to z
+    and then multiplied with dKL/dz. Bins are narrow around 1/2, so an odd m_bins loses one. Both
+    are as in the authors' code. pytorch-ood multiplies first, and its bins are narrow at the ends.
+    `feature_reduce` turns the product of an output and its gradient into (B, N). Without it, the
+    product is flattened.
     """
 
     requires_fit = True
@@ -246,9 +249,8 @@ class NACUE(GradientDetector):
     ):
         super().__init__(None, model)
         self.layers, self.feature_reduce = list(layers), feature_reduce
-        self.m_bins, self.alpha, self.o_star = (
-            self._per_layer(values) for values in (m_bins, alpha, o_star)
-        )
+        self.m_bins, self.alpha = self._per_layer(m_bins), self._per_layer(alpha)
+        self.o_star = self._per_layer(o_star)
         self.coverages = [
             _Coverage(int(m) // 2 * 2, float(a), float(o))
             for m, a, o in zip(self.m_bins, self.alpha, self.o_star)
@@ -260,21 +262,20 @@ class NACUE(GradientDetector):
         values = list(values) if isinstance(values, (list, tuple)) else [values] * len(self.layers)
         if len(values) != len(self.layers):
             raise InputError(
-                f"NACUE: {len(values)} values for {len(self.layers)} layers; give one, or one per layer"
+                f"NACUE: {len(values)} values for {len(self.layers)} layers; "
+                "give one, or one per layer"
             )
         return values
 
     def _represent(self, x: Tensor) -> list[Tensor]:
-        """z dKL/dz of every layer, (B, N_l)."""
+        """Compute z dKL/dz of every layer, (B, N_l)."""
         if self.source is None:
             raise ModelNotSetException("NACUE was made without a network")
         outputs: dict[int, Tensor] = {}
-        hooks = [
-            layer.register_forward_hook(
-                lambda module, inputs, output, i=i: outputs.update({i: output})
-            )
-            for i, layer in enumerate(self.layers)
-        ]
+        hooks = []
+        for i, layer in enumerate(self.layers):
+            keep = lambda module, inputs, output, i=i: outputs.update({i: output})
+            hooks.append(layer.register_forward_hook(keep))
         try:
             with torch.enable_grad():
                 x = self._here(x).detach()
@@ -287,11 +288,12 @@ class NACUE(GradientDetector):
         return [self._reduce(a.detach(), g) for a, g in zip(z, gradients)]
 
     def _reduce(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """States (B, N) of an output and its gradient."""
         if self.feature_reduce is not None:
             return self.feature_reduce(z * gradient)
-        return (
-            _pooled(z) * gradient.flatten(2).sum(2) if z.dim() == 4 else (z * gradient).flatten(1)
-        )
+        if z.dim() == 4:
+            return _pooled(z) * gradient.flatten(2).sum(2)
+        return (z * gradient).flatten(1)
 
     def _fit(self, z: list[Tensor], labels: Tensor | None) -> NACUE:
         for coverage, states in zip(self.coverages, z):
@@ -318,7 +320,10 @@ def odin_preprocessing(
     temperature: float = 1000.0,
     norm_std: list[float] | None = None,
 ) -> Tensor:
-    """x - eps * sign(gradient of criterion(model(x) / T, y)) / norm_std; a zero gradient counts as +1, as in the authors' code."""
+    """Move images: x - eps * sign(d criterion(model(x) / T, y) / dx) / norm_std.
+
+    A zero gradient counts as +1, as in the authors' code.
+    """
     if model is None:
         raise ModelNotSetException("ODIN needs a network")
     with torch.inference_mode(False), torch.enable_grad():
@@ -329,7 +334,7 @@ def odin_preprocessing(
 
 
 class _Direct(GradientDetector):
-    """A detector that does its work on the images themselves: it has nothing to fit."""
+    """A detector that works on the images themselves and has nothing to fit."""
 
     def fit(self, data_loader=None, **kwargs) -> Detector:
         return self
@@ -352,29 +357,16 @@ class ODIN(_Direct):
         norm_std: list[float] | None = None,
     ):
         super().__init__(detectors.create("msp"), model)
-        self.criterion, self.eps, self.temperature, self.norm_std = (
-            criterion,
-            eps,
-            temperature,
-            norm_std,
-        )
+        self.criterion, self.eps = criterion, eps
+        self.temperature, self.norm_std = temperature, norm_std
 
     def predict(self, x: Tensor) -> Tensor:
-        moved = odin_preprocessing(
-            self.source,
-            self._images(x),
-            None,
-            self.criterion,
-            self.eps,
-            self.temperature,
-            self.norm_std,
-        )
+        settings = (self.criterion, self.eps, self.temperature, self.norm_std)
+        moved = odin_preprocessing(self.source, self._images(x), None, *settings)
         with torch.no_grad():
             logits = self.source(moved) / self.temperature
-        return chunked_score(
-            self.formula,
-            Outputs(logits.new_zeros(len(logits), 0), logits, labels_of(None, logits), None),
-        )
+        features = logits.new_zeros(len(logits), 0)
+        return chunked_score(self.formula, Outputs(features, logits, labels_of(None, logits), None))
 
 
 class MahalanobisODIN(GradientDetector):
@@ -396,22 +388,21 @@ class MahalanobisODIN(GradientDetector):
             x = self._here(x).detach().clone().requires_grad_()
             features = self.source(x)
             std = tuple(self.norm_std or (1.0,) * x.shape[1])
-            return self.formula.score_images(
-                Pass(_Encoder(self.source), x, features, features, std)
-            ).detach()
+            images = Pass(_Encoder(self.source), x, features, features, std)
+            return self.formula.score_images(images).detach()
 
     _outputs = FeaturesDetector._outputs
 
 
 class _Encoder:
-    """Something whose `features` is an encoder."""
+    """An encoder as the method `features` of an object."""
 
     def __init__(self, encoder: Callable[[Tensor], Tensor]):
         self.features = encoder
 
 
 class _OverParameters(_Direct):
-    """What reads the gradients of the parameters that `param_filter` chooses."""
+    """A detector on the gradients of the parameters that `param_filter` chooses."""
 
     def __init__(self, formula, model: nn.Module, param_filter: Callable[[str], bool] | None):
         super().__init__(formula, model)
@@ -420,23 +411,26 @@ class _OverParameters(_Direct):
     def _gradients(
         self, x: Tensor, loss: Callable[[Tensor], Tensor], power: int, group: int
     ) -> Tensor:
-        """Sum of |gradient|^power over the chosen parameters, (B,), for at most `group` images at once."""
+        """Sum |gradient|^power over the chosen parameters, (B,), for `group` images at a time."""
         x = self._images(x)
         names = [name for name, _ in self.source.named_parameters()]
         if not any(map(self.param_filter, names)):
             raise InputError(
-                f"{type(self).__name__}: param_filter chooses none of the network's parameters: {', '.join(names[:5])}, ..."
+                f"{type(self).__name__}: param_filter chooses none of the network's parameters: "
+                f"{', '.join(names[:5])}, ..."
             )
-        return torch.cat(
-            [
-                squared_gradients(self.source, part, loss, power, self.param_filter)
-                for part in x.split(group)
-            ]
-        )
+        sums = [
+            squared_gradients(self.source, part, loss, power, self.param_filter)
+            for part in x.split(group)
+        ]
+        return torch.cat(sums)
 
 
 class GradNorm(_OverParameters):
-    """Over all parameters that `param_filter` chooses (the paper: the last weight, our `gradnorm` in closed form)."""
+    """Norm of the gradient over all parameters that `param_filter` chooses.
+
+    The paper takes the last weight. Our detector `gradnorm` has that in closed form.
+    """
 
     def __init__(
         self,
@@ -449,16 +443,12 @@ class GradNorm(_OverParameters):
         self.micro_batch_size, self.temperature = micro_batch_size, temperature
 
     def predict(self, x: Tensor) -> Tensor:
-        return -self._gradients(
-            x,
-            lambda logits: -(logits / self.temperature).log_softmax(1).mean(),
-            1,
-            self.micro_batch_size,
-        )
+        loss = lambda logits: -(logits / self.temperature).log_softmax(1).mean()
+        return -self._gradients(x, loss, 1, self.micro_batch_size)
 
 
 class GradUncertainty(_OverParameters):
-    """The softmax form with pytorch-ood's sign; the paper's is our `gradunc`."""
+    """The softmax form with pytorch-ood's sign. The paper's form is our detector `gradunc`."""
 
     def __init__(self, model: nn.Module, param_filter: Callable[[str], bool] | None = None):
         super().__init__(detectors.create("gradunc", output="softmax"), model, param_filter)
@@ -468,10 +458,12 @@ class GradUncertainty(_OverParameters):
 
 
 class MCD(Detector):
-    """Our `dropout`, with masks from torch's global generator, as in pytorch-ood.
+    """Monte Carlo dropout: our `dropout`, with masks from torch's global generator.
 
-    With batch_norm=False batch norm sees the batch's own statistics in every pass; the network and its running statistics are afterwards what
-    they were (pytorch-ood leaves them changed). Without dropout all passes agree: the variance is 0 for every image.
+    With batch_norm=True, batch norm keeps to its running statistics. With batch_norm=False it uses
+    those of the batch in every pass. The network and its running statistics are afterwards what
+    they were before; pytorch-ood leaves them changed. Without dropout layers all passes agree, and
+    the variance is 0 for every image.
     """
 
     model = network_as("images -> logits")
@@ -496,7 +488,10 @@ class MCD(Detector):
     def run(
         model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Maximum of the mean softmax, and its variance averaged over classes: (B,) each, or (B, H, W) for maps of logits."""
+        """Maximum of the mean softmax, and its variance averaged over the classes.
+
+        Returns: (B,) each, or (B, H, W) each where the network gives maps of logits.
+        """
         mean = spread = 0.0
         for n, p in enumerate(_softmaxes(model, x, samples, batch_norm), 1):
             change = p - mean
@@ -507,20 +502,19 @@ class MCD(Detector):
     @staticmethod
     @torch.no_grad()
     def run_mean(model: nn.Module, x: Tensor, samples: int, batch_norm: bool = True) -> Tensor:
-        """Mean softmax, (B, C) or (B, C, H, W)."""
+        """Mean softmax over the passes, (B, C) or (B, C, H, W)."""
         return sum(_softmaxes(model, x, samples, batch_norm)) / samples
 
 
 def _softmaxes(model: nn.Module, x: Tensor, samples: int, batch_norm: bool) -> Iterator[Tensor]:
-    """Softmax of `samples` passes in training mode; modes and running statistics are put back."""
+    """Softmax of `samples` passes in training mode. Restores modes and running statistics."""
     if model is None:
         raise ModelNotSetException("MCD needs a network")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    changed = (
-        []
-        if model.training
-        else [m for m in model.modules() if not m.training and not (batch_norm and m in norms)]
-    )
+    changed = []
+    if not model.training:
+        still = norms if batch_norm else []
+        changed = [m for m in model.modules() if not m.training and m not in still]
     kept = {tensor: tensor.clone() for m in norms for tensor in m.buffers()}
     for module in changed:
         module.training = True

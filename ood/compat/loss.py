@@ -1,6 +1,7 @@
-"""pytorch-ood's objective functions: those of `ood.losses`, which have its names and arguments.
+"""pytorch-ood's objective functions, which `ood.losses` has under its names and arguments.
 
-Where their docstrings name a difference, it is here too: the mean of OutlierExposureLoss is the paper's (balance="batch" is pytorch-ood's).
+The differences that `ood.losses` lists apply here too. The mean of OutlierExposureLoss, for
+example, is the paper's; balance="batch" gives pytorch-ood's.
 """
 
 from ood.losses import (

@@ -1,4 +1,4 @@
-"""The parts of pytorch_ood.model that hold no architecture; networks are in this repository's `models`."""
+"""Class centres of pytorch_ood.model. Networks are in `models` of this repository."""
 
 from ood.losses import ClassCenters, RunningCenters
 

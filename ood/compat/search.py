@@ -1,4 +1,7 @@
-"""pytorch-ood's grid search over a detector's hyper-parameters; `ood.evaluation.tuning` does it on cached outputs, also without OOD data."""
+"""pytorch-ood's grid search over the hyper-parameters of a detector.
+
+`ood.evaluation.tuning` searches on cached outputs, and does not need OOD data.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,24 @@ from ood.config import InputError
 
 
 class GridSearch:
-    """Every combination of `hyperparameter_space`, judged on a validation loader of ID and OOD images; the detector is left fitted with the best.
+    """Try all combinations of hyper-parameters, and leave the detector fitted with the best one.
 
-    The network runs once where the detector works on features or logits. Afterwards: best_params_, best_score_, results_.
+    For a detector on features or logits the network runs once over each loader. For any other it
+    runs once for every combination. A combination with a non-finite score is never the best; of
+    equal ones the first is taken. `run` fills three attributes: results_ has the score of every
+    combination, best_params_ and best_score_ belong to the best.
+
+    Args:
+        detector: what to tune.
+        fit_loader: batches (images, labels) to fit on; None for a detector that needs no fit.
+        val_loader: batches (images, labels) to judge on, with ID images and outliers.
+        hyperparameter_space: values to try by name; None: those that the detector proposes.
+        metric: has reset, update(scores=, labels=) and compute; None: OODMetrics.
+        metric_name: the entry of compute() that decides.
+        higher_is_better: whether that entry is maximised.
+        device: where the network runs.
+    Raises: InputError if there is nothing to search, if a loader to fit on is missing, if the
+        metric has no such entry, or if no combination has a finite score.
     """
 
     def __init__(
@@ -31,75 +49,98 @@ class GridSearch:
         higher_is_better: bool = True,
         device: str = "cpu",
     ):
-        self.detector, self.fit_loader, self.val_loader, self.device = (
-            detector,
-            fit_loader,
-            val_loader,
-            device,
-        )
         self.space = hyperparameter_space or detector.hyperparameter_space
         if not self.space or not all(self.space.values()):
             raise InputError(
-                f"GridSearch: {type(detector).__name__} has nothing to search, or an empty list of values: {self.space}; give hyperparameter_space"
+                f"GridSearch: {type(detector).__name__} has nothing to search: the values to try "
+                f"are {self.space}; give at least one for each name in hyperparameter_space"
             )
-        self.metric, self.metric_name, self.higher_is_better = (
-            metric or OODMetrics(),
-            metric_name,
-            higher_is_better,
-        )
-        self.best_params_, self.best_score_, self.results_ = None, None, []
+        self.detector, self.device = detector, device
+        self.fit_loader, self.val_loader = fit_loader, val_loader
+        self.metric, self.metric_name = metric or OODMetrics(), metric_name
+        self.higher_is_better = higher_is_better
+        self._forget()
+
+    def _forget(self) -> None:
+        self.results_: list[dict] = []
+        self.best_params_: dict | None = None
+        self.best_score_: float | None = None
 
     def run(self) -> dict:
-        self.detector.to(self.device)
-        self.detector.hyperparameter_space = self.space
-        if self.detector.requires_fit and self.fit_loader is None:
+        """Search, fit the best combination and return it."""
+        detector = self.detector
+        self._forget()
+        if detector.requires_fit and self.fit_loader is None:
             raise InputError("GridSearch: this detector is fitted, give fit_loader")
-        train = self._representations(self.fit_loader) if self.detector.requires_fit else []
-        validation = self._representations(self.val_loader)
+        detector.to(self.device)
+        detector.hyperparameter_space = self.space  # so that the detector accepts these names
+        on_outputs = isinstance(detector, (FeaturesDetector, LogitsDetector))
+        trial = _OnOutputs if on_outputs and detector.source is not None else _OnImages
+        trial = trial(detector, self.fit_loader, self.val_loader)
         for values in itertools.product(*self.space.values()):
             chosen = dict(zip(self.space, values))
-            score = self._score(chosen, train, validation)
-            self.results_.append({"params": chosen, "score": score})
-            gain = score if self.higher_is_better else -score
-            if math.isfinite(score) and (
-                self.best_score_ is None
-                or gain > (self.best_score_ if self.higher_is_better else -self.best_score_)
-            ):
-                self.best_params_, self.best_score_ = chosen, score
-        if self.best_params_ is None:
+            trial.fit(chosen)
+            self.results_.append({"params": chosen, "score": self._judge(trial.scores())})
+        finite = [found for found in self.results_ if math.isfinite(found["score"])]
+        if not finite:
             raise InputError("GridSearch: no combination gave a finite score")
-        self._fit(self.best_params_, train)
+        sign = 1 if self.higher_is_better else -1
+        best = max(finite, key=lambda found: sign * found["score"])
+        self.best_params_, self.best_score_ = best["params"], best["score"]
+        trial.fit(self.best_params_)
         return self.best_params_
 
-    def _representations(self, loader: Iterable) -> list[tuple[Tensor, Tensor]] | Iterable:
-        """[(features or logits, labels)] of all batches; the loader itself for other detectors."""
-        self.cached = (
-            isinstance(self.detector, (FeaturesDetector, LogitsDetector))
-            and self.detector.source is not None
-        )
-        if not self.cached:
-            return loader
-        with torch.no_grad():
-            return [(self.detector._represent(x), y) for x, y in loader]
-
-    def _fit(self, chosen: dict, train) -> None:
-        self.detector.set_hyperparameters(**chosen)
-        if self.detector.requires_fit and self.cached:
-            self.detector._learn(*(torch.cat(parts) for parts in zip(*train)))
-        elif self.detector.requires_fit:
-            self.detector.fit(train)
-
-    def _score(self, chosen: dict, train, validation) -> float:
-        self._fit(chosen, train)
+    def _judge(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Value of the metric over batches of (scores, labels); NaN if a score is not finite."""
         self.metric.reset()
-        for x, y in validation:
-            scores = self.detector._judge(x) if self.cached else self.detector.predict(x)
-            if not torch.isfinite(scores).all():
+        for scores, labels in batches:
+            if not scores.isfinite().all():
                 return math.nan
-            self.metric.update(scores=scores, labels=y)
-        found = self.metric.compute()
-        if self.metric_name not in found:
+            self.metric.update(scores=scores, labels=labels)
+        values = self.metric.compute()
+        if self.metric_name not in values:
             raise InputError(
-                f"GridSearch: the metric gives {', '.join(found)}, not {self.metric_name}"
+                f"GridSearch: the metric gives {', '.join(values)}, not {self.metric_name}"
             )
-        return float(found[self.metric_name])
+        return float(values[self.metric_name])
+
+
+class _OnImages:
+    """Fits and scores a detector by running it on images."""
+
+    def __init__(self, detector: Detector, fit_loader: Iterable | None, val_loader: Iterable):
+        self.detector, self.training, self.validation = detector, fit_loader, val_loader
+
+    def fit(self, chosen: dict) -> None:
+        """Set hyper-parameters, and fit if the detector needs it."""
+        self.detector.set_hyperparameters(**chosen)
+        if self.detector.requires_fit:
+            self._fit()
+
+    def _fit(self) -> None:
+        self.detector.fit(self.training)
+
+    def scores(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Iterate over (scores, labels) of the validation batches."""
+        for x, y in self.validation:
+            yield self.detector.predict(x), y
+
+
+class _OnOutputs(_OnImages):
+    """Fits and scores a detector on outputs of the network, which are computed once."""
+
+    def __init__(self, detector: Detector, fit_loader: Iterable | None, val_loader: Iterable):
+        def outputs(loader: Iterable) -> list[tuple[Tensor, Tensor]]:
+            with torch.no_grad():
+                return [(detector._represent(x), y) for x, y in loader]
+
+        training = outputs(fit_loader) if detector.requires_fit else None
+        super().__init__(detector, training, outputs(val_loader))
+
+    def _fit(self) -> None:
+        outputs, labels = zip(*self.training)
+        self.detector._learn(torch.cat(outputs), torch.cat(labels))
+
+    def scores(self) -> Iterable[tuple[Tensor, Tensor]]:
+        for outputs, y in self.validation:
+            yield self.detector._judge(outputs), y

@@ -1,4 +1,4 @@
-"""pytorch-ood's helpers: seeds, features of a loader, buffers of batches, class centres, labels and target transforms, GridSearch."""
+"""pytorch-ood's helpers: seeds, features, buffers, class centres, labels and grid search."""
 
 from __future__ import annotations
 
@@ -52,11 +52,12 @@ __all__ = [
 
 
 def fix_random_seed(seed: int = 12345) -> None:
+    """Seed torch, NumPy and `random`."""
     set_seed(seed)
 
 
 class TensorBuffer:
-    """Batches under names, detached and on one device; what comes out is concatenated."""
+    """Collects batches under names, detached and on one device, and concatenates them."""
 
     def __init__(self, device="cpu"):
         self.device, self._parts = device, {}
@@ -82,7 +83,7 @@ class TensorBuffer:
     __getitem__ = get
 
     def sample(self, key) -> Tensor:
-        """One of the batches, at random."""
+        """Pick one of the batches at random."""
         return self._parts[key][int(torch.randint(len(self._parts[key]), (1,)))]
 
     def clear(self) -> TensorBuffer:
@@ -98,14 +99,18 @@ class TensorBuffer:
 def extract_features(
     data_loader: Iterable, model: Callable[[Tensor], Tensor], device
 ) -> tuple[Tensor, Tensor]:
-    """What `model` gives for the ID images of a loader, flattened (N, D), and their labels (N,), on the CPU. device None: images stay where they are."""
+    """Run `model` over the ID images of a loader.
+
+    Args: device: where images are moved to. With None they stay where they are.
+    Returns: the flattened outputs (N, D) and the labels (N,), both on the CPU.
+    Raises: InputError if the loader has no ID image.
+    """
     buffer = TensorBuffer()
     for x, y in data_loader:
         known = is_known(y)
         if known.any():
-            buffer.append("features", model(x[known.to(x.device)].to(device)).flatten(1)).append(
-                "labels", y[known]
-            )
+            inside = x[known.to(x.device)].to(device)
+            buffer.append("features", model(inside).flatten(1)).append("labels", y[known])
     if buffer.is_empty():
         raise InputError("the loader has no ID image (label >= 0)")
     return buffer["features"], buffer["labels"]
@@ -114,12 +119,15 @@ def extract_features(
 def extract_feature_avg(
     data_loader: Iterable, model: Callable[[Tensor], Tensor], device
 ) -> tuple[Tensor, Tensor]:
-    """The same of feature maps (B, C, H, W), averaged over their positions: (N, C)."""
+    """Like extract_features, for feature maps (B, C, H, W): averages over positions, (N, C)."""
     return extract_features(data_loader, lambda x: model(x).mean((2, 3)), device)
 
 
 def drop_unknown(target: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows with a label >= 0, with a warning where others were."""
+    """Keep the rows with a label >= 0. Warns if there are others.
+
+    Raises: ValueError for labels of another shape than (B,).
+    """
     if target.dim() != 1:
         raise ValueError(f"labels must have shape (B,), got {tuple(target.shape)}")
     known = is_known(target)
@@ -131,27 +139,25 @@ def drop_unknown(target: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 def estimate_class_centers(
     embedding: Tensor, target: Tensor, num_centers: int | None = None
 ) -> Tensor:
-    """Mean embedding (K, D) of every class; zero for a class without rows."""
+    """Mean embedding (K, D) of every class. A class without rows has zeros."""
     target = target.to(embedding.device).long()
-    sums = embedding.new_zeros(int(num_centers or target.max() + 1), embedding.shape[1]).index_add(
-        0, target, embedding
-    )
-    return sums / torch.bincount(target, minlength=len(sums)).clamp(min=1)[:, None]
+    count = int(num_centers or target.max() + 1)
+    sums = embedding.new_zeros(count, embedding.shape[1]).index_add(0, target, embedding)
+    return sums / torch.bincount(target, minlength=count).clamp(min=1)[:, None]
 
 
 def pairwise_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
-    """Squared Euclidean distances (N, M)."""
-    return torch.cdist(
-        x, x if y is None else y, compute_mode="donot_use_mm_for_euclid_dist"
-    ).square()
+    """Squared Euclidean distances of x (N, D) to y (M, D), or to x itself: (N, M)."""
+    return torch_get_distances(x if y is None else y, x).square()
 
 
 def torch_get_distances(centers: Tensor, embeddings: Tensor) -> Tensor:
-    """Euclidean distances (N, K) of embeddings to centres."""
+    """Euclidean distances of embeddings (N, D) to centres (K, D): (N, K)."""
     return torch.cdist(embeddings, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def apply_reduction(tensor: Tensor, reduction: str | None) -> Tensor:
+    """Reduce to the mean or the sum, or not at all. Raises ValueError for another reduction."""
     if reduction not in ("mean", "sum", "none", None):
         raise ValueError(f"reduction is 'mean', 'sum' or 'none', got {reduction!r}")
     return tensor if reduction in ("none", None) else getattr(tensor, reduction)()
@@ -160,13 +166,15 @@ def apply_reduction(tensor: Tensor, reduction: str | None) -> Tensor:
 def temperature_calibration(
     logits: Tensor, labels: Tensor, lower: float = 0.2, upper: float = 5.0, eps: float = 0.0001
 ) -> float:
-    """The temperature in [lower, upper] with the least cross-entropy: our `temp_scaling`, which needs no `eps`."""
+    """Find the temperature in [lower, upper] with the least cross-entropy.
+
+    Detector `temp_scaling` finds the minimum exactly, so `eps` has no effect.
+    """
     logits, labels = torch.as_tensor(logits).detach(), torch.as_tensor(labels)
-    fitted = detectors.create("temp_scaling").fit(
-        Outputs(logits.new_zeros(len(logits), 0), logits, labels.long(), None)
-    )
-    return min(max(fitted.temperature, lower), upper)
+    batch = Outputs(logits.new_zeros(len(logits), 0), logits, labels.long(), None)
+    return min(max(detectors.create("temp_scaling").fit(batch).temperature, lower), upper)
 
 
 def to_np(x: Tensor) -> np.ndarray:
+    """Turn a tensor into an array."""
     return x.detach().cpu().numpy()
