@@ -1,11 +1,12 @@
-"""Evaluate OOD detectors: extract once, score with every detector, write metrics, tables and figures.
+"""Evaluate OOD detectors: extract once, score with every detector, write metrics and figures.
 
-    python3 eval_ood.py -config ./configs/dice_cifar10.json -checkpoint weights.pth.tar -device cuda:0
-    python3 eval_ood.py -config ./configs/mnist5k_small_cnn.json                    # newest run of that very configuration
-    python3 eval_ood.py -config ... -detectors msp energy dice:percentile=70 -datasets iSUN dtd -limit 1000
+    python3 eval_ood.py                                              # embedded images, newest run
+    python3 eval_ood.py -config ./configs/dice_cifar10.json -checkpoint weights.pth.tar
+    python3 eval_ood.py -config ... -detectors msp energy dice:percentile=70 -datasets iSUN dtd
+    python3 eval_ood.py -config ... -device cuda:0 -limit 1000       # a quick look
 
-Writes OUT_DIR/{metrics.csv, metrics.json, report.md, scores/<data set>.npz, figures/*.png}; a second run with other detectors
-reads the cached outputs and forwards nothing.
+Writes OUT_DIR/{metrics.csv, metrics.json, report.md, scores/<data set>.npz, figures/*.png}.
+The outputs of forward passes are kept: a second run with other detectors forwards nothing.
 """
 
 from __future__ import annotations
@@ -15,59 +16,39 @@ import sys
 from pathlib import Path
 
 import models
-from ood import cli, distributed, losses, methods, provenance
-from ood.config import Experiment, InputError, build, merge, read_json, split, to_dict
-from ood.data import Preprocess, info, load_benchmark
-from ood.detectors.base import possible
-from ood.evaluation import plots, report, scoring, uncertainty, workbench
-from ood.evaluation.workbench import make_detectors
-from ood.outputs import Cache
-from ood.training import pretraining
+from ood import cli, distributed, methods, provenance
+from ood.config import to_dict
+from ood.evaluation import options, plots, report, scoring, uncertainty, workbench
 
 parser = cli.Parser(
     "Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
-    "Exit code: 0 everything asked for was done, 2 bad input, 1 a run failed.",
+    "Exit code: 0 everything that was asked for is done, 2 bad input, 1 the run failed.",
 )
-parser.flag(
-    "-config",
-    help="JSON config: data set, architecture, benchmark, detectors",
-    default="./configs/mnist5k_small_cnn.json",
-)
+options.add(parser, "config")
 parser.flag(
     "-dataset",
     aliases=("-id_dataset",),
-    help="ID set, instead of the config's and the benchmark's: a registered name or an image folder",
+    help="ID set, instead of the one of config and benchmark: a registered name or an image folder",
 )
 parser.flag(
     "-num_classes",
     type=int,
-    help="classes of the network; default: the config's, else the data set's",
+    help="classes of the network; default: the config's, else those of the data set",
 )
-parser.flag(
-    "-checkpoint",
-    help="weight file of any known format; default: the newest run of this very configuration",
-)
-parser.flag("-checkpoint_name", help="run folder inside -checkpoints_dir, instead of -checkpoint")
+options.add(parser, "checkpoint", "checkpoint_name")
 parser.flag(
     "-detectors",
     nargs="+",
     metavar="NAME",
-    help="detectors, e.g. msp energy dice:percentile=70, or all; default: the config's, and the score of the loss that the network was trained with, where it has one",
+    help="detectors, e.g. msp energy dice:percentile=70, or all; default: the config's, "
+    "and the score that belongs to the network's loss, if it has one",
 )
-parser.flag(
-    "-datasets",
-    nargs="+",
-    metavar="NAME",
-    help="only these OOD sets of the benchmark; default: all",
-)
-parser.flag(
-    "-benchmark",
-    help="benchmark: a name in configs/benchmarks or a JSON file; default: the config's",
-)
+options.add(parser, "datasets", "benchmark")
 parser.flag(
     "-protocol",
     choices=("paper", "full"),
-    help="'paper' keeps the paper's limits on images per OOD set, 'full' ignores them; default: the config's, else paper",
+    help="paper: with the paper's limits on images per OOD set; full: without them; "
+    "default: the config's, else paper",
 )
 parser.flag(
     "-fw_layers",
@@ -77,145 +58,48 @@ parser.flag(
 )
 parser.flag(
     "-feature_mean",
-    help=".npy file with the mean training feature for dice; default: computed from the training set",
+    help=".npy file with the mean training feature, for dice; "
+    "default: computed from the training set",
 )
-parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+options.add(parser, "device", "batch_size")
 parser.flag(
-    "-batch_size",
-    type=int,
-    help="images per forward pass (on the CPU never more than fit its caches); default: the config's, else 256",
+    "-precision",
+    choices=("fp32", "bf16"),
+    help="precision of the backbone; default: the config's, else fp32",
 )
-parser.flag(
-    "-precision", choices=("fp32", "bf16"), help="of the backbone; default: the config's, else fp32"
-)
-parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
-parser.flag("-seed", type=int, help="of generated images; default: the config's, else 1")
-parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-parser.flag("-checkpoints_dir", help="where run folders are", default="./checkpoints")
-parser.flag(
-    "-cache_dir", help="where outputs of forward passes are kept; default: CHECKPOINTS_DIR/.outputs"
-)
-parser.flag("-no_cache", action="store_true", help="keep no outputs on disk", default=False)
-parser.flag(
-    "-download",
-    action="store_true",
-    help="fetch missing sets first (see scripts/download_data.py)",
-    default=False,
-)
+options.add(parser, "limit", "seed", *options.PLACES[1:], "download")
 parser.flag("-out_dir", help="folder of the results; default: ./results/<name of the config>")
 
 
 def main() -> None:
     flags = parser.parse_args()
 
-    # What to do: the config, overridden by flags. Everything that can be wrong is looked at before the first forward pass.
-    experiment, method, settings = read_config(flags)
-    detectors = make_detectors(experiment)
-    device = cli.choose_device(flags.device)
+    # What to do: the config, overridden by flags.
+    config = read_config(flags)
+    experiment = config.experiment
+    detectors = workbench.make_detectors(experiment)
+    context = options.context(models, flags)
     cli.set_seed(experiment.seed)
-    suite = load_benchmark(experiment.benchmark, experiment.protocol)
-    if flags.dataset:
-        suite = dataclasses.replace(suite, id_dataset=experiment.id_dataset)
-    if suite.id_dataset != experiment.id_dataset:
-        raise InputError(
-            f"benchmark '{suite.name}' is for {suite.id_dataset}, the config's id_dataset is {experiment.id_dataset}"
-        )
-    chosen = suite.select(experiment.datasets)
-    cli.log(
-        f"device {cli.describe_device(device)} | {experiment.id_dataset} | {experiment.arch} | {suite.name} | {', '.join([*detectors, *filter(None, [method and method.name])])}"
-    )
-    cache = (
-        None
-        if flags.no_cache
-        else Cache(flags.cache_dir or Path(flags.checkpoints_dir) / ".outputs")
-    )
+    names = [*detectors, *([config.method.name] if config.method else [])]
+    device = cli.describe_device(context.device)
+    said = (f"device {device}", experiment.id_dataset, experiment.arch, experiment.benchmark)
+    cli.log(" | ".join([*said, ", ".join(names)]))
 
     # The network, or the trained method with its classifier.
-    facts = info(experiment.id_dataset)
-    num_classes = experiment.num_classes or facts.num_classes
-    if num_classes is None:
-        raise InputError(
-            f"{flags.config}: num_classes is needed for the image folder '{experiment.id_dataset}'"
-        )
-    if method:
-        context = methods.Context(
-            models,
-            device,
-            flags.data_dir,
-            flags.checkpoints_dir,
-            download=flags.download,
-            limit=experiment.limit,
-            cache=cache,
-            progress=cli.progress,
-            log=cli.log,
-        )
-        weights = workbench.asked_for(experiment, flags.checkpoints_dir)
-        trained = method.load(settings, context, weights)
-        network, preprocess = trained.classifier, trained.preprocess
-        if network is None and detectors:
-            raise InputError(
-                f"method '{method.name}' has no classifier for detectors ({', '.join(detectors)}); leave -detectors out"
-            )
-    else:
-        trained, weights = None, workbench.weight_file(models, experiment, flags.checkpoints_dir)
-        cli.log(f"weights: {weights or 'of the architecture'}")
-        network, stored, objective = workbench.load_network(
-            models,
-            experiment,
-            num_classes,
-            suite.channels or facts.channels,
-            suite.size or facts.size,
-            weights,
-        )
-        preprocess = Preprocess(
-            experiment.mean or stored.get("mean") or suite.mean or facts.mean,
-            experiment.std or stored.get("std") or suite.std or facts.std,
-        )
-        own = None if flags.detectors else losses.own_score(network, objective)
-        if own:
-            detectors[own.name] = own
-
+    bench = workbench.prepare(context, config)
+    if "detectors" not in config.given:
+        detectors |= bench.own_score()
     if experiment.detectors == ("all",):
-        detectors, left_out = possible(detectors, network)
-        for why in left_out.values():
-            cli.log(f"left out of all: {why}")
+        detectors, _ = bench.possible(detectors)
 
     # The images: every set is found, counted and, when small, decoded before the network runs.
-    common = dict(
-        data_dir=flags.data_dir,
-        limit=experiment.limit,
-        seed=experiment.seed,
-        download=flags.download,
-    )
-    test = suite.load_id("test", **common)
-    check_classes(test, num_classes)
-    ood = [
-        scoring.TestSet(e.dataset, suite.load_ood(e, len(test), **common), e.group or "", e.label)
-        for e in chosen.entries
-    ]
-    train = (
-        suite.load_id("train", **common)
-        if any(d.requires_fit for d in detectors.values())
-        else None
-    )
+    test, ood = bench.images("test"), bench.ood()
+    train = bench.training_images(detectors)
 
     # One pass per set, then arrays only.
     result = scoring.evaluate(
-        network,
-        train,
-        test,
-        ood,
-        detectors,
-        preprocess,
-        methods={trained.name: trained} if trained else {},
-        device=device,
-        batch_size=experiment.batch_size,
-        precision=experiment.precision,
-        cache=cache,
-        progress=cli.progress,
-        log=cli.log,
+        bench.passes, train, test, ood, detectors, methods=bench.methods, log=cli.log
     )
-
     if not distributed.first():
         return
     for line in result.advice:
@@ -223,16 +107,6 @@ def main() -> None:
 
     # The report.
     out_dir = Path(flags.out_dir or Path("results") / Path(flags.config).stem)
-    labels = {e.name: e.label for e in ood if e.label}
-    figures = plots.score_histograms(
-        plots.by_detector(result.scores), test.name, out_dir / "figures" / "scores.png", labels
-    )
-    figures += plots.roc_curves(
-        plots.by_detector(result.scores), test.name, out_dir / "figures" / "roc.png", labels=labels
-    )
-    if hasattr(trained, "figures"):
-        with distributed.solo():
-            figures += trained.figures(out_dir, [test, *(e.images for e in ood)])
     report.write_scores(out_dir, result.scores)
     made = report.Report(
         result.rows,
@@ -240,7 +114,7 @@ def main() -> None:
             ["python3", *sys.argv],
             to_dict(experiment),
             experiment.seed,
-            cli.describe_device(device),
+            device,
             result.digests,
             result.seconds,
         ),
@@ -251,13 +125,13 @@ def main() -> None:
         setting={
             "config": flags.config,
             "network": experiment.arch,
-            "weights": weights or "of the method's newest run",
-            "benchmark": f"{suite.name} ({experiment.protocol} protocol)",
+            "weights": bench.weights or "of the method's newest run",
+            "benchmark": f"{bench.suite.name} ({experiment.protocol} protocol)",
         },
-        labels=labels,
-        datasets=tuple(e.dataset for e in suite.entries),
-        figures=tuple(figures),
-        notes=notes(suite, result),
+        labels={entry.name: entry.label for entry in ood if entry.label},
+        datasets=tuple(entry.dataset for entry in bench.suite.entries),
+        figures=draw(out_dir, bench, test, ood, result),
+        notes=notes(bench.suite, result),
         uncertainty=uncertainty.summarise(result.scores, test.name),
         costs=result.costs,
     )
@@ -266,77 +140,44 @@ def main() -> None:
     cli.log(f"report: {out_dir / 'report.md'}")
 
 
-def read_config(flags):
-    """(Experiment, method class or None, its Settings or None) from the config file and the flags."""
-    values = read_json(flags.config)
-    if (
-        "method" not in values and "ood_dataset" in values and "loss" not in values
-    ):  # the heatmap authors' own files
-        values["method"] = "heatmap"
-    method = methods.get(values["method"]) if "method" in values else None
-    for_evaluation, for_method = split(
-        values, method.Settings if method else pretraining.Settings, flags.config
+def read_config(flags) -> workbench.Config:
+    """The config file with the flags in it."""
+    config = workbench.read_config(
+        flags.config,
+        workbench.flagged(flags),
+        find_method=methods.get,
+        method_overrides={"fw_layers": flags.fw_layers},
     )
-    names = (
-        "num_classes",
-        "checkpoint",
-        "checkpoint_name",
-        "detectors",
-        "datasets",
-        "benchmark",
-        "protocol",
-        "batch_size",
-        "precision",
-        "limit",
-        "seed",
-    )
-    overrides = {"id_dataset": flags.dataset, **{name: getattr(flags, name) for name in names}}
-    experiment = build(Experiment, merge(for_evaluation, overrides), flags.config)
-    for name in ("batch_size", "limit"):
-        if getattr(experiment, name) is not None and getattr(experiment, name) < 1:
-            raise InputError(f"-{name} is {getattr(experiment, name)}; it must be at least 1")
-    if flags.feature_mean:
-        experiment = with_feature_mean(experiment, flags.feature_mean)
-    return (
-        experiment,
-        method,
-        build(method.Settings, merge(for_method, {"fw_layers": flags.fw_layers}), flags.config)
-        if method
-        else None,
-    )
-
-
-def with_feature_mean(experiment: Experiment, file: str) -> Experiment:
-    """`experiment` in which every dice detector reads its mean from `file`."""
-    arguments = {name: dict(values) for name, values in experiment.detector_args.items()}
+    if not flags.feature_mean:
+        return config
+    arguments = {name: dict(args) for name, args in config.experiment.detector_args.items()}
     for name in ("dice", "dice_react"):
-        arguments.setdefault(name, {})["feature_mean"] = file
-    return dataclasses.replace(experiment, detector_args=arguments)
+        arguments.setdefault(name, {})["feature_mean"] = flags.feature_mean
+    experiment = dataclasses.replace(config.experiment, detector_args=arguments)
+    return dataclasses.replace(config, experiment=experiment)
 
 
-def check_classes(images, num_classes: int) -> None:
-    if images.num_classes is not None and images.num_classes != num_classes:
-        raise InputError(
-            f"{images.name} has {images.num_classes} classes, the config says num_classes {num_classes}; they must agree"
-        )
+def draw(out_dir: Path, bench, test, ood, result: scoring.Result) -> tuple[Path, ...]:
+    """Write the figures and return their paths."""
+    scores, folder = plots.by_detector(result.scores), out_dir / "figures"
+    labels = {entry.name: entry.label for entry in ood if entry.label}
+    figures = plots.score_histograms(scores, test.name, folder / "scores.png", labels)
+    figures += plots.roc_curves(scores, test.name, folder / "roc.png", labels=labels)
+    if hasattr(bench.trained, "figures"):
+        with distributed.solo():
+            figures += bench.trained.figures(out_dir, [test, *(entry.images for entry in ood)])
+    return tuple(figures)
 
 
-def notes(suite, result) -> tuple[str, ...]:
-    """Sentences below the tables: what the benchmark says of itself, and every accuracy."""
-    accuracies = ", ".join(
-        f"{name} {100 * value:.2f} %" for name, value in result.accuracies.items()
-    )
-    return tuple(
-        filter(
-            None,
-            (
-                suite.notes,
-                f"Accuracy on the ID test set: {accuracies}." if len(result.accuracies) > 1 else "",
-                result.diagnosis and f"ID features: {result.diagnosis.text()}.",
-                *(f"Advice: {line}." for line in result.advice),
-            ),
-        )
-    )
+def notes(suite, result: scoring.Result) -> tuple[str, ...]:
+    """Sentences below the tables: what the benchmark says of itself, accuracies, advice."""
+    found = [suite.notes] if suite.notes else []
+    if len(result.accuracies) > 1:
+        shares = (f"{name} {100 * share:.2f} %" for name, share in result.accuracies.items())
+        found.append(f"Accuracy on the ID test set: {', '.join(shares)}.")
+    if result.diagnosis:
+        found.append(f"ID features: {result.diagnosis.text()}.")
+    return (*found, *(f"Advice: {line}." for line in result.advice))
 
 
 if __name__ == "__main__":

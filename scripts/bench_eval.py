@@ -32,10 +32,8 @@ sys.path[:0] = [str(ROOT)]
 import models
 from ood import cli, detectors
 from ood.data import Preprocess, info, load
-from ood.evaluation import (
-    measurements,
-    scoring,
-)
+from ood.evaluation import measurements, scoring
+from ood.evaluation.passes import Passes
 from ood.outputs import CPU_PIXELS
 
 OURS = (
@@ -137,15 +135,13 @@ def main() -> None:
 
     def ours():
         made = {n: detectors.create(detectors.parse(n)[0], **detectors.parse(n)[1]) for n in names}
+        passes = Passes(network, preprocess, device=device, batch_size=flags.batch_size)
         return scoring.evaluate(
-            network,
+            passes,
             train,
             test,
             [scoring.TestSet("ood", ood)],
             made,
-            preprocess,
-            device=device,
-            batch_size=flags.batch_size,
         )
 
     def bare():

@@ -24,10 +24,8 @@ sys.path[:0] = [str(ROOT)]
 import models
 from ood import cli, detectors, losses
 from ood.data import Preprocess, load_benchmark
-from ood.evaluation import (
-    measurements,
-    scoring,
-)
+from ood.evaluation import measurements, scoring
+from ood.evaluation.passes import Passes
 from ood.outputs import Cache
 
 DETECTORS = ("msp", "energy")
@@ -101,15 +99,15 @@ def main() -> None:
             stored = models.checkpoints.read(folder / "best.pt").meta
             network = models.build(**stored["arch"])
             models.checkpoints.load_into(network, folder / "best.pt")
+            normal = stored["preprocess"]
+            preprocess = Preprocess(normal["mean"], normal["std"])
+            cache = Cache(work / ".outputs")
             result = scoring.evaluate(
-                network,
+                Passes(network, preprocess, device=device, cache=cache),
                 None,
                 test,
                 ood,
                 {d: detectors.create(d) for d in DETECTORS},
-                Preprocess(stored["preprocess"]["mean"], stored["preprocess"]["std"]),
-                device=device,
-                cache=Cache(work / ".outputs"),
             )
             accuracies[name].append(next(iter(result.accuracies.values())))
             for row in result.rows:

@@ -1,18 +1,20 @@
-"""Choose hyper-parameters of detectors on outputs of one pass per set: against a validation OOD set, or without any OOD data.
+"""Choose hyper-parameters of detectors, with or without OOD data, from one pass per data set.
 
-    python3 scripts/tune_detector.py -config ./configs/mnist5k_small_cnn.json -detectors ash knn vim                    # pseudo-outliers
-    python3 scripts/tune_detector.py -config ./configs/mnist5k_small_cnn.json -detectors ash knn -validation letters    # and a real set
-    python3 scripts/tune_detector.py ... -detectors "knn:k=[1,5,10,20]"                                                 # own values
+    python3 scripts/tune_detector.py -detectors ash knn vim                  # pseudo-outliers
+    python3 scripts/tune_detector.py -detectors ash knn -validation letters  # and a real set
+    python3 scripts/tune_detector.py -detectors "knn:k=[1,5,10,20]"          # own values
 
-Pseudo-outliers are noise, jigsaws of ID images and left-out classes. A share of the ID test images validates; the rest and the benchmark's
-OOD sets only say how good the choices were: the regret is the AUROC that a choice lost against the best candidate on test.
-Writes OUT_DIR/tuning.json and tuning.md.
+Pseudo-outliers are noise, jigsaws of ID images, and classes that are left out. A share of the ID
+test images validates. The other ID test images and the OOD sets of the benchmark choose nothing;
+they show how good the choices were. The regret of a choice is the AUROC that it lost against the
+best candidate on these test sets. Writes OUT_DIR/tuning.json and tuning.md.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,37 +22,28 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 import models
-from ood import cli, detectors, files, provenance
+from ood import cli, detectors, files, methods, provenance
 from ood.config import InputError
 from ood.data import load
+from ood.data.images import ImageSet
 from ood.detectors import ImageDetector
-from ood.evaluation import (
-    measurements,
-    pseudo,
-    report,
-    tuning,
-    workbench,
-)
-from ood.outputs import Cache
+from ood.evaluation import measurements, options, pseudo, report, tuning, workbench
 
 parser = cli.Parser(
-    "Choose hyper-parameters of detectors.", "Exit code: 0 done, 2 bad input, 1 a run failed."
+    "Choose hyper-parameters of detectors.", "Exit code: 0 done, 2 bad input, 1 the run failed."
 )
-parser.flag(
-    "-config",
-    help="JSON config: data set, architecture, benchmark",
-    default="./configs/mnist5k_small_cnn.json",
-)
+options.add(parser, "config")
 parser.flag(
     "-detectors",
     nargs="+",
     metavar="NAME",
-    help="detectors; name:key=[v1,v2] gives values of its own",
+    help="detectors; name:key=[v1,v2] tries these values only",
     default=["ash", "react", "dice", "knn", "vim"],
 )
 parser.flag(
     "-validation",
-    help="a data set with OOD images to validate on (its images must not be among the test sets'); default: none",
+    help="a data set of OOD images to validate on; its images must not be among the test sets'; "
+    "default: none",
 )
 parser.flag(
     "-validation_split", choices=("train", "test"), help="split of -validation", default="train"
@@ -63,41 +56,44 @@ parser.flag(
     help=f"pseudo-outliers: {', '.join(pseudo.KINDS)}; default: all of them",
 )
 parser.flag("-share", type=float, help="share of the ID test images that validates", default=0.2)
-parser.flag(
-    "-datasets",
-    nargs="+",
-    metavar="NAME",
-    help="only these OOD sets of the benchmark; default: all",
-)
-parser.flag(
-    "-checkpoint",
-    help="weight file of any known format; default: the newest run of this very configuration",
-)
-parser.flag("-checkpoint_name", help="run folder inside -checkpoints_dir, instead of -checkpoint")
-parser.flag("-limit", type=int, help="at most so many images per set (a quick look); default: all")
-parser.flag(
-    "-batch_size", type=int, help="images per forward pass; default: the config's, else 256"
-)
-parser.flag(
-    "-seed",
-    type=int,
-    help="of the choice of validation images and of pseudo-outliers; default: the config's, else 1",
-)
-parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-parser.flag("-checkpoints_dir", help="where run folders are", default="./checkpoints")
-parser.flag(
-    "-cache_dir", help="where outputs of forward passes are kept; default: CHECKPOINTS_DIR/.outputs"
-)
-parser.flag("-no_cache", action="store_true", help="keep no outputs on disk", default=False)
-parser.flag(
-    "-download", action="store_true", help="fetch sets that torchvision can fetch", default=False
-)
+options.add(parser, "datasets", "checkpoint", "checkpoint_name", "limit", "batch_size", "seed")
+options.add(parser, *options.PLACES, "download")
 parser.flag(
     "-out_dir",
     help="folder of tuning.json and tuning.md; default: ./results/<name of the config>_tuning",
 )
 parser.flag("-record", metavar="NAME", help="also write docs/data/NAME.json for docs/results.md")
+
+PROTOCOL = (
+    "Every candidate is fitted and scored on the same cached outputs. Pseudo-outliers: uniform and "
+    "Gaussian noise, 4 x 4 jigsaws of ID validation images, and classes left out of head and "
+    "training set in five folds (not for detectors that work on images). Regret: AUROC on the test "
+    "sets of the best candidate there, minus the AUROC of the choice, in points. One network; on "
+    "another one the choices and regrets differ."
+)
+
+
+@dataclass
+class Sets:
+    """The image sets of a search.
+
+    Attributes:
+        train: ID images that detectors are fitted to.
+        known, rest: ID test images that validate, and the others, which only test.
+        pseudo, validation: {name: OOD images to choose by}: made ones, a real set.
+        ood: the OOD sets of the benchmark, which only test.
+        left_out: whether left-out classes are among the pseudo-outliers.
+        folds: {taps: what `pseudo.left_out` gives}, filled when a detector needs them.
+    """
+
+    train: ImageSet
+    known: ImageSet
+    rest: ImageSet
+    pseudo: dict[str, ImageSet]
+    validation: dict[str, ImageSet]
+    ood: list
+    left_out: bool
+    folds: dict = field(default_factory=dict)
 
 
 def main() -> None:
@@ -105,275 +101,221 @@ def main() -> None:
     if not 0 < flags.share < 1:
         raise InputError(f"-share is {flags.share}; it must be a fraction between 0 and 1")
     asked = [read(text) for text in flags.detectors]
-    experiment = workbench.read_experiment(
-        flags.config,
-        **{
-            key: getattr(flags, key)
-            for key in ("checkpoint", "checkpoint_name", "seed", "limit", "batch_size")
-        },
-    )
-    device = cli.choose_device(flags.device)
+    overrides = workbench.flagged(flags)
+    config = workbench.read_config(flags.config, overrides, find_method=methods.get)
+    experiment = config.experiment
+    context = options.context(models, flags)
     cli.set_seed(experiment.seed)
-    cli.log(
-        f"device {cli.describe_device(device)} | {experiment.id_dataset} | {experiment.arch} | {', '.join(name for name, _, _ in asked)}"
-    )
-    cache = (
-        None
-        if flags.no_cache
-        else Cache(flags.cache_dir or Path(flags.checkpoints_dir) / ".outputs")
-    )
-    bench = workbench.prepare(
-        models,
-        experiment,
-        device=device,
-        data_dir=flags.data_dir,
-        checkpoints_dir=flags.checkpoints_dir,
-        cache=cache,
-        download=flags.download,
-        progress=cli.progress,
-        log=cli.log,
-    )
-
+    device = cli.describe_device(context.device)
+    names = ", ".join(name for name, _, _ in asked)
+    cli.log(f"device {device} | {experiment.id_dataset} | {experiment.arch} | {names}")
+    bench = workbench.prepare_classifier(context, config)
+    asked = [
+        (name, space, {**experiment.detector_args.get(name, {}), **fixed})
+        for name, space, fixed in asked
+    ]
     for name, _, fixed in asked:
-        tuning.made(name, {}, {**experiment.detector_args.get(name, {}), **fixed}).check(
-            bench.network
-        )
+        tuning.made(name, {}, fixed).check(bench.network)
 
-    # Image sets: training, validation (ID, pseudo-outliers, a real set), test.
-    train, test, ood = bench.images("train"), bench.images("test"), bench.ood(flags.datasets)
-    order = np.random.default_rng(experiment.seed).permutation(len(test))
-    held = max(1, round(flags.share * len(test)))
-    known, rest = test.subset(np.sort(order[:held])), test.subset(np.sort(order[held:]))
-    kinds = tuple(flags.pseudo or pseudo.KINDS)
-    sets = {"pseudo": pseudo.image_sets(known, kinds, experiment.seed), "validation": {}}
-    if flags.validation:
-        sets["validation"] = {
-            flags.validation: load(
-                flags.validation, flags.validation_split, **bench.sources, **bench.recipe
-            ).as_outliers()
-        }
-    cli.log(
-        f"validation: {len(known)} ID images against {', '.join([*sets['pseudo'], *(['left-out classes'] if 'left_out' in kinds else []), *sets['validation']])}; "
-        f"test: {len(rest)} ID images against {', '.join(e.name for e in ood)}"
-    )
-
-    results, folds_of = [], {}
+    sets = load_sets(bench, flags)
+    results = []
     for name, space, fixed in asked:
-        probe = tuning.made(name, {}, {**experiment.detector_args.get(name, {}), **fixed})
-        fixed, taps = {**experiment.detector_args.get(name, {}), **fixed}, "taps" in probe.needs
-        on_images, measures = (
-            isinstance(probe, ImageDetector),
-            getattr(probe, "measures_train", False),
-        )
-        if "left_out" in kinds and not on_images and taps not in folds_of:
-            folds_of[taps] = pseudo.left_out(
-                bench.outputs(train, (), taps), bench.outputs(known, (), taps), seed=experiment.seed
-            )
-        folds = [] if on_images else folds_of.get(taps, [])
-        trained = bench.outputs(train, [probe] if measures else [], taps)
-        grid = tuning.candidates(
-            name, trained, space, fixed, min([len(trained), *(len(part) for part, _, _ in folds)])
-        )
-        beside = tuning.image_candidates(name, grid, trained, fixed)
-        if measures:
-            trained = bench.outputs(train, beside, taps)
-        passes = {
-            key: bench.outputs(images, beside, taps)
-            for key, images in {
-                "known": known,
-                "rest": rest,
-                **sets["pseudo"],
-                **sets["validation"],
-                **{f"test {e.name}": e.images for e in ood},
-            }.items()
-        }
-        made = {
-            "pseudo": {key: passes[key] for key in sets["pseudo"]},
-            "validation": {key: passes[key] for key in sets["validation"]},
-        }
-        on_test = tuning.tune(
-            name,
-            trained,
-            passes["rest"],
-            {e.name: passes[f"test {e.name}"] for e in ood},
-            grid=grid,
-            fixed=fixed,
-        )
-        usual = {key: probe.hyperparameters()[key] for key in grid[0]} == grid[
-            0
-        ]  # whether the default is possible here
-        found = {"default": tuning.Search(name, grid[:1], on_test.aurocs[:1])} if usual else {}
-        if made["pseudo"] or folds:
-            found["pseudo"] = tuning.tune(
-                name,
-                trained,
-                passes["known"],
-                made["pseudo"],
-                grid=grid,
-                fixed=fixed,
-                left_out=folds,
-            )
-        if flags.validation:
-            found["validation"] = tuning.tune(
-                name, trained, passes["known"], made["validation"], grid=grid, fixed=fixed
-            )
-        results.append(summary(name, on_test, found))
+        results.append(search(bench, sets, name, space, fixed))
         cli.log(line(results[-1]))
 
     out_dir = Path(flags.out_dir or Path("results") / f"{Path(flags.config).stem}_tuning")
-    table = as_table(results, flags.validation, len(rest), ood)
-    text = (
-        f"# Hyper-parameters for {experiment.id_dataset}\n\n"
-        + files.markdown_table(table["columns"], table["rows"])
-        + "\n\n"
-        + table["caption"]
-        + "\n"
-    )
+    table = as_table(results, flags.validation, len(sets.rest), sets.ood)
+    text = [
+        f"# Hyper-parameters for {experiment.id_dataset}",
+        files.markdown_table(table["columns"], table["rows"]),
+        table["caption"],
+    ]
     made = provenance.provenance(
         ["python3", *sys.argv],
         vars(flags),
         experiment.seed,
-        device,
-        {"network": bench.digest, "test": test.digest},
+        context.device,
+        {"network": bench.digest, "test": bench.images("test").digest},
         {},
     )
-    files.write_text(
-        out_dir / "tuning.json",
-        json.dumps(files.plain({"detectors": results, "provenance": made}), indent=1) + "\n",
-    )
-    files.write_text(out_dir / "tuning.md", text)
+    content = files.plain({"detectors": results, "provenance": made})
+    files.write_text(out_dir / "tuning.json", json.dumps(content, indent=1) + "\n")
+    files.write_text(out_dir / "tuning.md", "\n\n".join(text) + "\n")
     cli.log(f"written: {out_dir / 'tuning.md'}")
     if flags.record:
-        words = [
-            "python3 scripts/tune_detector.py",
-            f"-config {flags.config}",
-            f"-detectors {' '.join(flags.detectors)}",
-        ]
-        words += [
-            f"-{name} {getattr(flags, name)}"
-            for name in ("validation", "checkpoint_name")
-            if getattr(flags, name)
-        ]
         path = measurements.write(
             flags.record,
             page="results",
             order=520,
             title=f"Hyper-parameters without OOD data: {experiment.id_dataset}",
             tables=[table],
-            command=" ".join(words),
-            device=cli.describe_device(device),
+            command=command(flags),
+            device=device,
             seeds=[experiment.seed],
             text=[PROTOCOL],
         )
         cli.log(f"record: {path}")
 
 
-PROTOCOL = (
-    "Every candidate is fitted and scored on the same cached outputs. Pseudo-outliers: uniform and Gaussian noise, 4 x 4 jigsaws of ID validation images, and "
-    "classes left out of head and training set in five folds (not for detectors that work on images). Regret: AUROC on the test sets of the best candidate there, "
-    "minus that of the choice, in points. One network; on another one the choices and regrets differ."
-)
+def load_sets(bench: workbench.Workbench, flags) -> Sets:
+    """Load every image set: for training, validation (ID, pseudo-outliers, a real set) and test."""
+    seed = bench.experiment.seed
+    train, test, ood = bench.images("train"), bench.images("test"), bench.ood()
+    order = np.random.default_rng(seed).permutation(len(test))
+    held = max(1, round(flags.share * len(test)))
+    known, rest = test.subset(np.sort(order[:held])), test.subset(np.sort(order[held:]))
+    kinds = tuple(flags.pseudo or pseudo.KINDS)
+    made, validation = pseudo.image_sets(known, kinds, seed), {}
+    if flags.validation:
+        images = load(flags.validation, flags.validation_split, **bench.reading, **bench.recipe)
+        validation[flags.validation] = images.as_outliers()
+    left_out = "left_out" in kinds
+    against = [*made, *(["left-out classes"] if left_out else []), *validation]
+    cli.log(
+        f"validation: {len(known)} ID images against {', '.join(against)}; "
+        f"test: {len(rest)} ID images against {', '.join(entry.name for entry in ood)}"
+    )
+    return Sets(train, known, rest, made, validation, ood, left_out)
+
+
+def search(bench, sets: Sets, name: str, space, fixed: dict) -> dict:
+    """Try all candidates of one detector; the summary of every way of choosing."""
+    probe = tuning.made(name, {}, fixed)
+    taps, on_images = "taps" in probe.needs, isinstance(probe, ImageDetector)
+    measures = getattr(probe, "measures_train", False)
+    folds = left_out_folds(bench, sets, taps) if sets.left_out and not on_images else []
+
+    # The candidates, and one pass per set that serves them all.
+    trained = bench.outputs(sets.train, [probe] if measures else [], taps)
+    smallest = min([len(trained), *(len(part) for part, _, _ in folds)])
+    grid = tuning.candidates(name, trained, space, fixed, smallest)
+    beside = tuning.image_candidates(name, grid, trained, fixed)
+    if measures:
+        trained = bench.outputs(sets.train, beside, taps)
+
+    def passes(images: dict) -> dict:
+        return {key: bench.outputs(part, beside, taps) for key, part in images.items()}
+
+    known, rest = (bench.outputs(images, beside, taps) for images in (sets.known, sets.rest))
+    made, validation = passes(sets.pseudo), passes(sets.validation)
+    test = passes({entry.name: entry.images for entry in sets.ood})
+
+    # Every candidate on the test sets, then the choice of each way.
+    on_test = tuning.tune(name, trained, rest, test, grid=grid, fixed=fixed)
+    found, usual = {}, probe.hyperparameters()
+    if {key: usual[key] for key in grid[0]} == grid[0]:  # the default is possible here
+        found["default"] = tuning.Search(name, grid[:1], on_test.aurocs[:1])
+    if made or folds:
+        found["pseudo"] = tuning.tune(
+            name, trained, known, made, grid=grid, fixed=fixed, left_out=folds
+        )
+    if validation:
+        found["validation"] = tuning.tune(name, trained, known, validation, grid=grid, fixed=fixed)
+    return summary(name, on_test, found)
+
+
+def left_out_folds(bench, sets: Sets, taps: bool) -> list:
+    """What `pseudo.left_out` gives, computed once per kind of outputs."""
+    if taps not in sets.folds:
+        trained, known = (bench.outputs(part, (), taps) for part in (sets.train, sets.known))
+        sets.folds[taps] = pseudo.left_out(trained, known, seed=bench.experiment.seed)
+    return sets.folds[taps]
+
+
+def command(flags) -> str:
+    """The command that rebuilds the record."""
+    words = [
+        "python3 scripts/tune_detector.py",
+        f"-config {flags.config}",
+        f"-detectors {' '.join(flags.detectors)}",
+    ]
+    for name in ("validation", "checkpoint_name"):
+        if getattr(flags, name):
+            words.append(f"-{name} {getattr(flags, name)}")
+    return " ".join(words)
 
 
 def read(text: str) -> tuple[str, dict | None, dict]:
     """'knn:k=[5,10],normalise=false' -> (name, space or None, fixed hyper-parameters)."""
     name, values = detectors.parse(text)
-    detectors.create(
-        name, **{key: value for key, value in values.items() if not isinstance(value, list)}
-    )
-    name = type(detectors.create(name)).name
     space = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    fixed = {key: value for key, value in values.items() if key not in space}
+    detectors.create(name, **fixed)
     for key in space:
         detectors.create(name, **{key: space[key][0]})
-    return (
-        name,
-        space or None,
-        {key: value for key, value in values.items() if not isinstance(value, list)},
-    )
+    return type(detectors.create(name)).name, space or None, fixed
 
 
 def summary(name: str, on_test: tuning.Search, found: dict[str, tuning.Search]) -> dict:
-    """Plain values of one detector: each way of choosing, what it chose, its AUROC on test and its regret."""
-    best = int(on_test.criterion.argmax())
-    return {
-        "detector": name,
-        "candidates": [
-            {
-                **c,
-                "test": t,
-                **{
-                    way: s.aurocs[i]
-                    for way, s in found.items()
-                    if len(s.candidates) > i and way != "default"
-                },
-            }
-            for i, (c, t) in enumerate(zip(on_test.candidates, on_test.aurocs))
-        ],
-        "ways": {
-            way: {
-                "chosen": tuning.spelled(name, s.best),
-                "auroc": float(on_test.criterion[s.chosen]),
-                "regret": tuning.regret(s, on_test),
-            }
-            for way, s in found.items()
-        },
-        "oracle": {
-            "chosen": tuning.spelled(name, on_test.candidates[best]),
-            "auroc": float(on_test.criterion[best]),
-        },
+    """One detector as plain values: what each way chose, its AUROC on test and its regret."""
+    best, candidates = int(on_test.criterion.argmax()), []
+    for i, (candidate, aurocs) in enumerate(zip(on_test.candidates, on_test.aurocs)):
+        searched = {
+            way: search.aurocs[i]
+            for way, search in found.items()
+            if way != "default" and len(search.candidates) > i
+        }
+        candidates.append({**candidate, "test": aurocs, **searched})
+    ways = {
+        way: {
+            "chosen": tuning.spelled(name, search.best),
+            "auroc": float(on_test.criterion[search.chosen]),
+            "regret": tuning.regret(search, on_test),
+        }
+        for way, search in found.items()
     }
+    oracle = {
+        "chosen": tuning.spelled(name, on_test.candidates[best]),
+        "auroc": float(on_test.criterion[best]),
+    }
+    return {"detector": name, "candidates": candidates, "ways": ways, "oracle": oracle}
 
 
 def line(result: dict) -> str:
+    """One line for the log."""
     ways = "; ".join(
         f"{way}: {w['chosen']} AUROC {100 * w['auroc']:.2f} (regret {100 * w['regret']:.2f})"
         for way, w in result["ways"].items()
     )
-    return f"{result['detector']}: {len(result['candidates'])} candidates; {ways}; best on test: {result['oracle']['chosen']} {100 * result['oracle']['auroc']:.2f}"
+    best = f"{result['oracle']['chosen']} {100 * result['oracle']['auroc']:.2f}"
+    count = len(result["candidates"])
+    return f"{result['detector']}: {count} candidates; {ways}; best on test: {best}"
 
 
 def as_table(results: list[dict], validation: str | None, count: int, ood) -> dict:
-    ways = [
-        ("default", "default"),
-        ("pseudo", "without OOD data"),
-        *([("validation", f"against {validation}")] if validation else []),
-    ]
-    ways = [(way, title) for way, title in ways if any(way in r["ways"] for r in results)]
+    """The table of a record: a row per detector, two columns per way of choosing, the means."""
+    ways = {"default": "default", "pseudo": "without OOD data"}
+    ways |= {"validation": f"against {validation}"} if validation else {}
+    ways = {way: title for way, title in ways.items() if any(way in r["ways"] for r in results)}
+
+    def chosen(found: dict) -> str:
+        return f"{found['chosen'].partition(':')[2]}: {100 * found['auroc']:.2f}"
+
+    def mean(values) -> str:
+        return f"{100 * np.mean(list(values)):.2f}"
+
     rows = []
-    for r in results:
-        cells = [r["detector"], str(len(r["candidates"]))]
-        for way, _ in ways:
-            w = r["ways"].get(way)
+    for result in results:
+        cells = [result["detector"], str(len(result["candidates"]))]
+        for way in ways:
+            found = result["ways"].get(way)
             cells += (
-                [
-                    f"{w['chosen'].partition(':')[2]}: {100 * w['auroc']:.2f}",
-                    f"{100 * w['regret']:.2f}",
-                ]
-                if w
-                else [report.MISSING] * 2
+                [chosen(found), f"{100 * found['regret']:.2f}"] if found else [report.MISSING] * 2
             )
-        rows.append(
-            [*cells, f"{r['oracle']['chosen'].partition(':')[2]}: {100 * r['oracle']['auroc']:.2f}"]
-        )
-    mean = ["mean", ""]
-    for way, _ in ways:
-        own = [r["ways"][way] for r in results if way in r["ways"]]
-        mean += [
-            f"{100 * np.mean([w['auroc'] for w in own]):.2f}",
-            f"{100 * np.mean([w['regret'] for w in own]):.2f}",
-        ]
-    rows.append([*mean, f"{100 * np.mean([r['oracle']['auroc'] for r in results]):.2f}"])
-    caption = f"AUROC in %, mean over {', '.join(e.label or e.name for e in ood)}, {count:,} ID test images that chose nothing; regret in points"
-    return {
-        "caption": caption,
-        "columns": [
-            "detector",
-            "candidates",
-            *(c for _, title in ways for c in (title, "regret")),
-            "best on test",
-        ],
-        "rows": rows,
-    }
+        rows.append([*cells, chosen(result["oracle"])])
+    last = ["mean", ""]
+    for way in ways:
+        own = [result["ways"][way] for result in results if way in result["ways"]]
+        last += [mean(found[key] for found in own) for key in ("auroc", "regret")]
+    rows.append([*last, mean(result["oracle"]["auroc"] for result in results)])
+    sets = ", ".join(entry.label or entry.name for entry in ood)
+    caption = (
+        f"AUROC in %, mean over {sets}, {count:,} ID test images that chose nothing; "
+        "regret in points"
+    )
+    titles = [text for title in ways.values() for text in (title, "regret")]
+    columns = ["detector", "candidates", *titles, "best on test"]
+    return {"caption": caption, "columns": columns, "rows": rows}
 
 
 if __name__ == "__main__":

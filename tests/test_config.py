@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ood.config import InputError, build, merge, nearest, read_json
-from ood.evaluation.workbench import make_detectors, read_experiment
+from ood.evaluation.workbench import make_detectors, read_config
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def test_every_evaluation_config_is_valid():
     for file in sorted((ROOT / "configs").glob("*.json")):
         values = read_json(file)
         if "benchmark" in values and "method" not in values:
-            experiment = read_experiment(file)
+            experiment = read_config(file).experiment
             assert make_detectors(experiment)
             assert load_benchmark(experiment.benchmark).id_dataset == experiment.id_dataset
             found += 1

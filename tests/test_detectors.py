@@ -20,6 +20,7 @@ from ood.detectors.base import NotFitted, aliases, chunked_score, possible
 from ood.detectors.shaping import Shaping, contribution_mask
 from ood.evaluation import scoring
 from ood.evaluation.diagnosis import advice, diagnose
+from ood.evaluation.passes import Passes
 from ood.outputs import Head, Outputs, Pass, extract
 
 IMAGE_DETECTORS = [
@@ -365,12 +366,11 @@ def test_what_cannot_work_with_a_network_is_said_before_the_pass():
     ):
         with pytest.raises(InputError, match=words):
             scoring.evaluate(
-                network,
+                Passes(network, Preprocess((0.5,), (0.25,))),
                 images,
                 images,
                 [scoring.TestSet("x", images)],
                 {name: made(name)},
-                Preprocess((0.5,), (0.25,)),
             )
     kept, left_out = possible({name: made(name) for name in detectors.names()}, network)
     assert (

@@ -11,6 +11,7 @@ from ood import detectors
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.evaluation import scoring
+from ood.evaluation.passes import Passes
 from ood.outputs import Cache, cached, content_key, extract, network_digest
 
 NAMES = ("msp", "maxlogit", "energy", "odin", "react", "dice")
@@ -50,15 +51,11 @@ class Counter:
 def run(network, preprocess, names=NAMES, cache=None, **options):
     made = {n: detectors.create(n) for n in names}
     return scoring.evaluate(
-        network,
+        Passes(network, preprocess, batch_size=16, cache=cache, **options),
         images(60, 1, "id"),
         images(40, 2, "id"),
         [scoring.TestSet("a", images(30, 3, "a")), scoring.TestSet("b", images(20, 4, "b"))],
         made,
-        preprocess,
-        batch_size=16,
-        cache=cache,
-        **options,
     )
 
 
@@ -162,16 +159,14 @@ def test_bf16_is_close(network, preprocess):
 
 
 def test_batch_size_does_not_matter(network, preprocess):
-    small, large = (run(network, preprocess), scoring.evaluate)
+    small = run(network, preprocess)
     made = {n: detectors.create(n) for n in NAMES}
-    other = large(
-        network,
+    other = scoring.evaluate(
+        Passes(network, preprocess, batch_size=64),
         images(60, 1, "id"),
         images(40, 2, "id"),
         [scoring.TestSet("a", images(30, 3, "a"))],
         made,
-        preprocess,
-        batch_size=64,
     )
     for name in NAMES:
         np.testing.assert_allclose(

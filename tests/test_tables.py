@@ -14,6 +14,7 @@ from ood import detectors, metrics
 from ood.data import Preprocess
 from ood.detectors import distances
 from ood.evaluation import report, scoring, uncertainty
+from ood.evaluation.passes import Passes
 from ood.outputs import Cache
 
 
@@ -25,12 +26,11 @@ def result():
     }
     novel = gratings(50, 3, novel=True)
     return scoring.evaluate(
-        Gratings().eval(),
+        Passes(Gratings().eval(), Preprocess((0.5,), (0.25,))),
         gratings(60, 0),
         gratings(40, 1),
         [scoring.TestSet("novel", novel), scoring.TestSet("again", gratings(30, 5, True))],
         made,
-        Preprocess((0.5,), (0.25,)),
     )
 
 
@@ -60,15 +60,13 @@ def test_cost_inside_the_pass_is_measured_and_missing_where_the_cache_had_it(tmp
     slow(type(detectors.create("gram")))
 
     def run(*names):
+        preprocess = Preprocess((0.5,), (0.25,))
         return scoring.evaluate(
-            Gratings().eval(),
+            Passes(Gratings().eval(), preprocess, batch_size=10, cache=Cache(tmp_path)),
             gratings(60, 0),
             gratings(40, 1),
             [scoring.TestSet("novel", gratings(30, 3, novel=True))],
             {name: detectors.create(name) for name in names},
-            Preprocess((0.5,), (0.25,)),
-            batch_size=10,
-            cache=Cache(tmp_path),
         )
 
     torch.manual_seed(0)

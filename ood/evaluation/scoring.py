@@ -1,209 +1,127 @@
-"""Scores every detector on every set of a benchmark, with one forward pass per set."""
+"""Score every detector on every set of a benchmark, with one forward pass per set."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import nn
 
-from ood import distributed, metrics
+from ood import distributed
 from ood.detectors import Detector, ImageDetector
 from ood.detectors.base import chunked_score, size
+from ood.evaluation import report
 from ood.evaluation.diagnosis import Diagnosis, advice, diagnose
-from ood.outputs import Cache, Head, Outputs, extract, network_digest
+from ood.evaluation.passes import Passes
+from ood.outputs import Outputs
 
 
 @dataclass
 class TestSet:
-    """One OOD test set as a benchmark names it."""
+    """One OOD test set, as a benchmark names it.
 
-    name: str  # of the data set: file names, the `dataset` column
-    images: object  # ImageSet
-    group: str = ""  # near, far, or nothing
-    label: str = ""  # as the paper prints it
+    Attributes:
+        name: of the data set, used in file names and in the column `dataset`.
+        images: an ImageSet.
+        group: "near", "far" or "".
+        label: as the paper prints it.
+    """
+
+    name: str
+    images: object
+    group: str = ""
+    label: str = ""
 
 
 @dataclass
 class Result:
-    rows: list[dict]  # one per detector and OOD set, the columns of metrics.csv
-    scores: dict[str, dict[str, np.ndarray]]  # {data set: {detector: (N,)}}, the ID set first
-    accuracies: dict[
-        str, float
-    ]  # on the ID test set: of the classifier, of each method that classifies
-    digests: dict[str, str]  # of the network and of each data set
+    """What an evaluation found.
+
+    Attributes:
+        rows: one per detector and OOD set, with the columns of metrics.csv.
+        scores: {data set: {detector: (N,)}}, the ID set first.
+        accuracies: on the ID test set, as fractions: of the classifier ("classifier") and of each
+            method that classifies.
+        digests: {"network" or data set: hex digest}.
+        seconds: {stage: seconds}.
+        costs: {label: {"fit_seconds", "ms_per_image", "mib", "in_pass"}}. Milliseconds are those
+            beyond the shared pass; "mib" is the size of the fitted state. A detector that works
+            inside the pass ("in_pass") is charged with its part of it; None where a cache held
+            its scores, so that nothing was measured.
+        diagnosis: of the ID features.
+        advice: sentences about detectors whose assumptions do not hold.
+    """
+
+    rows: list[dict]
+    scores: dict[str, dict[str, np.ndarray]]
+    accuracies: dict[str, float]
+    digests: dict[str, str]
     seconds: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, dict] = field(
-        default_factory=dict
-    )  # {label: {"fit_seconds", "ms_per_image" beyond the shared pass, "mib" fitted, "in_pass"}};
-    #                                                        of an "in_pass" detector with its part of the pass, None where a cache held it
-    diagnosis: Diagnosis | None = None  # of the ID features
-    advice: list[str] = field(default_factory=list)  # where a detector's assumption does not hold
+    costs: dict[str, dict] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
+    advice: list[str] = field(default_factory=list)
 
 
 def evaluate(
-    network: nn.Module | None,
+    passes: Passes,
     train,
     test,
     ood: list[TestSet],
     detectors: dict[str, Detector],
-    preprocess,
     *,
     methods: dict | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 256,
-    precision: str = "fp32",
-    cache: Cache | None = None,
-    progress: Callable[..., Iterable] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Fit the detectors on the ID training images and score the ID test images against every OOD set.
+    """Fit the detectors on ID training images and score the ID test images against every OOD set.
+
+    Of several processes, each one forwards its share of every set. Only the first one fits and
+    scores detectors, and only it gets a complete Result.
 
     Args:
-        network: the classifier; None when there are only methods.
+        passes: how images become outputs.
         train: ImageSet of ID training images; None when no detector has to be fitted.
         test: ImageSet of ID test images.
-        detectors: {label: detector}; the label becomes the `detector` column.
-        methods: {label: trained method}, anything with score(images) -> (N,): scored beside the detectors, in passes of their own.
-        cache: of forward passes; a second run with other detectors forwards nothing.
+        ood: the OOD sets.
+        detectors: {label: detector}; the label becomes the column `detector`.
+        methods: {label: trained method}, anything with score(images) -> (N,). They are scored
+            beside the detectors, in passes of their own.
+        log: takes one line per pass.
 
-    Of several processes each forwards its share of every set; rank 0 alone fits and scores detectors and has a complete Result.
     Raises: InputError for a detector that cannot work with this network, before the first pass.
     """
+    methods = methods or {}
     for detector in detectors.values():
-        detector.check(network)
-    started, seconds, methods = time.perf_counter(), {}, methods or {}
-    digests = {"network": network_digest(network)} if detectors else {}
-    image_detectors = [d for d in detectors.values() if isinstance(d, ImageDetector)]
-    taps = any("taps" in d.needs for d in detectors.values())
+        detector.check(passes.network)
+    work = _Work(passes, detectors, methods, log)
 
-    @contextmanager
-    def timed(stage: str):
-        begun = time.perf_counter()
-        yield
-        seconds[stage] = time.perf_counter() - begun
-
-    def outputs_of(images, name: str, perturbing=()) -> Outputs:
-        with timed(f"pass over {name}"):
-            outputs = extract(
-                network,
-                images,
-                preprocess,
-                device=device,
-                batch_size=batch_size,
-                precision=precision,
-                taps=taps,
-                digest=digests["network"],
-                image_detectors=perturbing,
-                cache=cache,
-                progress=progress
-                and (lambda batches, **k: progress(batches, name, unit="images", **k)),
-            )
-        took = seconds[f"pass over {name}"]
-        log(
-            f"{name}: {len(images)} images in {took:.1f} s ({len(images) / max(took, 1e-9):.0f} images/s)"
-        )
-        return outputs
-
-    spent: dict[str, dict[str, float | None]] = {
-        label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)
-    }
-
-    @contextmanager
-    def charged(label: str, what: str):
-        begun = time.perf_counter()
-        yield
-        charge(label, what, time.perf_counter() - begun)
-
-    def charge(label: str, what: str, took: float | None) -> None:
-        so_far = spent[label][what]
-        spent[label][what] = None if so_far is None or took is None else so_far + took
-
-    def scores_of(images, outputs: Outputs | None) -> dict[str, np.ndarray]:
-        found = {}
-        for label, detector in detectors.items() if distributed.first() else ():
-            if isinstance(detector, ImageDetector):
-                charge(label, "score", outputs.seconds.get(detector.key))
-            with charged(label, "score"):
-                found[label] = chunked_score(detector, outputs).numpy()
-        for label, method in methods.items():
-            with timed(f"{label} on {images.name}"), charged(label, "score"):
-                found[label] = method.score(images).double().cpu().numpy()
-        return found
-
-    to_fit = any(d.requires_fit for d in detectors.values())
-    if detectors:
-        fitting = (
-            outputs_of(
-                train, f"{train.name} train", [d for d in image_detectors if d.measures_train]
-            )
-            if to_fit
-            else no_images(network)
-        )
-        with timed("fit"):
-            for label, detector in detectors.items():
-                if getattr(detector, "measures_train", False):
-                    charge(label, "fit", fitting.seconds.get(detector.key))
-                if distributed.first() or isinstance(
-                    detector, ImageDetector
-                ):  # the latter score within every process's passes
-                    with charged(label, "fit"):
-                        detector.fit(fitting)
-    known = outputs_of(test, test.name, image_detectors) if detectors else None
-    scores = {test.name: scores_of(test, known)}
-    prepared = {
-        label: metrics.prepare(values, f"{label} on {test.name}")
-        for label, values in scores[test.name].items()
-    }
-    rows = []
+    # One pass per set, then arrays only.
+    fitted_to = work.fit(train) if detectors else None
+    known, scores = work.score(test, test.name)
+    scores = {test.name: scores}
     for entry in ood:
-        scores[entry.name] = scores_of(
-            entry.images,
-            outputs_of(entry.images, entry.name, image_detectors) if detectors else None,
-        )
-        rows += [
-            {
-                "detector": label,
-                "dataset": entry.name,
-                "group": entry.group,
-                "n_id": len(test),
-                "n_ood": len(entry.images),
-                **metrics.evaluate(prepared[label], values)._asdict(),
-            }
-            for label, values in scores[entry.name].items()
-        ]
-    rows.sort(key=lambda row: list(prepared).index(row["detector"]))
-    images = len(test) + sum(len(entry.images) for entry in ood)
-    costs = {
-        label: {
-            "fit_seconds": used["fit"],
-            "ms_per_image": None if used["score"] is None else 1000 * used["score"] / images,
-            "in_pass": isinstance(detectors.get(label), ImageDetector),
-            "mib": size(detectors[label]) / 2**20 if label in detectors else None,
-        }
-        for label, used in spent.items()
-    }
+        scores[entry.name] = work.score(entry.images, entry.name)[1]
+
+    rows = report.result_rows(scores, test.name, {entry.name: entry.group for entry in ood})
+    costs = work.costs(len(test) + sum(len(entry.images) for entry in ood))
     found = None
     if detectors and distributed.first():
-        with timed("diagnosis"):
-            found = diagnose(fitting if to_fit else known)
+        with work.timed("diagnosis"):
+            found = diagnose(fitted_to if work.fits else known)
+    work.seconds["total"] = time.perf_counter() - work.began
 
-    seconds["total"] = time.perf_counter() - started
-    digests |= {images.name: images.digest for images in (test, *(e.images for e in ood))}
-    if to_fit:
-        digests[f"{train.name} train"] = train.digest
     accuracies = {"classifier": accuracy(known)} if detectors else {}
     accuracies |= {label: method.accuracy(test) for label, method in methods.items()}
+    digests = {"network": passes.digest} if detectors else {}
+    digests |= {images.name: images.digest for images in (test, *(entry.images for entry in ood))}
+    digests |= {f"{train.name} train": train.digest} if work.fits else {}
     return Result(
         rows,
         scores,
-        {k: v for k, v in accuracies.items() if v is not None},
+        {label: share for label, share in accuracies.items() if share is not None},
         digests,
-        seconds,
+        work.seconds,
         costs,
         found,
         advice(found, detectors) if found else [],
@@ -218,13 +136,86 @@ def accuracy(outputs: Outputs) -> float | None:
     return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
 
 
-def no_images(network: nn.Module) -> Outputs:
-    """Outputs of zero images: detectors that need no training set still look at the head."""
-    weight, bias = network.fc.weight.detach().float().cpu(), network.fc.bias
-    bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float().cpu()
-    return Outputs(
-        weight.new_zeros(0, weight.shape[1]),
-        weight.new_zeros(0, len(weight)),
-        torch.zeros(0, dtype=torch.long),
-        Head(weight, bias),
-    )
+class _Work:
+    """An evaluation under way: it fits, scores, and keeps account of the time."""
+
+    def __init__(self, passes: Passes, detectors: dict, methods: dict, log):
+        self.passes, self.detectors, self.methods, self.log = passes, detectors, methods, log
+        self.in_pass = [d for d in detectors.values() if isinstance(d, ImageDetector)]
+        self.taps = any("taps" in d.needs for d in detectors.values())
+        self.fits = any(d.requires_fit for d in detectors.values())
+        self.began, self.seconds = time.perf_counter(), {}
+        self.spent: dict[str, dict[str, float | None]] = {
+            label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)
+        }
+
+    def fit(self, train) -> Outputs:
+        """Fit every detector; return the outputs that they were fitted to."""
+        if self.fits:
+            beside = [d for d in self.in_pass if d.measures_train]
+            outputs = self._outputs(train, f"{train.name} train", beside)
+        else:
+            outputs = self.passes.no_outputs()  # some detectors look at the head, or read a file
+        with self.timed("fit"):
+            for label, detector in self.detectors.items():
+                if getattr(detector, "measures_train", False):
+                    self._charge(label, "fit", outputs.seconds.get(detector.key))
+                # Detectors on images score inside the passes of every process.
+                if distributed.first() or isinstance(detector, ImageDetector):
+                    with self._charged(label, "fit"):
+                        detector.fit(outputs)
+        return outputs
+
+    def score(self, images, name: str) -> tuple[Outputs | None, dict[str, np.ndarray]]:
+        """The outputs of a set (None without detectors), and its scores {label: (N,)}."""
+        outputs = self._outputs(images, name, self.in_pass) if self.detectors else None
+        scores = {}
+        for label, detector in self.detectors.items() if distributed.first() else ():
+            if isinstance(detector, ImageDetector):
+                self._charge(label, "score", outputs.seconds.get(detector.key))
+            with self._charged(label, "score"):
+                scores[label] = chunked_score(detector, outputs).numpy()
+        for label, method in self.methods.items():
+            with self.timed(f"{label} on {images.name}"), self._charged(label, "score"):
+                scores[label] = method.score(images).double().cpu().numpy()
+        return outputs, scores
+
+    def costs(self, images: int) -> dict[str, dict]:
+        """What every detector and method took; `images`: the number that was scored."""
+        found = {}
+        for label, used in self.spent.items():
+            detector, scoring = self.detectors.get(label), used["score"]
+            found[label] = {
+                "fit_seconds": used["fit"],
+                "ms_per_image": None if scoring is None else 1000 * scoring / images,
+                "in_pass": isinstance(detector, ImageDetector),
+                "mib": None if detector is None else size(detector) / 2**20,
+            }
+        return found
+
+    @contextmanager
+    def timed(self, stage: str):
+        """Keep the seconds that the block takes under the name `stage`."""
+        begun = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - begun
+
+    def _outputs(self, images, name: str, beside) -> Outputs:
+        stage = f"pass over {name}"
+        with self.timed(stage):
+            outputs = self.passes.outputs(images, beside, self.taps, name)
+        took = self.seconds[stage]
+        speed = len(images) / max(took, 1e-9)
+        self.log(f"{name}: {len(images)} images in {took:.1f} s ({speed:.0f} images/s)")
+        return outputs
+
+    @contextmanager
+    def _charged(self, label: str, what: str):
+        begun = time.perf_counter()
+        yield
+        self._charge(label, what, time.perf_counter() - begun)
+
+    def _charge(self, label: str, what: str, took: float | None) -> None:
+        """Add `took` seconds; None, once there, stays: a part of the time is unknown."""
+        so_far = self.spent[label][what]
+        self.spent[label][what] = None if so_far is None or took is None else so_far + took

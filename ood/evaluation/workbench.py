@@ -1,23 +1,25 @@
-"""A config made ready: its network with weights, its normalisation, its image sets, and outputs from one pass per set.
+"""A config made ready: network with weights, normalisation, image sets, outputs of forward passes.
 
-    bench = workbench.prepare(models, read_experiment(path), device=device, data_dir="./datasets")
+    config = read_config("configs/mnist5k_small_cnn.json", {"limit": 100})
+    bench = prepare(context, config)
     train, test = bench.outputs(bench.images("train")), bench.outputs(bench.images("test"))
 
-What scripts share that work with a classifier and detectors. `networks` is the package `models`, which `ood` never imports.
+Every script that works with a classifier and detectors stands on this module. The package `models`
+arrives in the context, and the class of a method in `read_config`: nothing here imports them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import nn
 
-from ood import detectors, methods
+from ood import detectors, losses
 from ood.config import (
     Experiment,
     InputError,
@@ -31,30 +33,135 @@ from ood.data import Preprocess, info, load_benchmark
 from ood.data.benchmark import Benchmark
 from ood.data.images import ImageSet
 from ood.detectors import Detector
+from ood.detectors.base import possible
+from ood.evaluation.passes import Passes
 from ood.evaluation.scoring import TestSet
-from ood.outputs import Cache, Outputs, extract, network_digest
+from ood.outputs import Outputs
 from ood.training import pretraining
+from ood.training.context import Context
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config file with the flags in it.
+
+    Attributes:
+        path: of the file.
+        experiment: the part that concerns the evaluation.
+        method: the class of the trainable method that the config names, if it names one.
+        settings: the settings of that method.
+        given: names of the experiment's fields that came from flags.
+    """
+
+    path: str
+    experiment: Experiment
+    method: type | None = None
+    settings: object | None = None
+    given: frozenset[str] = frozenset()
+
+
+def read_config(
+    path: str | Path,
+    overrides: dict | None = None,
+    *,
+    find_method: Callable[[str], type] | None = None,
+    method_overrides: dict | None = None,
+) -> Config:
+    """Read a config file and put the flags into it.
+
+    Args:
+        path: of the JSON file.
+        overrides: {field of Experiment: value}; a value that is None was not given.
+        find_method: gives the class of a method by its name, `ood.methods.get`. It is needed for a
+            config that names a method.
+        method_overrides: the same as `overrides`, for the settings of the method.
+
+    Raises: InputError for an unknown key or a value that is not allowed.
+    """
+    values, where = read_json(path), str(path)
+    # The heatmap authors' own files name no method.
+    if "ood_dataset" in values and not values.keys() & {"method", "loss"}:
+        values["method"] = "heatmap"
+    method = None
+    if "method" in values:
+        if find_method is None:
+            raise InputError(f"{where}: configs with a method cannot be used here")
+        method = find_method(values["method"])
+    ours, theirs = split(values, method.Settings if method else pretraining.Settings, where)
+    overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
+    experiment = build(Experiment, merge(ours, overrides), where)
+    for name in ("batch_size", "limit"):
+        value = getattr(experiment, name)
+        if value is not None and value < 1:
+            raise InputError(f"-{name} is {value}; it must be at least 1")
+    settings = None
+    if method:
+        settings = build(method.Settings, merge(theirs, method_overrides or {}), where)
+    return Config(where, experiment, method, settings, frozenset(overrides))
+
+
+def flagged(flags) -> dict:
+    """The values of parsed flags that are fields of Experiment, by the name of the field."""
+    names = {f.name for f in dataclasses.fields(Experiment)}
+    given = {name: value for name, value in vars(flags).items() if name in names}
+    return {**given, "id_dataset": getattr(flags, "dataset", None)}
 
 
 @dataclass
 class Workbench:
+    """What `prepare` gives.
+
+    Attributes:
+        context: where things are, on what to compute, how to speak.
+        experiment: the settings.
+        suite: the benchmark.
+        num_classes: classes of the network.
+        passes: the network (None for a method without classifier), its normalisation and settings.
+        weights: file or run folder of the weights. None: those that the architecture brings along,
+            or of the method's newest run.
+        objective: what the weight file records of the loss; {} when it records nothing.
+        trained: the trained method, if the config names one.
+    """
+
+    context: Context
     experiment: Experiment
     suite: Benchmark
-    network: nn.Module
-    preprocess: Preprocess
-    weights: Path | None  # the file; None: those that the architecture brings along
-    device: torch.device
-    sources: dict  # keyword arguments of `load_id` and `load_ood`: data_dir, limit, seed, download
-    cache: Cache | None = None
-    progress: Callable[..., Iterable] | None = None
-    known: dict = field(default_factory=dict)  # sets that are loaded already
-    passed: dict = field(
-        default_factory=dict
-    )  # outputs that are there already, with the statistics that detectors share
+    num_classes: int
+    passes: Passes
+    weights: Path | None = None
+    objective: dict = field(default_factory=dict)
+    trained: object | None = None
+    _images: dict = field(default_factory=dict)
+    _outputs: dict = field(default_factory=dict)
+
+    @property
+    def methods(self) -> dict:
+        """{name: trained method}, or {}."""
+        return {self.trained.name: self.trained} if self.trained else {}
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The classifier."""
+        return self.passes.network
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The normalisation of the classifier's input."""
+        return self.passes.preprocess
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of `load`, `load_id` and `load_ood`."""
+        return {
+            "data_dir": self.context.data_dir,
+            "limit": self.experiment.limit,
+            "seed": self.experiment.seed,
+            "download": self.context.download,
+        }
 
     @property
     def recipe(self) -> dict:
-        """How any picture becomes the network's input, as `ood.data.load` takes it."""
+        """How any picture becomes an input of the network: size, resize, channels of `load`."""
         channels, *sides = self.images("test").shape
         return {
             "size": self.suite.size,
@@ -64,212 +171,232 @@ class Workbench:
 
     @property
     def arch(self) -> dict:
-        """Keyword arguments of `models.build` for this network; torchvision's own weights are named only where they are used."""
+        """Keyword arguments of `models.build` for this network.
+
+        torchvision's own weights are named only where they are used.
+        """
         options = {**self.network.arch, **self.experiment.model_args}
-        return {
-            key: value for key, value in options.items() if key != "weights" or self.weights is None
-        }
+        if self.weights is not None:
+            options.pop("weights", None)
+        return options
 
     @cached_property
     def digest(self) -> str:
-        """Of the network."""
-        return network_digest(self.network)
+        """Digest of the network."""
+        return self.passes.digest
 
     def images(self, split: str) -> ImageSet:
-        """The ID images of a split, 'train' or 'test'. Raises InputError where their classes are not the network's."""
-        if split not in self.known:
-            images = self.suite.load_id(split, **self.sources)
-            if (
-                images.num_classes is not None
-                and images.num_classes != self.network.fc.out_features
-            ):
-                raise InputError(
-                    f"{images.name} has {images.num_classes} classes, the network {self.network.fc.out_features}; they must agree"
-                )
-            self.known[split] = images
-        return self.known[split]
+        """The ID images of a split, 'train' or 'test'.
 
-    def ood(self, names: Iterable[str] | None = None) -> list[TestSet]:
-        """The OOD sets of the benchmark; `names`: only these."""
+        Raises: InputError where their classes are not those of the network.
+        """
+        if split not in self._images:
+            images = self.suite.load_id(split, **self.reading)
+            if images.num_classes not in (None, self.num_classes):
+                raise InputError(
+                    f"{images.name} has {images.num_classes} classes, the network has "
+                    f"{self.num_classes} (num_classes); they must agree"
+                )
+            self._images[split] = images
+        return self._images[split]
+
+    def training_images(self, made: dict[str, Detector]) -> ImageSet | None:
+        """The ID training images; None when none of the detectors has to be fitted."""
+        return self.images("train") if any(d.requires_fit for d in made.values()) else None
+
+    def ood(self) -> list[TestSet]:
+        """The OOD sets of the benchmark, or those that the experiment names."""
         count = len(self.images("test"))
-        return [
-            TestSet(
-                e.dataset, self.suite.load_ood(e, count, **self.sources), e.group or "", e.label
-            )
-            for e in self.suite.select(names).entries
-        ]
+        sets = []
+        for entry in self.suite.select(self.experiment.datasets).entries:
+            images = self.suite.load_ood(entry, count, **self.reading)
+            sets.append(TestSet(entry.dataset, images, entry.group or "", entry.label))
+        return sets
 
     def outputs(self, images: ImageSet, image_detectors=(), taps: bool = False) -> Outputs:
-        """Of one pass over the images; what was run before is not run again."""
+        """Outputs of one pass over the images; what was run before is not run again."""
         key = (images.digest, taps)
-        if key in self.passed and not image_detectors:
-            return self.passed[key]
-        progress = self.progress and (
-            lambda batches, **k: self.progress(batches, images.name, unit="images", **k)
-        )
-        found = extract(
-            self.network,
-            images,
-            self.preprocess,
-            device=self.device,
-            batch_size=self.experiment.batch_size,
-            precision=self.experiment.precision,
-            taps=taps,
-            digest=self.digest,
-            image_detectors=image_detectors,
-            cache=self.cache,
-            progress=progress,
-        )
-        return found if image_detectors else self.passed.setdefault(key, found)
+        if key in self._outputs and not image_detectors:
+            return self._outputs[key]
+        found = self.passes.outputs(images, image_detectors, taps)
+        return found if image_detectors else self._outputs.setdefault(key, found)
+
+    def own_score(self) -> dict[str, Detector]:
+        """{label: detector} of the score of the loss that the network was trained with, or {}."""
+        own = None if self.trained else losses.own_score(self.network, self.objective)
+        return {own.name: own} if own else {}
+
+    def possible(self, made: dict[str, Detector]) -> tuple[dict[str, Detector], dict[str, str]]:
+        """Split detectors into those that work with this network and the reasons of the others.
+
+        Both are dicts keyed by label. The log names the reasons.
+        """
+        made, left_out = possible(made, self.network)
+        for reason in left_out.values():
+            self.context.log(f"left out of all: {reason}")
+        return made, left_out
 
 
-def read_experiment(path: str | Path, **overrides) -> Experiment:
-    """The part of a config that concerns a classifier and its detectors; overrides that are None are none."""
-    values = read_json(path)
-    method = methods.get(values["method"]) if "method" in values else None
-    return build(
-        Experiment,
-        merge(
-            split(values, method.Settings if method else pretraining.Settings, str(path))[0],
-            overrides,
-        ),
-        str(path),
-    )
+def prepare(context: Context, config: Config) -> Workbench:
+    """Make a config ready: benchmark, network with weights or trained method, normalisation.
 
-
-def prepare(
-    networks: ModuleType,
-    experiment: Experiment,
-    *,
-    device: torch.device | str = "cpu",
-    data_dir: str | Path = "./datasets",
-    checkpoints_dir: str | Path = "./checkpoints",
-    cache: Cache | None = None,
-    download: bool = False,
-    progress=None,
-    log: Callable[[str], None] = lambda line: None,
-) -> Workbench:
-    """Raises InputError for weights, data or benchmarks that are not there or do not fit."""
-    suite = load_benchmark(experiment.benchmark, experiment.protocol)
-    if suite.id_dataset != experiment.id_dataset:
+    Raises: InputError for weights, data or benchmarks that are not there or do not fit.
+    """
+    if config.method is None:
+        return prepare_classifier(context, config)
+    experiment = config.experiment
+    suite, num_classes = _benchmark(config)
+    weights = asked_for(experiment, context.checkpoints_dir)
+    own_context = dataclasses.replace(context, limit=experiment.limit)
+    trained = config.method.load(config.settings, own_context, weights)
+    if trained.classifier is None and experiment.detectors:
         raise InputError(
-            f"benchmark '{suite.name}' is for {suite.id_dataset}, the config's id_dataset is {experiment.id_dataset}"
+            f"method '{trained.name}' has no classifier for detectors "
+            f"({', '.join(experiment.detectors)}); leave -detectors out"
         )
+    passes = _passes(context, experiment, trained.classifier, trained.preprocess)
+    return Workbench(context, experiment, suite, num_classes, passes, weights, trained=trained)
+
+
+def prepare_classifier(context: Context, config: Config) -> Workbench:
+    """The same as `prepare` for the classifier of a config, whether or not it names a method."""
+    experiment, networks = config.experiment, context.networks
+    suite, num_classes = _benchmark(config)
     facts = info(experiment.id_dataset)
-    num_classes = experiment.num_classes or facts.num_classes
-    if num_classes is None:
-        raise InputError(f"num_classes is needed for the image folder '{experiment.id_dataset}'")
-    weights = weight_file(networks, experiment, checkpoints_dir)
-    network, stored, _ = load_network(
-        networks,
-        experiment,
-        num_classes,
-        suite.channels or facts.channels,
-        suite.size or facts.size,
-        weights,
-    )
-    log(f"weights: {weights or 'of the architecture'}")
+    weights = weight_file(networks, experiment, context.checkpoints_dir)
+    context.log(f"weights: {weights or 'of the architecture'}")
+    shape = {
+        "in_channels": suite.channels or facts.channels,
+        "image_size": suite.size or facts.size,
+    }
+    network, stored = load_network(networks, experiment, num_classes, shape, weights)
+    normal = stored.get("preprocess") or {}
     preprocess = Preprocess(
-        experiment.mean or stored.get("mean") or suite.mean or facts.mean,
-        experiment.std or stored.get("std") or suite.std or facts.std,
+        experiment.mean or normal.get("mean") or suite.mean or facts.mean,
+        experiment.std or normal.get("std") or suite.std or facts.std,
     )
-    sources = dict(
-        data_dir=data_dir, limit=experiment.limit, seed=experiment.seed, download=download
-    )
-    return Workbench(
-        experiment,
-        suite,
-        network,
-        preprocess,
-        weights,
-        torch.device(device),
-        sources,
-        cache,
-        progress,
-    )
+    passes = _passes(context, experiment, network, preprocess)
+    objective = stored.get("objective") or {}
+    return Workbench(context, experiment, suite, num_classes, passes, weights, objective)
 
 
 def weight_file(
     networks: ModuleType, experiment: Experiment, checkpoints_dir: str | Path
 ) -> Path | None:
-    """What the experiment asks for, else the newest run of exactly its configuration; None where torchvision's own weights are asked for."""
-    weights = asked_for(experiment, checkpoints_dir) or newest(
-        networks, experiment, checkpoints_dir
-    )
+    """The weights that the experiment asks for, else those of the newest run of its configuration.
+
+    None where torchvision's own weights are asked for.
+    """
+    weights = asked_for(experiment, checkpoints_dir)
+    if weights is None and not experiment.model_args.get("weights"):
+        weights = pretraining.newest_classifier(networks, experiment, checkpoints_dir).folder
     return weights / "best.pt" if weights and weights.is_dir() else weights
 
 
 def asked_for(experiment: Experiment, checkpoints_dir: str | Path) -> Path | None:
-    """The weight file or run folder that -checkpoint or -checkpoint_name names; None when neither was given."""
-    if experiment.checkpoint and experiment.checkpoint_name:
+    """The weight file or run folder that -checkpoint or -checkpoint_name names; None without them.
+
+    Raises: InputError where both are given, or where the run folder does not exist.
+    """
+    file, name = experiment.checkpoint, experiment.checkpoint_name
+    if file and name:
         raise InputError(
-            f"give -checkpoint (a file) or -checkpoint_name (a run folder), not both: '{experiment.checkpoint}' and '{experiment.checkpoint_name}'"
+            "give -checkpoint (a file) or -checkpoint_name (a run folder), not both: "
+            f"'{file}' and '{name}'"
         )
-    if experiment.checkpoint:
-        return Path(experiment.checkpoint)
-    if not experiment.checkpoint_name:
+    if file:
+        return Path(file)
+    if not name:
         return None
-    folder = Path(checkpoints_dir) / experiment.checkpoint_name
+    folder = Path(checkpoints_dir) / name
     if not folder.is_dir():
-        there = sorted(
-            p.name
-            for p in Path(checkpoints_dir).glob("*")
-            if p.is_dir() and not p.name.startswith(".")
-        )
+        there = (path for path in Path(checkpoints_dir).glob("[!.]*") if path.is_dir())
         raise InputError(
-            f"no run folder '{folder}'{nearest(experiment.checkpoint_name, there)}; -checkpoint_name takes the name of a folder in '{checkpoints_dir}'"
+            f"no run folder '{folder}'{nearest(name, sorted(path.name for path in there))}; "
+            f"-checkpoint_name takes the name of a folder in '{checkpoints_dir}'"
         )
     return folder
-
-
-def newest(
-    networks: ModuleType, experiment: Experiment, checkpoints_dir: str | Path
-) -> Path | None:
-    """The newest run with exactly this data set and architecture; None where torchvision's own weights are asked for."""
-    if experiment.model_args.get("weights"):
-        return None
-    return pretraining.newest_classifier(networks, experiment, checkpoints_dir).folder
 
 
 def load_network(
     networks: ModuleType,
     experiment: Experiment,
     num_classes: int,
-    channels: int,
-    size: int,
+    shape: dict,
     weights: Path | None,
-):
-    """The classifier with its weights, and what the file records of its normalisation and of its loss ({} when it records none)."""
-    options = {
-        name: getattr(experiment, name)
-        for name in ("depth", "width")
-        if getattr(experiment, name) is not None
-    }
-    network = networks.build(
-        experiment.arch,
-        num_classes,
-        in_channels=channels,
-        image_size=size,
-        **options,
-        **experiment.model_args,
-    )
-    if weights is None:
-        return network.eval(), {}, {}
-    meta = networks.checkpoints.load_into(network, weights)
-    return network.eval(), meta.get("preprocess") or {}, meta.get("objective") or {}
+) -> tuple[nn.Module, dict]:
+    """Build the classifier and load its weights.
+
+    Args:
+        shape: {"in_channels", "image_size"}.
+        weights: the file; None: those that the architecture brings along.
+
+    Returns: the network, and what its file records beside the weights ("preprocess": normalisation,
+        "objective": loss); {} without a file.
+    """
+    options = {name: getattr(experiment, name) for name in ("depth", "width")}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= experiment.model_args
+    network = networks.build(experiment.arch, num_classes, **shape, **options)
+    meta = {} if weights is None else networks.checkpoints.load_into(network, weights)
+    return network.eval(), meta
 
 
 def make_detectors(experiment: Experiment) -> dict[str, Detector]:
-    """{label: detector} in the order asked for. Raises InputError for a misspelt name or hyper-parameter."""
+    """{label: detector} in the order asked for.
+
+    Raises: InputError for a misspelt name or hyper-parameter, or where nothing is asked for.
+    """
+    known = detectors.names()
     for name in experiment.detector_args:
-        if name not in detectors.names():
+        if name not in known:
             detectors.create(name)
     made = {}
-    for text in detectors.names() if experiment.detectors == ("all",) else experiment.detectors:
-        name, values = detectors.parse(text)
+    for text in known if experiment.detectors == ("all",) else experiment.detectors:
         if text in made:
             raise InputError(f"detector '{text}' is named twice")
-        made[text] = detectors.create(name, **{**experiment.detector_args.get(name, {}), **values})
+        made[text] = make_detector(experiment, text)
     if not made and not experiment.method:
-        raise InputError(f"no detector is named; detectors: {', '.join(detectors.names())}")
+        raise InputError(f"no detector is named; detectors: {', '.join(known)}")
     return made
+
+
+def make_detector(experiment: Experiment, text: str, **more) -> Detector:
+    """The detector that `text` names, such as 'dice:percentile=70'.
+
+    Its hyper-parameters are the config's, then those in `text`, then `more`; later ones win.
+    """
+    name, values = detectors.parse(text)
+    return detectors.create(name, **{**experiment.detector_args.get(name, {}), **values, **more})
+
+
+def _benchmark(config: Config) -> tuple[Benchmark, int]:
+    """The benchmark for the experiment's ID set, and the number of classes."""
+    experiment = config.experiment
+    suite = load_benchmark(experiment.benchmark, experiment.protocol)
+    if "id_dataset" in config.given:
+        suite = dataclasses.replace(suite, id_dataset=experiment.id_dataset)
+    if suite.id_dataset != experiment.id_dataset:
+        raise InputError(
+            f"benchmark '{suite.name}' is for {suite.id_dataset}, "
+            f"the config's id_dataset is {experiment.id_dataset}"
+        )
+    suite.select(experiment.datasets)  # a misspelt name fails before anything is loaded
+    num_classes = experiment.num_classes or info(experiment.id_dataset).num_classes
+    if num_classes is None:
+        raise InputError(
+            f"{config.path}: num_classes is needed for the image folder '{experiment.id_dataset}'"
+        )
+    return suite, num_classes
+
+
+def _passes(context: Context, experiment: Experiment, network, preprocess) -> Passes:
+    return Passes(
+        network,
+        preprocess,
+        device=context.device,
+        batch_size=experiment.batch_size,
+        precision=experiment.precision,
+        cache=context.cache,
+        progress=context.progress,
+    )
