@@ -175,7 +175,8 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         return Outcome(row.name, "done", text)
     if steps:
         return Outcome(row.name, "steps", f"{text}\n{steps}")
-    return Outcome(row.name, "failed", f"{text}; remove it, or run again with -replace")
+    again = row.command(data_dir, " -replace")
+    return Outcome(row.name, "failed", f"{text}; remove it, or replace it with {again}")
 
 
 def _placed(archive: Archive, data_dir: Path) -> Path | None:

@@ -116,14 +116,15 @@ class DatasetInfo:
         if self.fetch:
             return self.fetch.format(data_dir=data_dir)
         if again:
-            return f"add -download to fetch it again, or use {self._command(data_dir, ' -replace')}"
-        return f"add -download, or fetch it with {self._command(data_dir)}"
+            return f"add -download to fetch it again, or use {self.command(data_dir, ' -replace')}"
+        return f"add -download, or fetch it with {self.command(data_dir)}"
 
     def by_hand(self, data_dir: object = "datasets") -> str:
         """Say in one line what a person has to do where `archives` do not give the whole set."""
         if self.fetch:
             return self.fetch.format(data_dir=data_dir)
-        return f"{self._command(data_dir, ' -dry_run')} lists what you have to do yourself"
+        return f"{self.command(data_dir, ' -dry_run')} lists what you have to do yourself"
 
-    def _command(self, data_dir: object, flag: str = "") -> str:
+    def command(self, data_dir: object, flag: str = "") -> str:
+        """Give the command that fetches the set."""
         return DOWNLOAD.format(name=self.name.partition(":")[0], flag=flag, data_dir=data_dir)
