@@ -17,7 +17,7 @@ SMALL = {
 
 
 def make(name, classes=CLASSES, **args):
-    """(loss in float64, its phi or None) for a head SIDE -> classes; the same weights every time."""
+    """Make a loss in float64 for a head SIDE -> classes, and its modules, with fixed weights."""
     torch.manual_seed(3)
     fc = nn.Linear(SIDE, classes)
     loss, _ = build(name, fc, {**SMALL.get(name, {}), **args})
@@ -36,8 +36,10 @@ def labels(outliers=4, rows=ROWS, classes=CLASSES):
 
 
 def inputs(loss, y, classes=CLASSES, scale=1.0, seed=0):
-    """What the leading arguments of forward are made from, leaves that require gradients, float64: the arguments themselves, or, for
-    distances, the features or logits that `value` gives to loss.distance."""
+    """Make the leading arguments of forward: float64 leaves that require gradients.
+
+    For distances they are the features or logits, which `value` gives to loss.distance.
+    """
     g = torch.Generator().manual_seed(seed)
     rows = 4 * len(y) if "rotations" in loss.inputs else len(y)
     wide = classes + ("extra class" in loss.brings)

@@ -1,4 +1,4 @@
-"""pytorch-ood's names and calls: the same objects, the same calls, the same scores on the same network."""
+"""pytorch-ood's names: the same calls give the same scores on the same network."""
 
 import importlib
 import inspect
@@ -57,7 +57,7 @@ class Stage(nn.Module):
 
 
 def both(net):
-    """{name: (make(module of detectors), least rank correlation)} for every detector of pytorch-ood."""
+    """Every detector of pytorch-ood: {name: (make(module), least rank correlation)}."""
     maps, head, fc = (lambda x: net.feature_maps(x)[-1]), (lambda m: net.fc(net.embed(m))), net.fc
     stages = nn.ModuleList([Stage(net, 0), Stage(net, 1)]).eval()
     return {
@@ -251,7 +251,8 @@ SCRIPT = """
 import pytorch_ood
 from torch.utils.data import ConcatDataset, DataLoader
 from pytorch_ood.api import FeaturesDetector, RequiresFittingException
-from pytorch_ood.detector import DICE, EnergyBased, GradNorm, KLMatching, KNN, Mahalanobis, MaxSoftmax, ReAct, SHE, ViM
+from pytorch_ood.detector import DICE, EnergyBased, GradNorm, KLMatching, KNN, Mahalanobis
+from pytorch_ood.detector import MaxSoftmax, ReAct, SHE, ViM
 from pytorch_ood.loss import OutlierExposureLoss
 from pytorch_ood.metrics import AUROC, OODMetrics
 from pytorch_ood.utils import TensorBuffer, ToUnknown, extract_features, fix_random_seed, is_known
@@ -259,14 +260,22 @@ from pytorch_ood.utils import TensorBuffer, ToUnknown, extract_features, fix_ran
 fix_random_seed(123)
 to_unknown, criterion = ToUnknown(), OutlierExposureLoss(alpha=0.5, reduction="sum")
 train_loader = DataLoader(train_set, batch_size=50)
-test_loader = DataLoader(ConcatDataset([test_set, [(x, to_unknown(y)) for x, y in novel_set]]), batch_size=32)
+novel_set = [(x, to_unknown(y)) for x, y in novel_set]
+test_loader = DataLoader(ConcatDataset([test_set, novel_set]), batch_size=32)
 
 w, b = model.fc.weight, model.fc.bias
 maps, head = (lambda x: model.feature_maps(x)[-1]), (lambda m: model.fc(model.embed(m)))
 detectors = {
-    "MSP": MaxSoftmax(model), "Energy": EnergyBased(model, t=1.0), "KLM": KLMatching(model), "ViM": ViM(model.features, d=8, w=w, b=b), "KNN": KNN(model.features, k=9),
-    "Mahalanobis": pytorch_ood.detector.Mahalanobis(model.features), "SHE": SHE(model.features, model.fc), "ReAct": ReAct(maps, head),
-    "DICE": DICE(model.features, w=w, b=b, p=0.7, detector=MaxSoftmax.score), "GradNorm": GradNorm(model, param_filter=lambda name: name == "fc.weight"),
+    "MSP": MaxSoftmax(model),
+    "Energy": EnergyBased(model, t=1.0),
+    "KLM": KLMatching(model),
+    "ViM": ViM(model.features, d=8, w=w, b=b),
+    "KNN": KNN(model.features, k=9),
+    "Mahalanobis": pytorch_ood.detector.Mahalanobis(model.features),
+    "SHE": SHE(model.features, model.fc),
+    "ReAct": ReAct(maps, head),
+    "DICE": DICE(model.features, w=w, b=b, p=0.7, detector=MaxSoftmax.score),
+    "GradNorm": GradNorm(model, param_filter=lambda name: name == "fc.weight"),
 }
 try:
     detectors["KNN"].predict(torch.zeros(1, 1, 12, 12))
@@ -284,14 +293,16 @@ for name, detector in detectors.items():
     results[name] = metrics.compute()
 
 features, labels = extract_features(train_loader, model.features, "cpu")
-on_arrays, auroc, buffer = KNN(None, k=9).fit_features(features, labels=labels), AUROC(), TensorBuffer()
+on_arrays = KNN(None, k=9).fit_features(features, labels=labels)
+auroc, buffer = AUROC(), TensorBuffer()
 for x, y in test_loader:
     with torch.no_grad():
         buffer.append("z", model.features(x)).append("logits", model(x)).append("y", y)
 auroc.update(on_arrays.predict_features(z=buffer.get("z")), buffer["y"])
 results["arrays"] = auroc.compute()
 kinds = {name: isinstance(detector, FeaturesDetector) for name, detector in detectors.items()}
-shapes = [tuple(features.shape), labels.tolist(), round(criterion(buffer["logits"], buffer["y"]).item(), 2), int(is_known(buffer["y"]).sum())]
+loss = round(criterion(buffer["logits"], buffer["y"]).item(), 2)
+shapes = [tuple(features.shape), labels.tolist(), loss, int(is_known(buffer["y"]).sum())]
 """
 
 
@@ -656,7 +667,8 @@ class Slope(api.GradientDetector):
     def predict(self, x):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            return -torch.autograd.grad(self.model(x).logsumexp(1).sum(), x)[0].flatten(1).abs().sum(1)
+            slope = torch.autograd.grad(self.model(x).logsumexp(1).sum(), x)[0]
+            return -slope.flatten(1).abs().sum(1)
 """
     import pytorch_ood
 

@@ -1,4 +1,7 @@
-"""Every objective against pytorch-ood's on the same tensors, or against explicit loops where it is not there or differs from the paper."""
+"""Every objective on tensors, against pytorch-ood's or against explicit loops.
+
+Loops serve where pytorch-ood lacks the loss or differs from the paper.
+"""
 
 import inspect
 import math
@@ -31,7 +34,7 @@ def equal(ours, theirs, rtol=1e-5):
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-6)
 
 
-# ---- the same as pytorch-ood ---------------------------------------------------------------------------------------------------
+# ---- the same as pytorch-ood ---------------------------------------------------------------------
 
 PAIRS = {
     "CrossEntropyLoss": ({}, {}),
@@ -75,7 +78,10 @@ DIFFERENT = {  # arguments that give pytorch-ood's numbers, see the docstring of
 
 
 def from_defaults(kind, name, **more):
-    """(the loss of a package, given nothing but `more` and what has no default, the same random numbers; what its forward takes after y)."""
+    """Make a loss of a package from its defaults, with the same random numbers every time.
+
+    Returns: (the loss, what its forward takes after y).
+    """
     torch.manual_seed(5)
     weights, fc = nn.Linear(CLASSES, 1), nn.Linear(SIDE, CLASSES)
     nn.init.uniform_(weights.weight)
@@ -101,7 +107,7 @@ def from_defaults(kind, name, **more):
     ],
 )
 def test_defaults_are_pytorch_oods(name):
-    """The same call, with nothing given that has a default, gives the same number; four say what has to be given as well."""
+    """The same call with defaults alone gives the same number; `DIFFERENT` lists the exceptions."""
     confidence = torch.rand(12, 1, generator=torch.Generator().manual_seed(0))
     given = {
         "ObjectosphereLoss": (LOGITS, FEATURES),
@@ -125,9 +131,8 @@ def test_defaults_are_pytorch_oods(name):
             x = (torch.cat((LOGITS, LOGITS[:, :1]), 1),)
         found.append(loss(*x, y, *phi))
     equal(found[0], found[1])
-    assert (name in DIFFERENT) != torch.allclose(
-        found[2], found[1], rtol=1e-5, atol=1e-6
-    )  # the list is complete, and has none too many
+    same = torch.allclose(found[2], found[1], rtol=1e-5, atol=1e-6)
+    assert (name in DIFFERENT) != same, "the list is complete, and has none too many"
 
 
 def test_running_centers_are_pytorch_oods_where_every_class_is_in_every_batch():
@@ -210,7 +215,7 @@ def test_vos_with_real_outliers(reduction):
 
 
 def test_vos_with_virtual_outliers():
-    """The same queues and the same random numbers give the same outliers, though no density is computed here."""
+    """The same queues and random numbers give pytorch-ood's outliers, without a density."""
     fc = nn.Linear(SIDE, CLASSES)
     args = dict(alpha=0.4, sample_number=20, select=2, sample_from=50)
     modules = vos_modules()
@@ -296,11 +301,11 @@ def test_energy_margin_refuses_a_batch_before_it_knows_the_first_loss():
         loaded(LOGITS, Y, phi)
 
 
-# ---- not there, or different from the paper there -----------------------------------------------------------------------------
+# ---- not in pytorch-ood, or different from the paper there --------------------------------------
 
 
 def test_outlier_exposure_averages_each_part_over_its_own():
-    """The paper's two expectations; pytorch-ood divides both sums by the size of the whole batch."""
+    """The paper has two means; pytorch-ood divides both sums by the size of the whole batch."""
     x = LOGITS.double()
     inside = [
         -math.log(math.exp(x[i, Y[i]]) / sum(math.exp(v) for v in x[i]))
@@ -320,7 +325,7 @@ def test_outlier_exposure_averages_each_part_over_its_own():
 
 
 def test_cac_leaves_only_the_own_class_out():
-    """pytorch-ood sums over the classes 0..C-2, whatever y is, so that the two agree for y = C-1 only."""
+    """pytorch-ood sums over the classes 0..C-2 for every y: the two agree for y = C-1 only."""
     ours = losses.CACLoss(CLASSES, magnitude=3.0, alpha=0.2)
     d = ours.distance(LOGITS)
     equal(
@@ -351,7 +356,7 @@ def test_cac_leaves_only_the_own_class_out():
 
 
 def test_mchad_by_its_formula():
-    """pytorch-ood compares squared distances with r, squares distances twice in the third term, leaves r out there and sums it."""
+    """Every term by loops; `ood.losses` lists what pytorch-ood does otherwise."""
     loss = losses.MCHADLoss(
         CLASSES, SIDE, radius=1.1, margin=2.0, weight_center=0.5, weight_nll=0.7, weight_oe=0.3
     )
@@ -372,7 +377,7 @@ def test_mchad_by_its_formula():
 
 
 def test_running_centers_of_a_rare_class():
-    """pytorch-ood counts all batches for every class: a class that is in one of two batches ends half way to 0."""
+    """A class counts its own batches only: it does not drift to 0 in batches without it."""
     ours = losses.RunningCenters(2, 1)
     ours.update(torch.tensor([[2.0], [4.0], [6.0]]), torch.tensor([0, 0, 1]))
     ours.update(torch.tensor([[5.0]]), torch.tensor([0]))
@@ -535,7 +540,7 @@ def test_fit_radius_of_the_soft_boundary():
 
 
 def test_squared_distances_of_near_points_far_from_zero():
-    """Features of size 1000 that are 0.08 apart, in float32: |x|^2 + |c|^2 - 2 x.c in float32 gives 0."""
+    """Features of size 1000, 0.08 apart: |x|^2 + |c|^2 - 2 x.c in float32 would be 0."""
     centres = 1000 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     x = (centres[[0, 3]] + 0.01).requires_grad_()
     d = squared_distances(x, centres)

@@ -1,4 +1,7 @@
-"""What holds for every objective: gradients, batches without outliers or without ID rows, extreme inputs, one class, the registry."""
+"""What holds for every objective.
+
+Gradients, batches without outliers or without ID rows, extreme inputs, one class, the registry.
+"""
 
 import copy
 import inspect
@@ -26,9 +29,11 @@ LEARNS = [name for name in NAMES if losses.get(name).outliers != "ignored"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient(name):
-    """Against finite differences in float64, along random directions, for the inputs and for all that the loss learns (centres, phi, heads).
+    """Against finite differences in float64, along random directions.
 
-    Each evaluation on a copy, because some losses remember. The gradient of ISH on the head is another one on purpose."""
+    It covers the inputs and all that the loss learns. Each evaluation is on a copy, because some
+    losses remember. The gradient of ISH on the head is another one on purpose.
+    """
     args = {"cac": {"magnitude": 2.0}, "cider": {"weight": 0.0}}.get(name, {})
     loss, modules = make(name, **args)
     loss.train(
@@ -97,7 +102,7 @@ def test_outliers_change_what_the_loss_says_they_do(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", (0.0, 1e-8, 1e4))
 def test_extreme_inputs(name, scale):
-    """Zeros and values of 1e4 (features, where the loss takes distances of them) give finite losses and gradients, in float32."""
+    """Zeros, tiny and large values give finite losses and gradients in float32."""
     loss, modules = make(name)
     loss.float()
     for module in modules:
@@ -115,7 +120,7 @@ def test_extreme_inputs(name, scale):
 @pytest.mark.parametrize("size", (1.0, 1e3))
 @pytest.mark.parametrize("name", ("center", "cac", "mchad", "ii", "deep_svdd", "deep_sad"))
 def test_on_the_centre(name, size):
-    """Features that are the centre of their class give a finite gradient; 0.01 beside it the distance is that, in float32."""
+    """On the centre the gradient is finite; 0.01 beside it the distance is right, in float32."""
     loss, _ = make(name)
     loss.float()
     centres = next(
@@ -146,7 +151,7 @@ def test_on_the_centre(name, size):
     ("cross_entropy", "logitnorm", "outlier_exposure", "energy_bounded", "entropic_open_set"),
 )
 def test_overflowing_logits(name):
-    """Logits of 1e18 (whose norm squared still fits) and of 1e25 where the loss itself does not square them."""
+    """Logits of 1e18, whose squares still fit, and of 1e25 where the loss does not square them."""
     loss = losses.create(name)
     for scale in (1e18, 1e25) if name != "energy_bounded" else (1e18,):
         x = (torch.randn(12, CLASSES) * scale).requires_grad_()
@@ -168,7 +173,7 @@ def test_one_class(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_argument_changes_the_value(name):
-    """Except those that only name shapes or modules, or act in epoch_begins, update_hyperparameters or stage."""
+    """Except arguments for shapes or modules, and those that act outside of forward."""
     elsewhere = {
         "reduction",
         "fixed",
@@ -228,7 +233,7 @@ def test_every_argument_changes_the_value(name):
         assert results[0] != results[1], key
 
 
-# ---- registry ------------------------------------------------------------------------------------------------------------------
+# ---- registry ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -288,7 +293,7 @@ def test_twenty_two_losses():
 
 
 def test_names_and_arguments_of_pytorch_ood():
-    """Every class of its loss package is here, and takes its arguments under the same names with the same defaults."""
+    """Every class of its loss package is here, with the same arguments and defaults."""
     peer = pytest.importorskip("pytorch_ood.loss")
     classes = {
         n: c for n, c in vars(peer).items() if inspect.isclass(c) and issubclass(c, nn.Module)

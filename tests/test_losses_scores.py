@@ -1,4 +1,7 @@
-"""What comes after a training with a loss: one config for ood_training.py and eval_ood.py, and the score that a loss brings along."""
+"""What comes after a training with a loss.
+
+One config serves ood_training.py and eval_ood.py, and a loss may bring its own score.
+"""
 
 import csv
 import json
@@ -18,7 +21,10 @@ TINY = ("-device", "cpu", "-limit", 96, "-epochs", 2, "-batch_size", 32, "-width
 
 
 def test_one_config_trains_and_evaluates(tmp_path, call_script):
-    """ood_training.py and eval_ood.py read the same file; the plain classifier beside it is not taken for the run, and has no score of a loss."""
+    """ood_training.py and eval_ood.py read the same file.
+
+    A plain classifier in the same folder is not taken for the run, and has no score of a loss.
+    """
     config, runs_dir = tmp_path / "c.json", tmp_path / "runs"
     values = {
         "id_dataset": "mnist5k",
@@ -110,11 +116,8 @@ def test_a_flag_of_another_method_is_refused(tmp_path, call_script):
         "-checkpoints_dir",
         tmp_path,
     )
-    assert (
-        missing.returncode == 2
-        and "classifier_pretraining.py -dataset mnist5k -arch small_cnn -width 32 -loss outlier_exposure"
-        in missing.stderr
-    )
+    command = "classifier_pretraining.py -dataset mnist5k -arch small_cnn -loss outlier_exposure"
+    assert missing.returncode == 2 and command in missing.stderr
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
