@@ -1,7 +1,11 @@
 """Shared fixtures: where reference files lie, unpacked once per machine, and small helpers.
 
-Reference files (the authors' weights and scores, packed real images) are not part of the repository. Set OOD_REFERENCE_DIR, or put
-them in a folder `shared` beside the checkout; tests that need them say so when they skip.
+Reference files (the authors' weights and scores, packed real images) are not part of the
+repository. Set OOD_REFERENCE_DIR, or put them in a folder `shared` beside the checkout. Tests that
+need them say so when they skip.
+
+The suite runs in one process or in several (pytest-xdist, see scripts/test.sh). With several, every
+process has its own session fixtures; what should be made only once goes through `made_once`.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,6 +28,29 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("OOD_REFERENCE_DIR", ROOT.parent / "shared"))
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes
+THREADS = 1 if WORKER else min(2, os.cpu_count() or 1)
+
+# These files take longest, so several processes begin with them.
+SLOWEST = (
+    "test_pretraining",
+    "test_distributed",
+    "test_heatmap_training",
+    "test_leaveout_training",
+    "test_detectors_scripts",
+    "test_vmdls_train",
+    "test_testscript",
+    "test_data",
+    "test_losses_training",
+    "test_data_open_set",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the slowest files first, if several processes share the suite."""
+    if WORKER:
+        places = {name: place for place, name in enumerate(SLOWEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(SLOWEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,7 +58,48 @@ def _few_threads():
     from ood.cli import keep_freed_memory
 
     keep_freed_memory()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """Fill a folder once per test run, however many processes it has.
+
+    made_once(name, make) calls make(folder) in the first process that asks, and returns the folder.
+    The tests must not write into it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if WORKER else base) / "made-once"
+
+    def folder_of(name: str, make) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        root.mkdir(exist_ok=True)
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def digits_run(made_once) -> Path:
+    """A run folder of the real script: small_cnn of width 4 on 400 embedded digits, two epochs.
+
+    Copy it (shutil.copytree) before anything is written into it.
+    """
+
+    def train(folder: Path):
+        given = "-arch small_cnn -width 4 -epochs 2 -limit 400 -batch_size 32 -schedule constant"
+        words = [*given.split(), "-device", "cpu", "-out_dir", str(folder / "run")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            assert _run_as_main("classifier_pretraining.py", words, patch) == 0
+
+    return made_once("digits-run", train) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -44,20 +113,27 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def golden(reference):
-    """golden('heatmap') -> the parsed file; golden.fill -> the module that fills a network with deterministic weights."""
+    """Read golden values: golden('heatmap') is the parsed file.
+
+    golden.fill is the module that fills a network with deterministic weights.
+    """
 
     class Golden:
         fill = _module(reference / "golden" / "fill.py")
 
         def __call__(self, name):
-            return json.loads((reference / "golden" / f"{name}.json").read_text())
+            text = (reference / "golden" / f"{name}.json").read_text(encoding="utf-8")
+            return json.loads(text)
 
     return Golden()
 
 
 @pytest.fixture(scope="session")
 def reference_data():
-    """reference_data('isun', 'dtd') -> a data root in which those archives are unpacked (once per machine)."""
+    """Unpack archives of real images, once per machine.
+
+    reference_data('isun', 'dtd') returns a data root that holds them.
+    """
     script = REFERENCE / "data" / "unpack.sh"
 
     def unpack(*names: str) -> Path:
@@ -70,9 +146,8 @@ def reference_data():
             for name in names:
                 done = root / f".{name}.done"
                 if not done.exists():
-                    subprocess.run(
-                        ["bash", str(script), str(root), name], check=True, capture_output=True
-                    )
+                    command = ["bash", str(script), str(root), name]
+                    subprocess.run(command, check=True, capture_output=True)
                     done.touch()
         return root
 
@@ -81,16 +156,16 @@ def reference_data():
 
 @pytest.fixture(scope="session")
 def run_script():
-    """run_script('eval_ood.py', '-h') -> CompletedProcess of the real file, in a folder of its own when `cwd` is given."""
+    """Run a script of the repository in a process of its own, for example ('eval_ood.py', '-h')."""
 
     def run(
         script: str, *arguments, cwd: Path = ROOT, env: dict | None = None, timeout: float = 300
     ):
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "MPLBACKEND": "Agg", **(env or {})}
+        own = {"OMP_NUM_THREADS": str(THREADS), "MPLBACKEND": "Agg", **(env or {})}
         return subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=cwd,
-            env=environment,
+            env={**os.environ, **own},
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -101,23 +176,27 @@ def run_script():
 
 @pytest.fixture
 def call_script(monkeypatch, capfd):
-    """Like run_script, but in this process (no second start of Python and torch): the real file, run as __main__."""
-    import runpy
+    """Like run_script, but within this process: Python and torch do not start again."""
 
     def call(script: str, *arguments, cwd: Path = ROOT):
         monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
         capfd.readouterr()
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
+        code = _run_as_main(script, arguments, monkeypatch)
         out, err = capfd.readouterr()
         return subprocess.CompletedProcess([script, *arguments], code, out, err)
 
     return call
+
+
+def _run_as_main(script: str, arguments, patch: pytest.MonkeyPatch) -> int:
+    """Run a script of the repository as __main__ in this process and return its exit code."""
+    patch.setattr(sys, "argv", [script, *map(str, arguments)])
+    patch.setattr(sys, "path", [str(ROOT), *sys.path])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    return 0
 
 
 def _module(path: Path):

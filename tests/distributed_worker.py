@@ -1,4 +1,7 @@
-"""What tests/test_distributed.py runs twice: in one process, and in two under torchrun (`torchrun --nproc_per_node 2 distributed_worker.py OUT`)."""
+"""The cases that tests/test_distributed.py runs in one process and in two.
+
+Two processes: torchrun --nproc_per_node 2 distributed_worker.py OUT
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def toy_images(count: int, side: int = 8, seed: int = 0) -> ArrayImages:
 
 
 class Net(nn.Module):
-    """float64, so that the order of sums is all that can differ: a difference of 1e-10 is a mistake. `unused` gets no gradient."""
+    """A network in float64: only the order of sums may differ, and 1e-10 would be a mistake.
+
+    `unused` gets no gradient.
+    """
 
     def __init__(self, norm: bool = False, dropout: float = 0.0):
         super().__init__()
@@ -64,7 +70,11 @@ def training(
     ema=0.9,
     crash_after=None,
 ):
-    """Everything at once: augmentation, momentum, a cosine, clipping, a moving average, an uneven last step (53 = 3 * 16 + 5), validation on 7."""
+    """Train with everything at once.
+
+    Augmentation, momentum, a cosine, clipping, a moving average, an uneven last step
+    (53 = 3 * 16 + 5), validation on 7 images.
+    """
     torch.manual_seed(0)
     network = Net(norm, dropout)
     if sync:
@@ -131,7 +141,10 @@ def training(
 
 
 def with_loss(folder: Path, name: str, count: int):
-    """An Objective on small_cnn with synchronised BatchNorm and a moving average; with outliers 8 of 20 (8, 8, 4) behind the 16 images of a step."""
+    """Train small_cnn with an Objective, synchronised BatchNorm and a moving average.
+
+    A loss that needs outliers gets 8 of 20 (8, 8, 4) with the 16 images of a step.
+    """
     torch.manual_seed(0)
     network = models.build("small_cnn", 3, in_channels=3, image_size=32, width=4)
     objective = losses.Objective(name, network).double()
@@ -191,7 +204,10 @@ def queues(folder: Path):
 
 
 def disagree(folder: Path):
-    """Rank 1 looks for last.pt in a folder of its own: there is none, then one of another epoch. What is said."""
+    """Return what is said when rank 1 resumes from a folder of its own.
+
+    First it holds no last.pt, then the last.pt of another epoch.
+    """
     training(folder / "0", epochs=2)
     distributed.barrier()
     mine, said = folder / str(distributed.rank()), []
@@ -267,7 +283,7 @@ def outputs(folder: Path, cached: bool):
 
 
 def heatmap(folder: Path):
-    """Decoder training on digits, then scores: of the run that one process has trained, if there is one."""
+    """Train a decoder on digits, then score."""
     torch.manual_seed(0)
     classifier = models.build("small_cnn", 10, in_channels=1, image_size=28, width=4)
     if distributed.first():
@@ -330,7 +346,10 @@ def leave_out(folder: Path):
 
 
 def vmdls(folder: Path):
-    """Batches of 5 x 4 digits shared out, their embeddings exchanged; float64 is not at hand here, so rounding shows."""
+    """Share out batches of 5 x 4 digits and exchange their embeddings.
+
+    This is float32, so rounding shows.
+    """
     settings = VMDLS.Settings(
         id_dataset="mnist5k",
         arch="small_cnn",

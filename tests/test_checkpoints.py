@@ -1,4 +1,7 @@
-"""Weight files: ours and the authors' formats come back bit for bit; hostile, damaged and foreign files are refused and run nothing."""
+"""Weight files: our format and the authors' formats come back bit for bit.
+
+Hostile, damaged and foreign files are refused, and nothing in them runs.
+"""
 
 import io
 import pickle
@@ -172,7 +175,10 @@ class Latent(nn.Module):
 
 @pytest.fixture
 def lightning_file(tmp_path, monkeypatch):
-    """A file as Lightning 1.1 writes it: hyper-parameters in its own dict class, callbacks keyed by class."""
+    """Write a file as Lightning 1.1 does.
+
+    Its hyper-parameters are in a dict class of its own, its callbacks keyed by class.
+    """
 
     class AttributeDict(dict):
         __module__, __qualname__ = "pytorch_lightning.utilities.parsing", "AttributeDict"
@@ -324,7 +330,10 @@ def test_a_whole_network_is_refused(tmp_path):
 
 
 def test_stand_ins_are_harmless(tmp_path):
-    """A file may call the few names that are let through with anything; it gets an error or a plain value."""
+    """A file may call the few allowed names with any argument.
+
+    It gets an error or a plain value.
+    """
     for arguments in (("O",), ("f8; import os",), (3,)):
 
         class Call:

@@ -1,4 +1,4 @@
-"""Metrics: against scikit-learn and explicit loops, properties, edges, and the rules of the released codes."""
+"""Metrics: against scikit-learn and explicit loops, properties, edges, released rules."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_equal_to_scikit_learn_without_ties():
 
 @pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 100, 400])
 def test_operating_point_is_the_first_with_enough_id(n):
-    """20 * 0.95 is 19 in decimal but not in every binary rounding; both sets of every size around it."""
+    """20 * 0.95 is 19 in decimal, but not in every binary rounding."""
     known, novel = np.arange(n), np.arange(n) + 0.5
     needed = next(k for k in range(1, n + 1) if k / n >= 0.95)
     assert evaluate(known, novel).fpr95 == (needed - 1) / n
@@ -113,7 +113,10 @@ def test_order_and_monotone_transforms_do_not_matter():
 
 
 def test_negated_scores_with_swapped_roles():
-    """Calling OOD the ID set and turning the scores round swaps the two kinds of AUPR and of FPR95, and changes nothing else."""
+    """Swap ID and OOD and negate the scores: AUPR and FPR95 swap their two kinds.
+
+    Nothing else changes.
+    """
     for _ in range(20):
         known, novel = tied_scores(500)
         one, two = evaluate(known, novel), evaluate(-novel, -known)
@@ -250,7 +253,10 @@ def test_cauroc_counts_correct_id_only():
 
 
 def loops(known, novel, thresholds, descending, strict):
-    """The threshold loops of ODIN and leave-out, written out: FPR95, AUROC, AUPR-In, AUPR-Out, detection error."""
+    """Write out the threshold loops of ODIN and leave-out.
+
+    Returns: FPR95, AUROC, AUPR-In, AUPR-Out, detection error.
+    """
     x, y = -np.asarray(known, dtype=float), -np.asarray(novel, dtype=float)
     window = [np.mean(y > d) for d in thresholds if 0.9495 <= np.mean(x >= d) <= 0.9505]
     points = [(np.mean(y > d) if strict else np.mean(y >= d), np.mean(x >= d)) for d in thresholds]
@@ -340,7 +346,7 @@ def test_rules_that_divided_by_zero_give_nan():
 
 
 def test_every_set_is_sorted_once(monkeypatch):
-    """A prepared ID set is not sorted again: n sets cost n + 1 sorts (see scripts/bench_metrics.py)."""
+    """A prepared ID set is not sorted again: n OOD sets cost n + 1 sorts."""
     sorts, plain = [], np.sort
     monkeypatch.setattr(np, "sort", lambda *a, **k: sorts.append(1) or plain(*a, **k))
     known = prepare(RANDOM.normal(size=50))

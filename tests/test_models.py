@@ -1,4 +1,7 @@
-"""Networks: the contract for every architecture, parameter counts of the papers, the authors' own outputs, foreign networks."""
+"""Networks: the contract of every architecture, the papers' parameter counts, the authors' outputs.
+
+Also: networks of other libraries.
+"""
 
 import math
 
@@ -604,7 +607,7 @@ def test_torchvision_weights_with_another_head(monkeypatch):
     assert network(torch.rand(2, 3, 64, 64)).shape == (2, 5)
 
 
-# ---- dropout -----------------------------------------------------------------------------------------------------------------
+# ---- dropout
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced"))

@@ -38,7 +38,7 @@ def preprocess():
 
 
 class Counter:
-    """Counts the images that enter a network's head (every forward pass goes through it, ODIN's own too)."""
+    """Count the images that enter a network, in every forward pass (ODIN's own too)."""
 
     def __init__(self, network: nn.Module):
         self.seen = 0
@@ -95,7 +95,7 @@ def test_a_second_run_forwards_nothing(network, preprocess, tmp_path):
 
 
 def test_two_models_of_one_class_are_not_mixed_up(preprocess, tmp_path):
-    """The leading library's in-memory cache is keyed by id() and serves features of a model that is gone."""
+    """A cache keyed by id() would serve the features of a model that is gone."""
     for seed in range(4):
         torch.manual_seed(seed)
         network = models.build("small_cnn", 10, in_channels=1, image_size=28)
