@@ -183,7 +183,7 @@ parser.flag(
 parser.flag(
     "-limit",
     type=int,
-    help="a seeded choice of so many images per split (a quick look) [default: all]",
+    help="at most so many images per split, every class kept (a quick look) [default: all]",
 )
 parser.flag("-device", help="cpu, cuda:0, ... [default: cuda:0 where there is one, else cpu]")
 parser.flag("-data_dir", help="root of the data sets [default: ./datasets]")

@@ -292,7 +292,7 @@ def load_images(flags, values: dict, settings: leaveout.Settings):
             settings.validation_images,
             settings.split_seed,
         )
-        return images.subset(rows[0 if images is test else 1][: flags.limit])
+        return images.subset(rows[0 if images is test else 1]).limited(flags.limit)
 
     loaded = {}
     for name in wanted:

@@ -513,7 +513,7 @@ def test_limit_is_spread_and_first_is_first(photos):
     assert load(str(photos), "test", photos.parent, first=4).paths == whole.paths[:4]
     assert load(str(photos), "test", photos.parent, first=4, limit=2).paths == [
         whole.paths[0],
-        whole.paths[2],
+        whole.paths[3],  # the only one of the second class
     ]
     assert len(load(str(photos), "test", photos.parent, limit=100)) == 6
 

@@ -20,6 +20,7 @@ import models
 from ood import methods
 from ood.config import Experiment, InputError
 from ood.data import Preprocess, load
+from ood.data.images import spread
 from ood.evaluation import workbench
 from ood.methods import heatmap
 from ood.methods.heatmap.classifier import load_classifier
@@ -119,12 +120,11 @@ def measured_again(path):
     )
     network = models.build(**stored.meta["arch"]).eval()
     models.checkpoints.load_into(network, path)
-    test = load("mnist5k", "test")
-    chosen = np.sort(np.random.RandomState(0).permutation(len(test))[:120])
+    test = load("mnist5k", "test", limit=120)
     preprocess = Preprocess(stored.meta["preprocess"]["mean"], stored.meta["preprocess"]["std"])
     with torch.inference_mode():
-        predicted = network(preprocess(next(test.batches(120, chosen)))).argmax(1).numpy()
-    return (predicted == test.labels[chosen]).mean()
+        predicted = network(preprocess(next(test.batches(120)))).argmax(1).numpy()
+    return (predicted == test.labels).mean()
 
 
 def test_a_short_run_learns(tmp_path, pretrain):
@@ -313,6 +313,30 @@ def test_folder_without_parts_is_tested_on_its_validation_images(tmp_path, pretr
     )
     assert code == 0 and "has no test part" in out
     assert records(tmp_path / "run", "start")[0]["test_images"] == 2
+
+
+@pytest.mark.parametrize("limit", (10, 37, 500))
+def test_limit_takes_the_same_images_everywhere(limit):
+    settings = resolve({"limit": limit})
+    images = pretraining.load_images(settings, "train")
+    same = load("mnist5k", "train", limit=limit), load("mnist5k", "train").limited(limit)
+    assert {images.digest} == {part.digest for part in same} and len(images) == limit
+    assert set(images.labels) == set(range(10))
+
+
+def test_spread_keeps_rare_classes_and_stays_even_where_it_has_them_all():
+    labels = np.repeat([0, 1, 2, -1], [50, 3, 46, 1])
+    rows = spread(100, 10, labels)
+    assert len(rows) == 10 and (np.diff(rows) > 0).all()
+    assert np.unique(labels[rows], return_counts=True)[1].tolist() == [1, 4, 1, 4]
+    assert (spread(100, 50, labels[::-1]) == spread(100, 50)).all()
+    assert (spread(100, 3, labels) == spread(100, 3)).all()  # too few for four classes
+
+
+def test_limit_below_the_number_of_classes_is_refused(tmp_path, pretrain):
+    code, _, err = pretrain("-limit", 9, "-device", "cpu", "-out_dir", tmp_path / "run")
+    assert code == 2 and "-limit is 9, but 'mnist5k' has 10 classes" in err
+    assert not (tmp_path / "run").exists()
 
 
 # ---- resume ------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from ood.config import InputError
 from ood.data.decoding import Recipe, digest_files, digest_of
-from ood.data.images import ArrayImages, ImageSet, JoinedImages
+from ood.data.images import ArrayImages, ImageSet, JoinedImages, spread
 from ood.data.loading import find, load
 from ood.data.registry.table import info, is_folder_path
 from ood.data.request import prepared
@@ -46,7 +46,7 @@ def draw(
     rounded to uint8.
 
     Args:
-        limit: draw at most this many.
+        limit: keep at most this many of the images drawn, evenly spread.
     Raises: InputError when there are fewer than `count` images.
     """
     sets = [
@@ -61,7 +61,7 @@ def draw(
             f"num_ood is {count} but the auxiliary set {show(pools)} has {total} images; "
             f"ask for at most {total} (-num_ood)"
         )
-    rows = np.sort(np.random.RandomState(seed).permutation(total)[: min(count, limit or count)])
+    rows = np.sort(np.random.RandomState(seed).permutation(total)[:count])[spread(count, limit)]
     starts = np.cumsum([0, *map(len, sets)])
     parts = [
         images.subset(rows[(rows >= start) & (rows < end)] - start)
@@ -80,12 +80,11 @@ def load_outliers(
     channels: int,
     download: bool = False,
     limit: int | None = None,
-    seed: int = 0,
 ) -> ImageSet:
     """Open all images of the pools ("letters+patches") as one set, with the label -1.
 
     Args:
-        limit: keep at most this many images, chosen with the seed.
+        limit: keep at most this many images, evenly spread.
     """
     pools = pools if isinstance(pools, str) else tuple(pools)
     parts = [
@@ -95,9 +94,7 @@ def load_outliers(
     images = parts[0]
     if len(parts) > 1:
         images = JoinedImages(parts, name=show(pools), split="train", source=_source(parts))
-    if limit is None or limit >= len(images):
-        return images
-    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:limit]))
+    return images.limited(limit)
 
 
 def split_names(pools: str | tuple[str, ...], data_dir: str | Path = ".") -> list[str]:

@@ -114,13 +114,13 @@ class ImageSet:
         return part
 
     def limited(self, limit: int | None) -> ImageSet:
-        """Choose at most `limit` images, evenly spread over the set, in their order.
+        """Choose at most `limit` images, in their order: what -limit means everywhere.
 
-        Files lie class by class, so every class keeps its share.
+        They are evenly spread over the set and every class is kept, see `spread`.
         """
-        return (
-            self if limit is None or limit >= len(self) else self.subset(spread(len(self), limit))
-        )
+        if limit is None or limit >= len(self):
+            return self
+        return self.subset(spread(len(self), limit, self.labels))
 
     def first(self, count: int | None) -> ImageSet:
         """Choose the first `count` images; all for None, or when there are fewer."""
@@ -337,11 +337,33 @@ class JoinedImages(ImageSet):
         return images
 
 
-def spread(length: int, count: int | None) -> np.ndarray | slice:
-    """Choose `count` rows evenly spread over `length`; all for None, or when there are fewer."""
+def spread(
+    length: int, count: int | None, labels: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray | slice:
+    """Choose `count` rows evenly spread over `length`, every class kept.
+
+    Args:
+        count: None, or `length` and more: all rows.
+        labels: (length,). Where an even spread would lose a class, every class keeps its share of
+            the rows, at least one, evenly spread over the class. With fewer rows than classes the
+            rows are evenly spread and some classes are lost. None: no classes.
+    """
     if count is None or count >= length:
         return slice(0, length)
-    return np.arange(count) * length // count
+    even = np.arange(count) * length // count
+    if labels is None:
+        return even
+    labels = np.asarray(labels)
+    classes, sizes = np.unique(labels, return_counts=True)
+    if count < len(classes) or len(np.unique(labels[even])) == len(classes):
+        return even
+    others = np.concatenate(([0], np.cumsum(sizes - 1)))  # rows beyond the first of each class
+    shares = 1 + np.diff(others * (count - len(classes)) // others[-1])
+    rows = [
+        np.arange(length)[labels == label][spread(size, share)]
+        for label, size, share in zip(classes, sizes, shares)
+    ]
+    return np.sort(np.concatenate(rows))
 
 
 def _as_rows(indices, length: int) -> slice | np.ndarray:

@@ -44,7 +44,7 @@ def load(
             aspect. None: images stay as stored, and all must have one shape.
         channels: 1 or 3; None: as stored.
         download: fetch the set if it is missing or damaged. Checksums are verified.
-        limit: at most this many images, evenly spread over the set.
+        limit: at most this many images, evenly spread over the set, every class kept.
         first: only the first this many images; `limit` is taken from these.
         seed: for sets made from random numbers. The split of mnist5k is fixed.
         base: for mnist_noise, the set to which the noise is added (default mnist).

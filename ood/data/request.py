@@ -223,7 +223,8 @@ def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
 def _chosen(listing: Listing, request: Request) -> Listing:
     """Keep the files that `first` and `limit` of the request leave."""
     rows = range(len(listing.paths))[: request.first]
-    chosen = spread(len(rows), request.limit)
+    labels = None if listing.labels is None else np.asarray(listing.labels)[: request.first]
+    chosen = spread(len(rows), request.limit, labels)
     return listing.rows(rows[chosen] if isinstance(chosen, slice) else chosen.tolist())
 
 

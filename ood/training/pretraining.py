@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import numpy as np
 import torch
 
 from ood import cli, distributed, losses
@@ -130,7 +129,7 @@ class Settings:
     channels_last: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU
     seed: int = 0
     deterministic: bool = False
-    limit: int | None = None  # a seeded choice of so many images per split
+    limit: int | None = None  # at most so many images per split, evenly spread, every class kept
     data_dir: str = "./datasets"
     download: bool = False
     num_workers: int | None = None  # threads that decode large images; None: one per core
@@ -559,7 +558,7 @@ def facts(settings: Settings) -> DatasetInfo | None:
 
 
 def load_images(settings: Settings, split: str) -> ImageSet:
-    """One split at the network's size; -limit takes a seeded choice, because files are ordered by class."""
+    """Return one split at the network's size; with -limit so many images of it, every class kept."""
     row = facts(settings)
     size = settings.size or (row.size if row else None)
     resize = settings.size or (row.resize if row else None)
@@ -573,11 +572,7 @@ def load_images(settings: Settings, split: str) -> ImageSet:
     )
     if settings.num_workers and hasattr(images, "workers"):
         images.workers = settings.num_workers
-    if settings.limit is None or settings.limit >= len(images):
-        return images
-    return images.subset(
-        np.sort(np.random.RandomState(settings.seed).permutation(len(images))[: settings.limit])
-    )
+    return images.limited(settings.limit)
 
 
 def load_outliers(settings: Settings, side: int, channels: int) -> ImageSet:
@@ -589,7 +584,6 @@ def load_outliers(settings: Settings, side: int, channels: int) -> ImageSet:
         channels=channels,
         download=settings.download,
         limit=settings.limit,
-        seed=settings.seed,
     )
 
 
@@ -604,6 +598,11 @@ def check_labels(images: ImageSet, test: ImageSet, settings: Settings) -> None:
     if images.split == "all" and settings.valid_split == 0:
         raise InputError(
             f"'{name}' has no sub-folders train and test, so the validation images stand for a test set; -valid_split 0 leaves none"
+        )
+    if settings.limit is not None and settings.limit < count:
+        raise InputError(
+            f"-limit is {settings.limit}, but '{name}' has {count} classes; a classifier needs an "
+            f"image of each: give -limit {count} or more"
         )
     if settings.num_classes not in (None, count):
         raise InputError(

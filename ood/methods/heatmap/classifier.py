@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from ood.config import InputError
@@ -85,7 +84,7 @@ def _build(settings: Settings, context: Context, stored: dict | None, path: Path
 def id_training_images(settings: Settings, context: Context) -> ImageSet:
     """Return the classifier's training set, not augmented.
 
-    With context.limit, return a seeded choice of images, because files are ordered by class.
+    With context.limit, return so many of its images, evenly spread, every class kept.
     """
     facts = settings.facts()
     images = load(
@@ -96,10 +95,7 @@ def id_training_images(settings: Settings, context: Context) -> ImageSet:
         resize=settings.resize or (facts.resize if facts else None),
         download=context.download,
     )
-    if context.limit is None or context.limit >= len(images):
-        return images
-    order = np.random.RandomState(settings.seed).permutation(len(images))
-    return images.subset(np.sort(order[: context.limit]))
+    return images.limited(context.limit)
 
 
 def check_images(images: ImageSet, classifier: nn.Module) -> None:

@@ -55,10 +55,8 @@ def fold_data(settings: Settings, context: Context) -> FoldData:
         valid_id, valid_ood, taken = _validation(settings, images, common)
         if settings.validation_id == "train":
             rows = np.setdiff1d(rows, taken)
-        valid_id, valid_ood = (
-            _chosen(part, context.limit, settings.seed) for part in (valid_id, valid_ood)
-        )
-    images = _chosen(images.subset(rows), context.limit, settings.seed)
+        valid_id, valid_ood = valid_id.limited(context.limit), valid_ood.limited(context.limit)
+    images = images.subset(rows).limited(context.limit)
     table = positions(num_classes, kept_of(settings))
     targets = table[images.labels]
     data = FoldData(
@@ -98,8 +96,6 @@ def _validation(settings: Settings, train: ImageSet, common: dict):
     return known.subset(taken), _chosen(novel, wanted, seed), taken
 
 
-def _chosen(images: ImageSet, count: int | None, seed: int) -> ImageSet:
+def _chosen(images: ImageSet, count: int, seed: int) -> ImageSet:
     """Choose at most `count` images by the seed, because files come class by class."""
-    if count is None or count >= len(images):
-        return images
     return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
