@@ -1,11 +1,13 @@
-"""Times five folds trained or scored together (weights stacked, one vectorised pass) against one after the other.
+"""Time five folds trained or scored together against one after the other.
 
-    python3 scripts/bench_leaveout.py                                  # small networks on embedded images, and DenseNet-BC-100
+    python3 scripts/bench_leaveout.py                  # the small networks and DenseNet-BC-100
     python3 scripts/bench_leaveout.py -archs small_cnn -rounds 9 -device cuda:0
 
-Both sides see the same batches; their losses and scores are compared before anything is timed. Rounds alternate, medians are
-reported: seconds on the clock, and seconds of CPU time, which other programs on the machine disturb less.
-Writes docs/data/bench_leaveout.json; `python3 scripts/build_docs.py` puts it into docs/benchmarks.md.
+"Together" stacks the weights of the folds and makes one vectorised pass. Both sides see the same
+random images, and their losses and scores are compared before anything is timed. Rounds alternate
+and medians are reported: seconds on the clock, and seconds of CPU time, which other programs on
+the machine disturb less. Writes docs/data/bench_leaveout.json; `python3 scripts/build_docs.py`
+puts it into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import copy
 import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ NAMED = {"small_cnn": "small_cnn, width 16", "densenet": "DenseNet-BC-100"}
 RATE = 0.05
 
 
-def main() -> None:
+def read_flags():
     parser = cli.Parser("Time five folds together against one after the other.")
     parser.flag(
         "-archs",
@@ -60,35 +61,35 @@ def main() -> None:
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     parser.flag("-no_record", action="store_true", help="only print", default=False)
-    flags = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = read_flags()
     device = cli.choose_device(flags.device)
     torch.set_num_threads(flags.threads)
     tables, gains = {"train": [], "score": []}, {"train": [], "score": []}
     for arch in flags.archs:
-        size = (3, 32, 32) if arch == "densenet" else (1, 28, 28)
-        batch = max(2, flags.batch_size // 10) if arch == "densenet" else flags.batch_size
-        steps = 1 if arch == "densenet" else flags.steps
+        size, batch, steps = (1, 28, 28), flags.batch_size, flags.steps
+        if arch == "densenet":
+            size, batch, steps = (3, 32, 32), max(2, flags.batch_size // 10), 1
         for what, make in (("train", trainers), ("score", scorers)):
             sides = make(arch, size, batch, steps, device)
-            seconds = timed(sides, flags.rounds, device)
-            (one, one_cpu), (all_, all_cpu) = seconds
+            (one, one_cpu), (all_, all_cpu) = measurements.in_turns(sides, flags.rounds, device)
             images = FOLDS * batch * steps * (2 if what == "train" else 1)
-            tables[what].append(
-                [
-                    NAMED.get(arch, arch),
-                    batch,
-                    round(images / one, 1),
-                    round(images / all_, 1),
-                    round(one / all_, 2),
-                    round(one_cpu / all_cpu, 2),
-                ]
-            )
+            rates = round(images / one, 1), round(images / all_, 1)
+            ratios = round(one / all_, 2), round(one_cpu / all_cpu, 2)
+            tables[what].append([NAMED.get(arch, arch), batch, *rates, *ratios])
             gains[what].append(one / all_)
             cli.log(
-                f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), together {all_:.3f} s ({all_cpu:.3f} CPU)"
+                f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), "
+                f"together {all_:.3f} s ({all_cpu:.3f} CPU)"
             )
-    if flags.no_record:
-        return
+    if not flags.no_record:
+        write(flags, device, tables, gains)
+
+
+def write(flags, device, tables: dict, gains: dict) -> None:
     columns = [
         "network",
         "batch",
@@ -99,25 +100,29 @@ def main() -> None:
     ]
     verdict = {
         what: "together is faster"
-        if statistics.median(g) > 1.05
+        if statistics.median(ratios) > 1.05
         else "one after the other is not slower"
-        for what, g in gains.items()
+        for what, ratios in gains.items()
     }
-    load = os.getloadavg()[0]
     measurements.write(
         "bench_leaveout",
         page="benchmarks",
         order=300,
         title="Leave-out classifiers: five folds together or one after the other",
         text=[
-            "`together` stacks the weights of the five networks and runs one vectorised pass (`torch.func.stack_module_state`, `torch.vmap`); an image "
-            "counts once per fold (and stream). A gain above 1 is in favour of `together`. Both sides were compared first: the losses of the "
-            "first step agree to 1e-4, the scores to 1e-6.",
-            f"On this machine, by the median over the networks: training, {verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, "
-            'and scoring does so unless the config says `"together": true` (`test.py -together`). Not run here: a GPU, where the many small kernels of '
-            "five separate networks may change the answer; and two processes side by side (`train_all.py -devices cpu cpu`), which says nothing on a busy machine.",
-            f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other programs used at the same time (load average {load:.1f}); medians of {flags.rounds} alternating "
-            "rounds.",
+            "`together` stacks the weights of the five networks and runs one vectorised pass "
+            "(`torch.func.stack_module_state`, `torch.vmap`). An image counts once per fold (and "
+            "stream). A gain above 1 is in favour of `together`. Both sides were compared first: "
+            "the losses of the first step agree to 1e-4, the scores to 1e-6.",
+            "On this machine, by the median over the networks: training, "
+            f"{verdict['train']}; scoring, {verdict['score']}. So training goes fold by fold, and "
+            'scoring does so unless the config says `"together": true` (`test.py -together`). Not '
+            "run here: a GPU, where the many small kernels of five separate networks may change "
+            "the answer; and two processes side by side (`train_all.py -devices cpu cpu`), which "
+            "says nothing on a busy machine.",
+            f"{flags.threads} thread(s) on a machine with {os.cpu_count()} CPU cores that other "
+            f"programs used at the same time (load average {os.getloadavg()[0]:.1f}); medians of "
+            f"{flags.rounds} alternating rounds.",
         ],
         tables=[
             {
@@ -137,23 +142,23 @@ def main() -> None:
 
 
 def networks(arch: str, size: tuple, device) -> list:
+    """Return one network per fold, each from a seed of its own."""
+    shape = dict(in_channels=size[0], image_size=size[1])
     made = []
     for fold in range(FOLDS):
         torch.manual_seed(fold)
-        made.append(
-            models.build(arch, OUTPUTS, in_channels=size[0], image_size=size[1], **ARCHS[arch]).to(
-                device
-            )
-        )
+        made.append(models.build(arch, OUTPUTS, **shape, **ARCHS[arch]).to(device))
     return made
 
 
 def trainers(arch: str, size: tuple, batch: int, steps: int, device):
-    """(one after the other, together): functions that do the same steps and return the losses (steps, F)."""
+    """Return two functions, (one after the other, together), that take the same training steps.
+
+    Both return the losses, (steps, F).
+    """
     generator = torch.Generator().manual_seed(0)
-    inside, outside = (
-        torch.rand(steps, FOLDS, batch, *size, generator=generator).to(device) for _ in range(2)
-    )
+    shape = (steps, FOLDS, batch, *size)
+    inside, outside = (torch.rand(shape, generator=generator).to(device) for _ in range(2))
     labels = torch.randint(OUTPUTS, (steps, FOLDS, batch), generator=generator).to(device)
 
     apart = networks(arch, size, device)
@@ -163,9 +168,8 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
         losses = torch.zeros(steps, FOLDS)
         for fold, (network, optimizer) in enumerate(zip(apart, optimizers)):
             for step in range(steps):
-                loss, _ = margin_loss(
-                    network(inside[step, fold]), labels[step, fold], network(outside[step, fold])
-                )
+                known, novel = network(inside[step, fold]), network(outside[step, fold])
+                loss, _ = margin_loss(known, labels[step, fold], novel)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -200,31 +204,35 @@ def trainers(arch: str, size: tuple, batch: int, steps: int, device):
 
 
 def scorers(arch: str, size: tuple, batch: int, steps: int, device):
-    """(one after the other, together): functions that give the confidences (F, B)."""
+    """Return two functions, (one after the other, together), that score the same images.
+
+    Both return the confidences, (steps, F, B).
+    """
     images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(1)).to(device)
     made = [settled(n, images).eval().requires_grad_(False) for n in networks(arch, size, device)]
     options = dict(temperature=1000, magnitude=0.002, std=(0.5,) * size[0])
     joined = stacked(made)
 
+    def one_pass_each():
+        return torch.stack([pass_over(n, images, **options)[0] for n in made])
+
     def one_after_the_other():
-        return torch.stack(
-            [torch.stack([pass_over(n, images, **options)[0] for n in made]) for _ in range(steps)]
-        )
+        return torch.stack([one_pass_each() for _ in range(steps)])
 
     def together():
-        return torch.stack(
-            [
-                pass_over(joined, images.expand(FOLDS, *images.shape), **options)[0]
-                for _ in range(steps)
-            ]
-        )
+        per_fold = images.expand(FOLDS, *images.shape)
+        return torch.stack([pass_over(joined, per_fold, **options)[0] for _ in range(steps)])
 
     agree(arch, one_after_the_other(), together(), 1e-6)
     return one_after_the_other, together
 
 
 def settled(network, images: torch.Tensor):
-    """With running averages of a batch: an untrained DenseNet has logits near 1e5 without them, and rounding would be all that differs."""
+    """Set the running averages of a network to those of a batch.
+
+    Without them, an untrained DenseNet has logits near 1e5, and the two sides would differ by
+    rounding alone.
+    """
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -234,24 +242,13 @@ def settled(network, images: torch.Tensor):
 
 
 def agree(arch: str, one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
+    """Raise RunError if the results of the two sides differ by more than `tolerance`."""
     gap = (one - other).abs().max().item()
     if gap > tolerance:
         raise cli.RunError(
-            f"{arch}: together and one after the other differ by {gap:.2g}; timings would compare different work"
+            f"{arch}: together and one after the other differ by {gap:.2g}; "
+            "timings would compare different work"
         )
-
-
-def timed(sides, rounds: int, device) -> list[tuple[float, float]]:
-    """Median (clock, CPU) seconds of each side; they take turns."""
-    found = [[] for _ in sides]
-    for _ in range(rounds):
-        for side, times in zip(sides, found):
-            begun, cpu = time.perf_counter(), time.process_time()
-            side()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append((time.perf_counter() - begun, time.process_time() - cpu))
-    return [tuple(statistics.median(column) for column in zip(*times)) for times in found]
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""Images per second of our training loop against two plain ones: WideResNet-40-2 and ResNet-18 on CIFAR-10 stored as JPEG.
+"""Time our training loop against two plain ones, on CIFAR-10 stored as JPEG files.
 
-    python3 scripts/bench_train.py -data_dir ./datasets                  # batches of 64, 5 rounds of 2 steps per loop
+    python3 scripts/bench_train.py -data_dir ./datasets   # 5 rounds of 2 steps of 64 images
     python3 scripts/bench_train.py -archs small_cnn -batch_size 32 -rounds 2 -no_record
-    python3 scripts/bench_train.py -device cuda:0 -batch_size 256 -steps 20 -peak 989    # share of the chip's peak (dense bf16 TFLOP/s)
+    python3 scripts/bench_train.py -device cuda:0 -batch_size 256 -steps 20 -peak 989
 
-    plain       as the heatmap repository trains: one process loads the data, each image goes from PIL through crop, flip, ToTensor and
-                Normalize, float32. The images are decoded already, as torchvision's CIFAR10 class has them
-    reference   as torchvision's reference script: ImageFolder, a DataLoader with two workers that decode the JPEG files, crop, flip,
-                PILToTensor, float, Normalize
-    ours        ood.training.loop on ood.data: decoded once, cropped and flipped as uint8 batches, channels-last, the masks of dropout from
-                models.dropout (the other loops: PyTorch's); compiled: with torch.compile
+The last one adds the share of the chip's peak (dense bf16 TFLOP/s). The loops:
 
-Each loop is a process of its own that waits while another one works; a round is a few steps of each, in alternating order, so that
-other load on the machine hits all of them. `+ allocator`: the same loop with the settings of ood.cli.keep_freed_memory, which our
-scripts make and a user's own loop would not. CPU seconds per image (all threads and workers) do not depend on other load. The
-arithmetic of a step, forward and backward, is counted by torch.utils.flop_counter.
-Writes docs/data/bench_train.json.
+  plain      as the heatmap repository trains: one process loads the data, each image goes from PIL
+             through crop, flip, ToTensor and Normalize, float32; the images are decoded already, as
+             torchvision's CIFAR10 class has them
+  reference  as torchvision's reference script: ImageFolder, a DataLoader with two workers that
+             decode the JPEG files, crop, flip, PILToTensor, float, Normalize
+  ours       ood.training.loop on ood.data: decoded once, cropped and flipped as uint8 batches,
+             channels-last, the masks of dropout from models.dropout (the other loops: PyTorch's);
+             compiled: with torch.compile
+
+Each loop is a process of its own that waits while another one works. A round is a few steps of
+each, in alternating order, so that other load on the machine hits all of them. `+ allocator`: the
+same loop with the settings of ood.cli.keep_freed_memory, which our scripts make and a user's own
+loop would not make. CPU seconds per image (all threads and workers) do not depend on other load.
+The arithmetic of a step, forward and backward, is counted by torch.utils.flop_counter. Writes
+docs/data/bench_train.json.
 """
 
 from __future__ import annotations
@@ -42,17 +47,24 @@ LOOPS = {
     "ours bf16 compiled": ("ours", True, "bf16", True),
 }
 NETWORKS = {"wideresnet": "WideResNet-40-2", "resnet18": "ResNet-18"}
+COLUMNS = [
+    "loop",
+    "images/s",
+    "times plain",
+    "CPU ms per image",
+    "times plain (CPU)",
+    "loading, % of a step",
+    "page faults per image",
+    "peak memory, GiB",
+    "TFLOP/s",
+]
 SGD = dict(lr=0.1, momentum=0.9, weight_decay=5e-4)
 WORKERS = 2
 
 
-def main() -> None:
-    import numpy as np
-
+def read_flags():
     from ood import cli
     from ood.config import InputError
-    from ood.data import load
-    from ood.evaluation import measurements
 
     parser = cli.Parser("Time our training loop against two plain ones.")
     parser.flag(
@@ -73,7 +85,8 @@ def main() -> None:
         "-peak",
         type=float,
         metavar="TFLOPS",
-        help="of the chip, dense bf16: adds the share of it that a loop reaches; default: not shown",
+        help="of the chip, dense bf16: adds the share of it that a loop reaches; "
+        "default: not shown",
     )
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag(
@@ -83,113 +96,116 @@ def main() -> None:
     for name in flags.loops:
         if name not in LOOPS:
             raise InputError(f"-loops {name} is unknown; allowed: {', '.join(LOOPS)}")
-    device, tables = cli.choose_device(flags.device), []
+    return flags
+
+
+def main() -> None:
+    from ood import cli
+    from ood.data import load
+
+    flags = read_flags()
+    device = cli.choose_device(flags.device)
     load("cifar10", "train", flags.data_dir)  # there, and decoded, before any loop begins
+    tables = []
     for arch in flags.archs:
-        loops = {name: Child(name, arch, flags) for name in flags.loops}
-        rows = {name: [] for name in loops}
-        for number in range(flags.rounds + 1):
-            for name in list(loops) if number % 2 else list(loops)[::-1]:
-                measured = loops[name].go()
-                if number:
-                    rows[name].append(measured)
-        for loop in loops.values():
-            loop.end()
-        table = []
-        for name, found in rows.items():
-            median = {key: float(np.median([r[key] for r in found])) for key in found[0]}
-            table.append(
-                [
-                    name,
-                    median["images_per_s"],
-                    1000 * median["cpu_s_per_image"],
-                    100 * median["loading"],
-                    median["faults_per_image"],
-                    median["peak_gib"],
-                    median["gflop_per_image"] * median["images_per_s"] / 1e3,
-                ]
-            )
-            if flags.peak:
-                table[-1].append(100 * table[-1][-1] / flags.peak)
-        for row in table:
-            row[2:2] = [row[1] / table[0][1]]
-            row[4:4] = [table[0][3] / row[3]]
-        tables.append(
-            {
-                "caption": f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds of {flags.steps} steps of {flags.batch_size} images",
-                "columns": [
-                    "loop",
-                    "images/s",
-                    "times plain",
-                    "CPU ms per image",
-                    "times plain (CPU)",
-                    "loading, % of a step",
-                    "page faults per image",
-                    "peak memory, GiB",
-                    "TFLOP/s",
-                ]
-                + ["% of the peak"] * bool(flags.peak),
-                "rows": table,
-            }
-        )
-        cli.log(tables[-1]["caption"])
-        for row in table:
+        rows = table_rows(measure(arch, flags), flags.peak)
+        caption = f"{NETWORKS.get(arch, arch)}, medians of {flags.rounds} rounds"
+        caption += f" of {flags.steps} steps of {flags.batch_size} images"
+        columns = COLUMNS + ["% of the peak"] * bool(flags.peak)
+        tables.append({"caption": caption, "columns": columns, "rows": rows})
+        cli.log(caption)
+        for row in rows:
             cli.log(
-                f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   {row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
+                f"  {row[0]:<22} {row[1]:7.1f} images/s ({row[2]:.2f}x)   "
+                f"{row[3]:7.2f} CPU ms per image ({row[4]:.2f}x)   loading {row[5]:.2f} %   "
                 f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s"
                 + (f" ({row[9]:.1f} % of the peak)" if flags.peak else "")
             )
     if not flags.no_record:
-        text = [
-            " ".join(__doc__.split("\n\n")[2].replace("\n   ", " ").split())
-            + ". "
-            + " ".join(__doc__.split("\n\n")[3].split("Writes")[0].split()),
-            "Read the ratios: the seconds depend on what else the machine does. Loading is the time that the step waits for its batch; the two workers of the reference loop take their "
-            "time from the same two cores, which only the CPU time shows, and they read ahead while the other loops run, which flatters it. bf16 is autocast: weights, "
-            "BatchNorm statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of a step"
-            + (
-                "; on a GPU 10 times. Not run here: a GPU."
-                if device.type == "cpu"
-                else "; on a GPU 10 times."
-            ),
+        write(flags, device, tables)
+
+
+def measure(arch: str, flags) -> dict[str, dict[str, float]]:
+    """Run the rounds. Returns {loop: {what a child measures: its median}}."""
+    import numpy as np
+
+    loops = {name: Child(name, arch, flags) for name in flags.loops}
+    found = {name: [] for name in loops}
+    for number in range(flags.rounds + 1):
+        for name in list(loops) if number % 2 else list(loops)[::-1]:
+            measured = loops[name].go()
+            if number:  # round 0 warms up
+                found[name].append(measured)
+    for loop in loops.values():
+        loop.end()
+    return {
+        name: {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
+        for name, rounds in found.items()
+    }
+
+
+def table_rows(medians: dict[str, dict[str, float]], peak: float | None) -> list[list]:
+    """One row for each loop, as COLUMNS says; the ratios are to the first loop."""
+    rows, first = [], next(iter(medians.values()))
+    for name, median in medians.items():
+        tflops = median["gflop_per_image"] * median["images_per_s"] / 1e3
+        row = [
+            name,
+            median["images_per_s"],
+            median["images_per_s"] / first["images_per_s"],
+            1000 * median["cpu_s_per_image"],
+            first["cpu_s_per_image"] / median["cpu_s_per_image"],
+            100 * median["loading"],
+            median["faults_per_image"],
+            median["peak_gib"],
+            tflops,
         ]
-        options = f" -batch_size {flags.batch_size} -steps {flags.steps} -rounds {flags.rounds}"
-        options += (
-            ""
-            if device.type == "cpu"
-            else f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
-        )
-        measurements.write(
-            "bench_train" + ("" if device.type == "cpu" else "_gpu"),
-            page="benchmarks",
-            order=710 + (device.type != "cpu"),
-            tables=tables,
-            text=text,
-            seeds=[0],
-            title="Training loop against plain loops"
-            + ("" if device.type == "cpu" else ", on a GPU"),
-            device=f"{cli.describe_device(device)}, {len(os.sched_getaffinity(0))} cores",
-            command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets",
-        )
+        rows.append(row + [100 * tflops / peak] * bool(peak))
+    return rows
+
+
+def write(flags, device, tables: list[dict]) -> None:
+    from ood import cli
+    from ood.evaluation import measurements
+
+    on_cpu = device.type == "cpu"
+    loops, method = (" ".join(part.split()) for part in __doc__.split("\n\n")[3:5])
+    text = [
+        f"{loops}. {method.split(' Writes')[0]}",
+        "Read the ratios: the seconds depend on what else the machine does. Loading is the time "
+        "that the step waits for its batch. The two workers of the reference loop take their time "
+        "from the same two cores, which only the CPU time shows, and they read ahead while the "
+        "other loops run, which flatters that loop. bf16 is autocast: weights, BatchNorm "
+        "statistics and the loss stay float32. Aim: 2 times the plain loop, loading under 5 % of "
+        "a step; on a GPU 10 times." + (" Not run here: a GPU." if on_cpu else ""),
+    ]
+    options = f" -batch_size {flags.batch_size} -steps {flags.steps} -rounds {flags.rounds}"
+    if not on_cpu:
+        options += f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
+    measurements.write(
+        "bench_train" + ("" if on_cpu else "_gpu"),
+        page="benchmarks",
+        order=710 + (not on_cpu),
+        tables=tables,
+        text=text,
+        seeds=[0],
+        title="Training loop against plain loops" + ("" if on_cpu else ", on a GPU"),
+        device=f"{cli.describe_device(device)}, {len(os.sched_getaffinity(0))} cores",
+        command=f"python3 scripts/bench_train.py{options} -data_dir ./datasets",
+    )
 
 
 class Child:
-    """A loop in a process of its own that works when told."""
+    """A loop in a process of its own. It works when told, and waits otherwise."""
 
     def __init__(self, name: str, arch: str, flags):
-        command = [
-            sys.executable,
-            __file__,
-            "-child",
-            name,
-            arch,
-            str(flags.batch_size),
-            str(flags.steps),
-            flags.data_dir,
-            flags.device,
-        ]
+        size, steps = str(flags.batch_size), str(flags.steps)
+        words = ["-child", name, arch, size, steps, flags.data_dir, flags.device]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def go(self) -> dict:
@@ -207,7 +223,7 @@ class Child:
         self.process.wait()
 
 
-# ---- in a child --------------------------------------------------------------------------------------------------------------
+# ---- in a child
 
 
 def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, device: str) -> None:
@@ -234,38 +250,34 @@ def child(name: str, arch: str, batch_size: int, steps: int, data_dir: str, devi
     run = {"plain": Plain, "reference": Reference, "ours": Ours}[kind](
         network, optimizer, batch_size, steps, Path(data_dir), precision, torch.device(device)
     )
-    for _ in sys.stdin:
-        cpu, faults, began = (
-            cpu_seconds(),
-            resource.getrusage(resource.RUSAGE_SELF).ru_minflt,
-            time.perf_counter(),
-        )
+    for _ in sys.stdin:  # a line is the word to go
+        cpu, faults, began = cpu_seconds(), page_faults(), time.perf_counter()
         waited, loss = run.go()
         if device != "cpu":
             torch.cuda.synchronize(device)
         took, images = time.perf_counter() - began, steps * batch_size
         if not 0 < loss < 20:
             raise RuntimeError(f"{name}: the loss is {loss}")
-        print(
-            json.dumps(
-                {
-                    "images_per_s": images / took,
-                    "cpu_s_per_image": (cpu_seconds() - cpu) / images,
-                    "loading": waited / took,
-                    "faults_per_image": (
-                        resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-                    )
-                    / images,
-                    "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-                    "gflop_per_image": flop,
-                }
-            ),
-            flush=True,
-        )
+        measured = {
+            "images_per_s": images / took,
+            "cpu_s_per_image": (cpu_seconds() - cpu) / images,
+            "loading": waited / took,
+            "faults_per_image": (page_faults() - faults) / images,
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "gflop_per_image": flop,
+        }
+        print(json.dumps(measured), flush=True)
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def flop_per_image(network, batch_size: int, device: str) -> float:
-    """Floating-point operations of forward and backward, per image; gradients and running statistics are left as they were."""
+    """Count the floating-point operations of forward and backward, per image.
+
+    Works on a copy, so the network's gradients and running statistics stay as they are.
+    """
     import copy
 
     import torch
@@ -277,11 +289,11 @@ def flop_per_image(network, batch_size: int, device: str) -> float:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of its workers."""
+    """Return the CPU-seconds of this process and of its workers."""
     total, ticks = sum(os.times()[:2]), os.sysconf("SC_CLK_TCK")
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            words = stat.read_text().rsplit(")", 1)[1].split()
+            words = stat.read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(words[1]) == os.getpid():
@@ -307,7 +319,7 @@ class Waiting:
 
 
 class Loop:
-    """The usual loop over a DataLoader that never ends."""
+    """The usual training loop, over a DataLoader that never ends."""
 
     def __init__(self, network, optimizer, batch_size, steps, data_dir, precision, device):
         self.network, self.optimizer, self.steps, self.device = network, optimizer, steps, device

@@ -1,20 +1,21 @@
-"""Times VMDLS: our triplet loss against the dense-mask form, our test stage against one that runs the encoder once per tap.
+"""Time VMDLS: our triplet loss and our test stage against the form of the released code.
 
-    python3 scripts/bench_vmdls.py                                   # batches of 400; mnist-conv, ResNet-18, DenseNet
+    python3 scripts/bench_vmdls.py                      # mnist-conv, ResNet-18, DenseNet
     python3 scripts/bench_vmdls.py -encoders mnist_conv -rounds 9 -device cuda:0
 
-The other sides are written here after the released code: the loss builds a B x B x B mask and lists the triplets in it; the test runs
-the encoder for each of the four taps and for mu (stage 1: training images), and two more times for the reconstruction error (stage 2:
-test images, with the auto-encoder). Both sides' results are compared before anything is timed. Rounds alternate, medians are
-reported: seconds on the clock, and of CPU time, which other programs disturb less.
-Writes docs/data/bench_vmdls.json; `python3 scripts/build_docs.py` puts it into docs/benchmarks.md.
+The other side is written here after the released code. Its loss builds a B x B x B mask and lists
+the triplets in it (B = 400). Its test runs the encoder for each of the four taps and for mu (stage
+1: training images), and two more times for the reconstruction error (stage 2: test images, with
+the auto-encoder). The results of both sides are compared before anything is timed. Rounds alternate
+and medians are reported: seconds on the clock, and seconds of CPU time, which other programs
+disturb less. Writes docs/data/bench_vmdls.json; `python3 scripts/build_docs.py` puts it into
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -32,13 +33,13 @@ from ood.methods.vmdls.loss import TRIPLET_MARGIN, metric_loss
 from ood.methods.vmdls.network import LatentNetwork
 from ood.methods.vmdls.settings import Settings
 
-BATCHES = ((20, 20), (10, 40))  # classes x samples: CIFAR-100; the paper-table size of CIFAR-10
+BATCHES = ((20, 20), (10, 40))  # classes x samples: CIFAR-100; CIFAR-10 in the paper's table
 MARGINS = (0.15, 32.15)  # before and at the end of the ramp
 AUTOENCODERS = {"mnist_conv": "mnist_conv", "resnet18": "resnet18", "densenet": "resnet18"}
-TRAIN, TEST = 3, 1  # MNIST and CIFAR: 60,000 or 50,000 training images to 20,000 test images
+TRAIN, TEST = 3, 1  # 60,000 (MNIST) or 50,000 (CIFAR) training images to 20,000 test images
 
 
-def main() -> None:
+def read_flags():
     parser = cli.Parser("Time VMDLS against the form of the released code.")
     parser.flag(
         "-encoders",
@@ -53,7 +54,11 @@ def main() -> None:
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     parser.flag("-no_record", action="store_true", help="only print", default=False)
-    flags = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = read_flags()
     device = cli.choose_device(flags.device)
     torch.set_num_threads(flags.threads)
     losses = [row for batch in BATCHES for row in time_loss(*batch, flags.rounds, device)]
@@ -71,7 +76,7 @@ def main() -> None:
 
 
 def dense_loss(z: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """The same loss from a B x B x B mask and the indices in it."""
+    """Compute the same loss from a B x B x B mask and the indices in it."""
     d = torch.cdist(F.normalize(z), F.normalize(z), compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels[None, :]
     positive = same.clone().fill_diagonal_(False)
@@ -81,12 +86,11 @@ def dense_loss(z: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def time_loss(classes: int, samples: int, rounds: int, device) -> list[list]:
+    """Return a table row for each margin."""
     chance = torch.Generator().manual_seed(0)
     labels = torch.arange(classes).repeat_interleave(samples).to(device)
-    z = (
-        torch.randn(len(labels), 32, generator=chance)
-        + torch.randn(classes, 32, generator=chance)[labels.cpu()]
-    ).to(device)
+    noise = torch.randn(len(labels), 32, generator=chance)
+    z = (noise + torch.randn(classes, 32, generator=chance)[labels.cpu()]).to(device)
     rows = []
     for margin in MARGINS:
 
@@ -97,16 +101,11 @@ def time_loss(classes: int, samples: int, rounds: int, device) -> list[list]:
             return value.detach(), point.grad
 
         (dense, dense_grad), (ours, ours_grad) = step(dense_loss), step(metric_loss)
-        assert torch.allclose(dense, ours, rtol=1e-4) and torch.allclose(
-            dense_grad, ours_grad, atol=1e-5
-        )
-        rows.append(
-            row_of(
-                [f"{classes} x {samples}", margin],
-                timed(lambda: step(dense_loss), lambda: step(metric_loss), rounds, device),
-                1000,
-            )
-        )
+        assert torch.allclose(dense, ours, rtol=1e-4)
+        assert torch.allclose(dense_grad, ours_grad, atol=1e-5)
+        sides = (lambda: step(dense_loss), lambda: step(metric_loss))
+        seconds = measurements.in_turns(sides, rounds, device, warm_up=1)
+        rows.append(row_of([f"{classes} x {samples}", margin], seconds, 1000))
         cli.log("loss " + " ".join(map(str, rows[-1])))
     return rows
 
@@ -115,28 +114,21 @@ def time_loss(classes: int, samples: int, rounds: int, device) -> list[list]:
 
 
 def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
+    """Return table rows for stage 1, stage 2 and both."""
     grey = encoder == "mnist_conv"
     torch.manual_seed(0)
-    network = LatentNetwork(
-        models.build(
-            encoder,
-            10,
-            **Settings(arch=encoder).network_options()
-            | ({"init": "fan_out"} if encoder == "densenet" else {}),
-        ),
-        32,
-    )
+    options = Settings(arch=encoder).network_options()
+    if encoder == "densenet":
+        options["init"] = "fan_out"
+    network = LatentNetwork(models.build(encoder, 10, **options), 32)
     autoencoder = models.build_autoencoder(AUTOENCODERS[encoder])
     network.to(device, memory_format=torch.channels_last).eval()
     autoencoder.to(device, memory_format=torch.channels_last).eval()
-    images = (
-        torch.rand(count, 1 if grey else 3, *(2 * [28 if grey else 32]))
-        .to(device)
-        .contiguous(memory_format=torch.channels_last)
-    )
+    images = torch.rand((count, 1, 28, 28) if grey else (count, 3, 32, 32))
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
 
     def tap(x: Tensor, k: int) -> Tensor:
-        """What get_layer_output(x, k) gives, in a pass of its own."""
+        """Return what the released get_layer_output(x, k) gives, from a pass of its own."""
         return network.encoder.taps(x)[k - 1]
 
     def per_tap_ensemble() -> Tensor:
@@ -155,8 +147,9 @@ def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
     with torch.inference_mode():
         for theirs, ours in zip(per_tap_both(), both()):
             assert torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
-        one = timed(per_tap_ensemble, lambda: network.ensemble(images), rounds, device)
-        two = timed(per_tap_both, both, rounds, device)
+        first_stage = (per_tap_ensemble, lambda: network.ensemble(images))
+        one = measurements.in_turns(first_stage, rounds, device, warm_up=1)
+        two = measurements.in_turns((per_tap_both, both), rounds, device, warm_up=1)
     whole = [
         [TRAIN * a + TEST * b for a, b in zip(first, second)] for first, second in zip(one, two)
     ]
@@ -174,10 +167,12 @@ def time_stages(encoder: str, count: int, rounds: int, device) -> list[list]:
 
 
 def time_jitter(rounds: int, size: int = 128, border: float = 4900.5) -> list[list]:
-    """A covariance whose smallest eigenvalue lies at -border * 1e-6, as far as others had to go for ResNet-18."""
-    basis = torch.linalg.qr(
-        torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    )[0]
+    """Time the search for the jitter J on one covariance.
+
+    Its smallest eigenvalue is -border * 1e-6, which is as far as others had to go for ResNet-18.
+    """
+    chance = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=chance, dtype=torch.float64))[0]
     values = torch.linspace(0.1, 1, size, dtype=torch.float64)
     values[0] = -border * STEP
     covariance = (basis * values) @ basis.T
@@ -192,50 +187,29 @@ def time_jitter(rounds: int, size: int = 128, border: float = 4900.5) -> list[li
         return steps + EXTRA_STEPS
 
     assert counted() == jitter_steps(covariance[None])
-    rows = [
-        row_of(
-            [f"{size} features, J = {counted()}"],
-            timed(counted, lambda: jitter_steps(covariance[None]), rounds, torch.device("cpu")),
-            1000,
-        )
-    ]
-    cli.log("jitter " + " ".join(map(str, rows[0])))
-    return rows
+    sides = (counted, lambda: jitter_steps(covariance[None]))
+    seconds = measurements.in_turns(sides, rounds, torch.device("cpu"), warm_up=1)
+    row = row_of([f"{size} features, J = {counted()}"], seconds, 1000)
+    cli.log("jitter " + " ".join(map(str, row)))
+    return [row]
 
 
-# ---- clocks
+# ---- tables
 
 
-def timed(theirs, ours, rounds: int, device) -> list[tuple[float, float]]:
-    """[(clock, CPU) of theirs, of ours]: medians in seconds; sides alternate, after one unmeasured round."""
-    seen = {0: [], 1: []}
-    for number in range(rounds + 1):
-        for side, call in enumerate((theirs, ours)):
-            clock, cpu = time.perf_counter(), time.process_time()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if number:
-                seen[side].append((time.perf_counter() - clock, time.process_time() - cpu))
-    return [tuple(statistics.median(values) for values in zip(*seen[side])) for side in (0, 1)]
-
-
-def row_of(first: list, seconds: list, unit: float) -> list:
-    (a, a_cpu), (b, b_cpu) = seconds
-    return [
-        *first,
-        round(a * unit, 3),
-        round(b * unit, 3),
-        round(a / b, 1),
-        round(a_cpu / max(b_cpu, 1e-9), 1),
-    ]
+def row_of(first: list, seconds: list[tuple[float, float]], unit: float) -> list:
+    """A table row: `first`, the clock times of both sides in `unit`s, their ratios."""
+    (theirs, theirs_cpu), (ours, ours_cpu) = seconds
+    ratios = round(theirs / ours, 1), round(theirs_cpu / max(ours_cpu, 1e-9), 1)
+    return [*first, round(theirs * unit, 3), round(ours * unit, 3), *ratios]
 
 
 def write(flags, device, losses, stages, jitter) -> None:
     ratios = ["ratio", "ratio in CPU time"]
     tables = [
         {
-            "caption": f"Metric loss, forward and backward, {BATCHES[0][0] * BATCHES[0][1]} embeddings of 32 dimensions (aim: 10 times)",
+            "caption": "Metric loss, forward and backward, "
+            f"{math.prod(BATCHES[0])} embeddings of 32 dimensions (aim: 10 times)",
             "columns": ["batch", "margin M", "dense mask, ms", "ours, ms", *ratios],
             "rows": losses,
         },
@@ -251,17 +225,20 @@ def write(flags, device, losses, stages, jitter) -> None:
             "rows": stages,
         },
         {
-            "caption": "Jitter: counting up in steps of 1e-6 against doubling and bisection, the same J",
+            "caption": "Jitter: counting up in steps of 1e-6 against doubling and bisection, "
+            "the same J",
             "columns": ["covariance", "counting, ms", "ours, ms", *ratios],
             "rows": jitter,
         },
     ]
     text = [
-        "The other sides are written in the script after the released code's structure and run on the same networks and images; they are not the authors' files. "
-        f"One round is left out, the medians of {flags.rounds} are shown; {flags.threads} thread(s), float32 (jitter: float64). Sides alternate; on a machine shared with other "
-        "programs the ratio in CPU time is the steadier one. The auto-encoder is the same work on both sides and bounds the gain of stage 2."
+        "The other sides are written in the script after the structure of the released code and "
+        "run on the same networks and images; they are not the authors' files. One round is left "
+        f"out, the medians of {flags.rounds} are shown; {flags.threads} thread(s), float32 "
+        "(jitter: float64). Sides alternate; on a machine shared with other programs the ratio in "
+        "CPU time is the steadier one. The auto-encoder is the same work on both sides and bounds "
+        "the gain of stage 2."
     ]
-    command = "python3 scripts/bench_vmdls.py"
     path = measurements.write(
         "bench_vmdls",
         page="benchmarks",
@@ -269,7 +246,7 @@ def write(flags, device, losses, stages, jitter) -> None:
         title="VMDLS: loss and test stage",
         tables=tables,
         text=text,
-        command=command,
+        command="python3 scripts/bench_vmdls.py",
         device=cli.describe_device(device),
         seeds=[0],
     )

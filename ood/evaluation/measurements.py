@@ -7,8 +7,13 @@ holds the tables that came out. Nothing in docs/results.md and docs/benchmarks.m
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from ood import files, provenance
 
@@ -105,3 +110,40 @@ def _machine(made: dict) -> str:
     named = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     date = str(made.get("time", made.get("date", "")))[:10]
     return f"Machine: {made.get('device')}; {named}; {date}."
+
+
+def timed(work: Callable, device: torch.device) -> tuple[object, tuple[float, float]]:
+    """Call `work()`. Returns (its result, (seconds on the clock, CPU-seconds of this process))."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, (time.perf_counter() - clock, time.process_time() - cpu)
+
+
+def in_turns(
+    works: Sequence[Callable], rounds: int, device: torch.device, warm_up: int = 0
+) -> list[tuple[float, float]]:
+    """Time several pieces of work in alternation, so that other load on the machine hits all.
+
+    Args:
+        rounds: how often each of them is timed.
+        warm_up: rounds before these that do not count.
+
+    Returns:
+        For each work, the medians over the rounds of (seconds on the clock, CPU-seconds).
+    """
+    found = [[] for _ in works]
+    for number in range(-warm_up, rounds):
+        for work, seconds in zip(works, found):
+            _, took = timed(work, device)
+            if number >= 0:
+                seconds.append(took)
+    return [tuple(statistics.median(column) for column in zip(*seconds)) for seconds in found]
+
+
+def spread(fractions: Sequence[float]) -> str:
+    """Format mean ± sample standard deviation in percent; the mean alone of a single value."""
+    fractions = [float(value) for value in fractions]
+    deviation = f" ± {100 * statistics.stdev(fractions):.2f}" if len(fractions) > 1 else ""
+    return f"{100 * statistics.fmean(fractions):.2f}{deviation}"
