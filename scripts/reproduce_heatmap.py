@@ -1,16 +1,17 @@
-"""Embedded benchmark of the heatmap decoder over several seeds: its AUROC beside MSP's of the same classifier, correct and released pairing.
+"""Compare the heatmap decoder with MSP on the embedded benchmark, over several seeds.
 
-    python3 scripts/reproduce_heatmap.py                     # seeds 0 1 2, about 5 minutes on two idle cores
+    python3 scripts/reproduce_heatmap.py                     # seeds 0 1 2, 5 min. on two idle cores
     python3 scripts/reproduce_heatmap.py -seeds 0 -epochs 3  # a quick look
 
-Per seed: a classifier on 4,000 MNIST digits (the default recipe of classifier_pretraining.py), then one decoder per pairing
-(configs/mnist5k_small_ood.json), each scored on letters, patches and noise that neither saw. Runs are kept in -work_dir and are
-continued there. Writes docs/data/heatmap_mnist5k.json.
+For each seed, trains a classifier on 4,000 MNIST digits (the default recipe of
+classifier_pretraining.py), then one decoder for each pairing, correct and released
+(configs/mnist5k_small_ood.json). Each is scored on letters, patches and noise that neither saw;
+MSP is that of the same classifier. Runs are kept in -work_dir and are continued there. Writes
+docs/data/heatmap_mnist5k.json.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ CONFIG = ROOT / "configs" / "mnist5k_small_ood.json"
 COLUMNS = {"msp": "MSP", "correct": "heatmap", "released": "heatmap, released pairing"}
 
 
-def main() -> None:
+def read_flags():
     parser = cli.Parser(
         "Heatmap decoder against MSP on the embedded benchmark, over several seeds."
     )
@@ -48,43 +49,34 @@ def main() -> None:
     parser.flag("-epochs", type=int, help="of the decoder; default: the config's")
     parser.flag("-work_dir", help="where runs are kept", default="./checkpoints/reproduce_heatmap")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    flags = parser.parse_args()
-    device, work = cli.choose_device(flags.device), Path(flags.work_dir)
+    return parser.parse_args()
 
-    values = merge(
-        {k: v for k, v in read_json(CONFIG).items() if k in Settings.__dataclass_fields__},
-        {"epochs": flags.epochs},
-    )
+
+def main() -> None:
+    flags = read_flags()
+    device, work = cli.choose_device(flags.device), Path(flags.work_dir)
+    known_keys = Settings.__dataclass_fields__
+    config = {key: value for key, value in read_json(CONFIG).items() if key in known_keys}
+    values = merge(config, {"epochs": flags.epochs})
     suite = load_benchmark("demo")
     test = suite.load_id("test")
     sets = {entry.label: suite.load_ood(entry, len(test)) for entry in suite.entries}
-    found: dict[str, dict[str, list]] = {
-        name: {label: [] for label in sets} for name in COLUMNS
-    }  # metrics per seed
+    # {column: {set: [Metrics, one per seed]}}
+    found = {name: {label: [] for label in sets} for name in COLUMNS}
     accuracies = []
     for seed in flags.seeds:
         classifier = work / f"classifier_seed{seed}"
-        subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "classifier_pretraining.py"),
-                "-dataset",
-                "mnist5k",
-                "-seed",
-                str(seed),
-                "-out_dir",
-                str(classifier),
-                "-resume",
-                "-device",
-                str(device),
-            ],
-            check=True,
+        measurements.run_script(
+            "classifier_pretraining.py",
+            dataset="mnist5k",
+            seed=seed,
+            out_dir=classifier,
+            resume=True,
+            device=device,
         )
         for pairing in ("correct", "released"):
-            settings = build(
-                Settings,
-                {**values, "seed": seed, "pairing": pairing, "classifier": str(classifier)},
-            )
+            changes = {"seed": seed, "pairing": pairing, "classifier": str(classifier)}
+            settings = build(Settings, {**values, **changes})
             context = Context(
                 models,
                 device,
@@ -97,65 +89,58 @@ def main() -> None:
             known = metrics.prepare(method.score(test))
             for label, images in sets.items():
                 found[pairing][label].append(metrics.evaluate(known, method.score(images)))
-        msp = {
-            label: -method.outputs(images).logits.softmax(1).amax(1)
-            for label, images in {"": test, **sets}.items()
-        }
-        for label in sets:
-            found["msp"][label].append(metrics.evaluate(msp[""], msp[label]))
+        known = msp(method, test)
+        for label, images in sets.items():
+            found["msp"][label].append(metrics.evaluate(known, msp(method, images)))
         accuracies.append(method.accuracy(test))
-        cli.log(
-            f"seed {seed}: "
-            + " | ".join(
-                f"{label} "
-                + " ".join(f"{name} {found[name][label][-1].auroc:.4f}" for name in COLUMNS)
-                for label in sets
-            )
-        )
-    report(
-        flags,
-        settings,
-        device,
-        len(test),
-        {label: len(images) for label, images in sets.items()},
-        found,
-        accuracies,
-    )
+        for label in sets:
+            aurocs = " ".join(f"{name} {found[name][label][-1].auroc:.4f}" for name in COLUMNS)
+            cli.log(f"seed {seed}: {label} {aurocs}")
+    sizes = {label: len(images) for label, images in sets.items()}
+    report(flags, settings, device, len(test), sizes, found, accuracies)
+
+
+def msp(method, images):
+    """Score with the softmax maximum of the method's classifier, negated: larger for outliers."""
+    return -method.outputs(images).logits.softmax(1).amax(1)
 
 
 def report(
     flags, settings: Settings, device, n_id: int, sizes: dict, found: dict, accuracies: list
 ) -> None:
+    """Write the record and print its tables. `sizes`: images of each OOD set."""
+
     def table(metric: str, title: str) -> dict:
-        rows = [
-            [
-                f"{label} ({sizes[label]:,})",
-                *(spread([getattr(m, metric) for m in found[name][label]]) for name in COLUMNS),
-            ]
-            for label in sizes
-        ]
-        per_seed = {
-            name: [
-                np.mean([getattr(found[name][label][i], metric) for label in sizes])
-                for i in range(len(flags.seeds))
-            ]
-            for name in COLUMNS
-        }
-        rows.append(["average", *(spread(per_seed[name]) for name in COLUMNS)])
+        rows = []
+        for label, size in sizes.items():
+            values = ([getattr(m, metric) for m in found[name][label]] for name in COLUMNS)
+            rows.append([f"{label} ({size:,})", *map(measurements.spread, values)])
+        averages = []
+        for name in COLUMNS:
+            by_set = [[getattr(m, metric) for m in found[name][label]] for label in sizes]
+            averages.append(measurements.spread(np.mean(by_set, axis=0)))
+        rows.append(["average", *averages])
         return {"caption": title, "columns": ["OOD set (images)", *COLUMNS.values()], "rows": rows}
 
     tables = [
         table("auroc", "AUROC in %, mean ± standard deviation over the seeds, higher is better"),
         table("fpr95", "FPR95 in %, lower is better"),
     ]
-    known = info(settings.id_dataset).count["train"]
+    digits = info(settings.id_dataset).count["train"]
     text = [
-        f"ID: {n_id:,} MNIST test digits; OOD sets as named. Classifier: {settings.arch}, {known:,} digits, accuracy {spread(accuracies)} %. "
-        f"Decoder: cut to the classifier's stages, {settings.n_epochs} epochs on the {known:,} digits and {settings.num_ood:,} auxiliary images (training halves of letters and patches: "
-        "other fonts, another photograph). The noise sets resemble nothing in the auxiliary set. MSP is of the very same classifiers, which the decoder leaves as they are, and has seen no outliers.",
-        "Released pairing: the authors' code gives an auxiliary image the nearest ID image of another auxiliary image; correct pairing, the default, is what the paper describes. "
-        "This is our embedded benchmark, not one of the paper's; its CIFAR and Tiny ImageNet settings need a GPU and were not run here.",
+        f"ID: {n_id:,} MNIST test digits; OOD sets as named. Classifier: {settings.arch}, "
+        f"{digits:,} digits, accuracy {measurements.spread(accuracies)} %. Decoder: cut to the "
+        f"classifier's stages, {settings.n_epochs} epochs on the {digits:,} digits and "
+        f"{settings.num_ood:,} auxiliary images (training halves of letters and patches: other "
+        "fonts, another photograph). The noise sets resemble nothing in the auxiliary set. MSP is "
+        "that of the same classifiers, which the decoder leaves as they are, and has seen no "
+        "outliers.",
+        "Released pairing: the authors' code gives an auxiliary image the nearest ID image of "
+        "another auxiliary image. Correct pairing, the default, is what the paper describes. This "
+        "is our embedded benchmark, not one of the paper's; the paper's CIFAR and Tiny ImageNet "
+        "settings need a GPU and were not run here.",
     ]
+    seeds = "" if flags.seeds == [0, 1, 2] else f" -seeds {' '.join(map(str, flags.seeds))}"
     measurements.write(
         "heatmap_mnist5k",
         page="results",
@@ -165,19 +150,9 @@ def report(
         tables=tables,
         seeds=flags.seeds,
         device=cli.describe_device(device),
-        command="python3 scripts/reproduce_heatmap.py"
-        + "".join(f" -seeds {' '.join(map(str, flags.seeds))}" if flags.seeds != [0, 1, 2] else ""),
+        command=f"python3 scripts/reproduce_heatmap.py{seeds}",
     )
-    for made in tables:
-        cli.log(made["caption"])
-        for row in [made["columns"], *made["rows"]]:
-            cli.log("  " + "  ".join(f"{cell:<28}" for cell in row))
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation in percent."""
-    values = 100 * np.asarray(values)
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    measurements.print_tables(tables)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""The leave-out ensemble on the embedded benchmark: against its single folds and against plain classifiers with ODIN, three seeds.
+"""Compare the leave-out ensemble with single folds and plain classifiers on the embedded benchmark.
 
-    python3 scripts/reproduce_leaveout.py                       # about five minutes on two CPU cores, no download
+    python3 scripts/reproduce_leaveout.py                # three seeds, 5 min. on two CPU cores
     python3 scripts/reproduce_leaveout.py -seeds 0 -epochs 2 -no_record
 
-What is trained already in -checkpoints_dir is not trained again. Writes docs/data/leaveout_embedded.json; `python3 scripts/build_docs.py`
-puts it into docs/results.md. The paper's own settings: scripts/reproduce_leaveout.sh.
+The plain classifiers are scored with ODIN. What is trained already in -checkpoints_dir is not
+trained again. Writes docs/data/leaveout_embedded.json; `python3 scripts/build_docs.py` puts it into
+docs/results.md. For the paper's own settings, see scripts/reproduce_leaveout.sh.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 import models
-from ood import cli, detectors, methods, metrics
+from ood import cli, detectors, metrics
 from ood.config import build, merge, read_json, split
 from ood.data import Preprocess, load_benchmark
 from ood.evaluation import measurements
@@ -39,7 +39,7 @@ VARIANTS = {
 SINGLE = "a single fold (mean of the five)"
 
 
-def main() -> None:
+def read_flags():
     parser = cli.Parser(
         "Leave-out ensemble, single folds and plain classifiers with ODIN on the embedded benchmark."
     )
@@ -60,13 +60,15 @@ def main() -> None:
         "-limit", type=int, help="at most so many images per set (a quick look); default: all"
     )
     parser.flag("-no_record", action="store_true", help="only print", default=False)
-    flags = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    flags = read_flags()
     device = cli.choose_device(flags.device)
     values = read_json(CONFIG)
-    settings = build(
-        leaveout.Settings,
-        merge(split(values, leaveout.Settings, str(CONFIG))[1], {"epochs": flags.epochs}),
-    )
+    own = split(values, leaveout.Settings, str(CONFIG))[1]
+    settings = build(leaveout.Settings, merge(own, {"epochs": flags.epochs}))
     suite = load_benchmark(values["benchmark"])
     test = suite.load_id(limit=flags.limit)
     sets = {
@@ -78,7 +80,7 @@ def main() -> None:
     accuracies: dict[str, list] = {}
     for seed in flags.seeds:
         folder = Path(flags.checkpoints_dir) / f"seed{seed}"
-        context = methods.Context(
+        context = Context(
             models,
             device,
             checkpoints_dir=folder,
@@ -87,25 +89,19 @@ def main() -> None:
             cache=Cache(folder / ".outputs"),
             log=cli.log,
         )
-        for name, scores, accuracy in [
-            *ensembles(settings, seed, context),
-            *plain(settings, seed, context),
-        ]:
+        scorers = [*ensembles(settings, seed, context), *plain(settings, seed, context)]
+        for name, scores, accuracy in scorers:
             known = metrics.prepare(scores(test))
             for label, images in sets.items():
-                found.setdefault(name, {}).setdefault(label, []).append(
-                    metrics.evaluate(known, scores(images))
-                )
+                found_here = metrics.evaluate(known, scores(images))
+                found.setdefault(name, {}).setdefault(label, []).append(found_here)
             accuracies.setdefault(name, []).append(accuracy(test))
     grouped = {name: group(name, found) for name in dict.fromkeys(short(name) for name in found)}
     tables = [
-        table(metric, title, grouped, sets)
-        for metric, title in (
-            ("auroc", "AUROC in %, higher is better"),
-            ("fpr95", "FPR95 in %, lower is better"),
-        )
+        table("auroc", "AUROC in %, higher is better", grouped, sets),
+        table("fpr95", "FPR95 in %, lower is better", grouped, sets),
+        accuracy_table(accuracies),
     ]
-    tables.append(accuracy_table(accuracies))
     for each in tables:
         cli.log(each["caption"])
         for row in each["rows"]:
@@ -115,12 +111,14 @@ def main() -> None:
 
 
 def ensembles(settings, seed: int, context):
-    """(name, scores of images, accuracy on images) of the ensemble, its variants and its folds."""
+    """Yield (name, function that scores images, function that gives their accuracy).
+
+    These are the ensemble, its variants and its folds. Trains the folds that are not trained yet.
+    """
     for fold in range(1, settings.folds + 1):
         one = dataclasses.replace(settings, seed=seed, fold=fold)
-        if not training.finished(
-            Path(context.checkpoints_dir) / leaveout.folder_name(one, fold), one.epochs
-        ):
+        folder = Path(context.checkpoints_dir) / leaveout.folder_name(one, fold)
+        if not training.finished(folder, one.epochs):
             leaveout.LeaveOut.train(one, context)
     for name, change in VARIANTS.items():
         method = leaveout.LeaveOut.load(dataclasses.replace(settings, seed=seed, **change), context)
@@ -135,63 +133,36 @@ def ensembles(settings, seed: int, context):
 
 
 def plain(settings, seed: int, context):
-    """The same network trained on all classes with cross-entropy: as long as one fold, and as long as five."""
+    """Yield the same for plain classifiers: the same network with cross-entropy on all classes.
+
+    One is trained for as long as one fold, another for as long as five.
+    """
+    odin = detectors.create("odin", temperature=settings.temperature, magnitude=settings.magnitude)
+    msp = detectors.create("msp")
     for epochs in (settings.epochs, settings.folds * settings.epochs):
         folder = Path(context.checkpoints_dir) / f"plain_{epochs}_epochs"
         if not training.finished(folder, epochs):
-            words = {
-                "dataset": settings.id_dataset,
-                "arch": settings.arch,
-                "width": settings.model_args["width"],
-                "epochs": epochs,
-                "batch_size": settings.batch_size,
-                "lr": settings.lr,
-                "schedule": settings.schedule,
-                "augment": settings.augment,
-                "seed": seed,
-                "device": context.device,
-                "out_dir": folder,
-                "limit": context.limit,
-            }
-            command = [sys.executable, str(ROOT / "classifier_pretraining.py"), "-resume"]
-            subprocess.run(
-                command
-                + [
-                    word
-                    for name, value in words.items()
-                    if value is not None
-                    for word in (f"-{name}", str(value))
-                ],
-                check=True,
+            measurements.run_script(
+                "classifier_pretraining.py",
+                resume=True,
+                dataset=settings.id_dataset,
+                arch=settings.arch,
+                width=settings.model_args["width"],
+                epochs=epochs,
+                batch_size=settings.batch_size,
+                lr=settings.lr,
+                schedule=settings.schedule,
+                augment=settings.augment,
+                seed=seed,
+                device=context.device,
+                out_dir=folder,
+                limit=context.limit,
             )
-        _, channels, size = leaveout.facts(settings)
-        network = models.build(
-            settings.arch, 10, in_channels=channels, image_size=size, **settings.model_args
-        )
-        stored = models.checkpoints.load_into(network, folder / "best.pt")["preprocess"]
-        preprocess = Preprocess(stored["mean"], stored["std"])
-        odin, msp = (
-            detectors.create(
-                "odin", temperature=settings.temperature, magnitude=settings.magnitude
-            ),
-            detectors.create("msp"),
-        )
-        seen = {}
-
-        def outputs(images, network=network, preprocess=preprocess, odin=odin, seen=seen):
-            if images.digest not in seen:
-                seen[images.digest] = extract(
-                    network, images, preprocess, device=context.device, image_detectors=[odin]
-                )
-            return seen[images.digest]
+        outputs = outputs_of(folder / "best.pt", settings, context, odin)
 
         def accuracy(images, outputs=outputs):
-            return (
-                (outputs(images).logits.argmax(1) == torch.as_tensor(images.labels))
-                .double()
-                .mean()
-                .item()
-            )
+            right = outputs(images).logits.argmax(1) == torch.as_tensor(images.labels)
+            return right.double().mean().item()
 
         for title, detector in (("softmax maximum", msp), ("ODIN", odin)):
             yield (
@@ -201,45 +172,53 @@ def plain(settings, seed: int, context):
             )
 
 
+def outputs_of(weights: Path, settings, context, odin):
+    """Return a function images -> Outputs of a plain classifier; each set is passed once."""
+    _, channels, size = leaveout.facts(settings)
+    network = models.build(
+        settings.arch, 10, in_channels=channels, image_size=size, **settings.model_args
+    )
+    stored = models.checkpoints.load_into(network, weights)["preprocess"]
+    preprocess = Preprocess(stored["mean"], stored["std"])
+    seen = {}
+
+    def outputs(images):
+        if images.digest not in seen:
+            seen[images.digest] = extract(
+                network, images, preprocess, device=context.device, image_detectors=[odin]
+            )
+        return seen[images.digest]
+
+    return outputs
+
+
 def short(name: str) -> str:
+    """Return the row's name without the number of the fold."""
     return name.partition("#")[0]
 
 
 def group(name: str, found: dict) -> dict:
-    """{set: per seed, the mean over what goes by this name (five folds, or one)} as {metric: value}."""
+    """Return {set: [{metric: value} per seed]}: the mean over the folds that share this name."""
     parts = [found[key] for key in found if short(key) == name]
+
+    def mean(label: str, seed: int, metric: str) -> float:
+        return statistics.fmean(getattr(part[label][seed], metric) for part in parts)
+
     return {
         label: [
-            {
-                m: statistics.fmean(getattr(part[label][i], m) for part in parts)
-                for m in ("auroc", "fpr95")
-            }
-            for i in range(len(parts[0][label]))
+            {metric: mean(label, seed, metric) for metric in ("auroc", "fpr95")}
+            for seed in range(len(per_seed))
         ]
-        for label in parts[0]
+        for label, per_seed in parts[0].items()
     }
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds, percent."""
-    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{deviation}"
 
 
 def table(metric: str, title: str, grouped: dict, sets: dict) -> dict:
     rows = []
     for name, by_set in grouped.items():
-        means = [
-            statistics.fmean(by_set[label][i][metric] for label in sets)
-            for i in range(len(next(iter(by_set.values()))))
-        ]
-        rows.append(
-            [
-                name,
-                *(spread([one[metric] for one in by_set[label]]) for label in sets),
-                spread(means),
-            ]
-        )
+        values = [[one[metric] for one in by_set[label]] for label in sets]  # (sets, seeds)
+        means = [statistics.fmean(per_seed) for per_seed in zip(*values)]
+        rows.append([name, *map(measurements.spread, [*values, means])])
     return {"caption": title, "columns": ["score", *sets, "mean of the sets"], "rows": rows}
 
 
@@ -249,9 +228,10 @@ def accuracy_table(accuracies: dict) -> dict:
         if "the same" not in name and "softmax" not in name:
             rows.setdefault(short(name).replace(", ODIN", ""), []).extend(values)
     return {
-        "caption": "Accuracy on the 1,000 test digits, all ten classes, in %; a single fold knows eight of them (± over seeds and folds)",
+        "caption": "Accuracy on the 1,000 test digits, all ten classes, in %; "
+        "a single fold knows eight of them (± over seeds and folds)",
         "columns": ["classifier", "accuracy"],
-        "rows": [[name, spread(values)] for name, values in rows.items()],
+        "rows": [[name, measurements.spread(values)] for name, values in rows.items()],
     }
 
 
@@ -263,15 +243,20 @@ def write(flags, settings, tables: list, grouped: dict, device) -> None:
     losses = [label for label in grouped[ensemble] if mean(ensemble, label) < mean(odin, label)]
     above = [label for label in grouped[ensemble] if mean(ensemble, label) > mean(SINGLE, label)]
     text = [
-        f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, {settings.epochs} epochs per fold, the paper's loss (beta "
-        f"{settings.beta:g}, margin {settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. The epoch of a fold is picked on the "
-        "train part of `letters` (other fonts than in the test part), so `letters` is a near, and the mildly favoured, set. The plain classifiers are the "
-        "same network with cross-entropy on all ten classes, once as long as one fold and once as long as all five together.",
-        f"The ensemble has a lower mean AUROC than the plain classifier of the same number of epochs with ODIN on: {', '.join(losses) or 'no set'}. "
-        f"The ensemble is above the mean of its folds on: {', '.join(above) or 'no set'}. Synthetic noise is the paper's weak point too (it reports FPR95 up to "
-        "99.9 % there, depending on the network).",
-        "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five folds each) were not run here: there was no GPU. "
-        "`scripts/reproduce_leaveout.sh` is the command.",
+        f"4,000 embedded MNIST digits, `small_cnn` of width {settings.model_args['width']}, "
+        f"{settings.epochs} epochs per fold, the paper's loss (beta {settings.beta:g}, margin "
+        f"{settings.margin:g}), T = {settings.temperature:g}, magnitude {settings.magnitude:g}. "
+        "The epoch of a fold is picked on the train part of `letters` (other fonts than in the "
+        "test part), so `letters` is a near set, and mildly favoured. The plain classifiers are "
+        "the same network with cross-entropy on all ten classes: one trained as long as one fold, "
+        "one as long as all five together.",
+        "The ensemble has a lower mean AUROC than the plain classifier of the same number of "
+        f"epochs with ODIN on: {', '.join(losses) or 'no set'}. The ensemble is above the mean of "
+        f"its folds on: {', '.join(above) or 'no set'}. Synthetic noise is the paper's weak point "
+        "too (it reports FPR95 up to 99.9 % there, depending on the network).",
+        "The paper's settings (DenseNet-BC-100 and WideResNet-28-10 on CIFAR, 100 epochs, five "
+        "folds each) were not run here: there was no GPU. `scripts/reproduce_leaveout.sh` is the "
+        "command.",
     ]
     measurements.write(
         "leaveout_embedded",

@@ -1,18 +1,20 @@
-"""Outlier exposure and energy-bounded training against cross-entropy on the embedded benchmark, over several seeds.
+"""Compare training with outliers with plain training on the embedded benchmark, over several seeds.
 
-    python3 scripts/reproduce_objectives.py                                   # three losses, seeds 0 1 2: about 8 minutes on two idle cores
-    python3 scripts/reproduce_objectives.py -losses outlier_exposure -seeds 0   # a quick look (cross-entropy is always there)
+    python3 scripts/reproduce_objectives.py        # three losses, seeds 0 1 2: 8 min. on two cores
+    python3 scripts/reproduce_objectives.py -losses outlier_exposure -seeds 0   # a quick look
 
-Per seed: one classifier per loss with the default recipe of classifier_pretraining.py (small_cnn, 4,000 MNIST digits, 12 epochs); the
-auxiliary outliers are the training halves of letters and patches, the test is on the other halves (other fonts, another photograph) and
-on noise. Runs are kept in -work_dir and are continued there. Writes docs/data/objectives_mnist5k.json.
+The losses are cross-entropy (always), outlier exposure and the energy-bounded loss. For each seed,
+trains one classifier per loss with the default recipe of classifier_pretraining.py (small_cnn,
+4,000 MNIST digits, 12 epochs). The auxiliary outliers are the training halves of letters and
+patches; the test is on the other halves (other fonts, another photograph) and on noise. Runs are
+kept in -work_dir and are continued there. Writes docs/data/objectives_mnist5k.json.
 
-This should give: AUROC of msp and of energy, averaged over the four OOD sets, higher with outliers than without, for every seed.
+This should give: AUROC of msp and of energy, averaged over the four OOD sets, higher with outliers
+than without, for every seed.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,14 +31,15 @@ from ood.evaluation.passes import Passes
 from ood.outputs import Cache
 
 DETECTORS = ("msp", "energy")
-# What a loss needs besides -loss. The margins of the energies lie beyond the medians that the plain network gives to its training digits (-12)
-# and to the auxiliary outliers (-8; seed 0); the paper's -25 and -7 are those of WideResNet-40-2. They were not tuned.
-SETTINGS = {"energy_bounded": ("-loss_args", "margin_in=-15", "margin_out=-5")}
+# Arguments of a loss. With seed 0, the plain network's median energy is -12 on its training digits
+# and -8 on the auxiliary outliers; the margins lie beyond these and were not tuned. The paper's -25
+# and -7 are for WideResNet-40-2.
+LOSS_ARGS = {"energy_bounded": ["margin_in=-15", "margin_out=-5"]}
 
 
-def main() -> None:
+def read_flags():
     parser = cli.Parser(
-        "Training with outliers against cross-entropy on the embedded benchmark, over several seeds."
+        "Training with outliers against cross-entropy on the embedded benchmark, several seeds."
     )
     parser.flag(
         "-seeds",
@@ -61,6 +64,11 @@ def main() -> None:
     flags = parser.parse_args()
     for name in flags.losses:
         losses.get(name)
+    return flags
+
+
+def main() -> None:
+    flags = read_flags()
     device, work = cli.choose_device(flags.device), Path(flags.work_dir)
     names = ["cross_entropy", *(name for name in flags.losses if name != "cross_entropy")]
 
@@ -75,118 +83,93 @@ def main() -> None:
     for seed in flags.seeds:
         for name in names:
             folder = work / f"{name}_seed{seed}"
-            epochs = () if flags.epochs is None else ("-epochs", str(flags.epochs))
-            subprocess.run(
-                [
-                    sys.executable,
-                    str(ROOT / "classifier_pretraining.py"),
-                    "-dataset",
-                    "mnist5k",
-                    "-loss",
-                    name,
-                    *SETTINGS.get(name, ()),
-                    *epochs,
-                    "-seed",
-                    str(seed),
-                    "-out_dir",
-                    str(folder),
-                    "-resume",
-                    "-device",
-                    str(device),
-                ],
-                check=True,
+            measurements.run_script(
+                "classifier_pretraining.py",
+                dataset="mnist5k",
+                loss=name,
+                loss_args=LOSS_ARGS.get(name),
+                epochs=flags.epochs,
+                seed=seed,
+                out_dir=folder,
+                resume=True,
+                device=device,
             )
-            stored = models.checkpoints.read(folder / "best.pt").meta
-            network = models.build(**stored["arch"])
-            models.checkpoints.load_into(network, folder / "best.pt")
-            normal = stored["preprocess"]
-            preprocess = Preprocess(normal["mean"], normal["std"])
-            cache = Cache(work / ".outputs")
-            result = scoring.evaluate(
-                Passes(network, preprocess, device=device, cache=cache),
-                None,
-                test,
-                ood,
-                {d: detectors.create(d) for d in DETECTORS},
-            )
+            result = evaluated(folder / "best.pt", test, ood, device, Cache(work / ".outputs"))
             accuracies[name].append(next(iter(result.accuracies.values())))
             for row in result.rows:
                 for metric in ("auroc", "fpr95"):
-                    found.setdefault((name, row["detector"], row["dataset"], metric), []).append(
-                        row[metric]
-                    )
-        cli.log(
-            f"seed {seed}: "
-            + " | ".join(
-                f"{name} {d} {np.mean([found[name, d, e.name, 'auroc'][-1] for e in ood]):.4f}"
-                for d in DETECTORS
-                for name in names
-            )
-        )
+                    key = (name, row["detector"], row["dataset"], metric)
+                    found.setdefault(key, []).append(row[metric])
+        for d in DETECTORS:
+            for name in names:
+                auroc = np.mean([found[name, d, e.name, "auroc"][-1] for e in ood])
+                cli.log(f"seed {seed}: {name} {d} {auroc:.4f}")
     report(flags, names, device, len(test), ood, found, accuracies)
+
+
+def evaluated(weights: Path, test, ood: list, device, cache: Cache):
+    """Score the network of a weight file with DETECTORS."""
+    stored = models.checkpoints.read(weights).meta
+    network = models.build(**stored["arch"])
+    models.checkpoints.load_into(network, weights)
+    preprocess = Preprocess(stored["preprocess"]["mean"], stored["preprocess"]["std"])
+    passes = Passes(network, preprocess, device=device, cache=cache)
+    made = {name: detectors.create(name) for name in DETECTORS}
+    return scoring.evaluate(passes, None, test, ood, made)
 
 
 def report(
     flags, names: list[str], device, n_id: int, ood: list, found: dict, accuracies: dict
 ) -> None:
-    def table(metric: str, detector: str, title: str) -> dict:
-        def mean_over_sets(name):
-            return np.mean([found[name, detector, e.name, metric] for e in ood], axis=0)
+    """Write the record and print its tables."""
 
-        rows = [
-            [
-                f"{e.label or e.name} ({len(e.images):,})",
-                *(spread(found[name, detector, e.name, metric]) for name in names),
-            ]
-            for e in ood
-        ]
-        rows.append(["average", *(spread(mean_over_sets(name)) for name in names)])
+    def averages(name: str, detector: str, metric: str) -> np.ndarray:
+        """Mean over the OOD sets, one value per seed."""
+        return np.mean([found[name, detector, e.name, metric] for e in ood], axis=0)
+
+    def table(metric: str, detector: str, title: str) -> dict:
+        rows = []
+        for e in ood:
+            values = (found[name, detector, e.name, metric] for name in names)
+            label = f"{e.label or e.name} ({len(e.images):,})"
+            rows.append([label, *map(measurements.spread, values)])
+        values = (averages(name, detector, metric) for name in names)
+        rows.append(["average", *map(measurements.spread, values)])
         return {
-            "caption": f"{title}, detector {detector}, in %: mean ± standard deviation over the seeds",
+            "caption": f"{title}, detector {detector}, in %: "
+            "mean ± standard deviation over the seeds",
             "columns": ["OOD set (images)", *names],
             "rows": rows,
         }
 
+    def seeds_above(name: str, detector: str) -> str:
+        plain = averages("cross_entropy", detector, "auroc")
+        above = np.sum(averages(name, detector, "auroc") > plain)
+        return f"{detector} {above} of {len(flags.seeds)}"
+
+    titles = {"auroc": "AUROC, higher is better", "fpr95": "FPR95, lower is better"}
     tables = [
-        table(metric, detector, title)
-        for metric, title in (
-            ("auroc", "AUROC, higher is better"),
-            ("fpr95", "FPR95, lower is better"),
-        )
-        for detector in DETECTORS
+        table(metric, detector, title) for metric, title in titles.items() for detector in DETECTORS
     ]
-    better = {
-        name: {
-            d: [
-                int(
-                    np.sum(
-                        np.mean([found[name, d, e.name, "auroc"] for e in ood], axis=0)
-                        > np.mean([found["cross_entropy", d, e.name, "auroc"] for e in ood], axis=0)
-                    )
-                )
-            ]
-            for d in DETECTORS
-        }
-        for name in names[1:]
-    }
     counted = "; ".join(
-        f"{name}: {', '.join(f'{d} {count[0]} of {len(flags.seeds)}' for d, count in counts.items())}"
-        for name, counts in better.items()
+        f"{name}: {', '.join(seeds_above(name, d) for d in DETECTORS)}" for name in names[1:]
     )
+    shown = ", ".join(f"{name} {measurements.spread(v)}" for name, v in accuracies.items())
+    arguments = "; ".join(
+        f"{name} {' '.join(LOSS_ARGS.get(name, ['as by default']))}" for name in names[1:]
+    )
+    epochs = "" if flags.epochs is None else f" ({flags.epochs} epochs)"
     text = [
-        f"ID: {n_id:,} MNIST test digits. One small_cnn per loss and seed, trained from scratch on 3,600 digits with the recipe of classifier_pretraining.py"
-        f"{'' if flags.epochs is None else f' ({flags.epochs} epochs)'}; the weights with the best validation accuracy are tested. Auxiliary outliers: the training halves of "
-        "letters and patches (8,000 images), as many in each step as digits; tested on the other halves: other fonts, another photograph. Neither kind of noise is among the auxiliary outliers.",
-        "Test accuracy in %: "
-        + ", ".join(f"{name} {spread(values)}" for name, values in accuracies.items())
-        + ". Seeds in which the average AUROC over the sets is above "
+        f"ID: {n_id:,} MNIST test digits. One small_cnn per loss and seed, trained from scratch on "
+        f"3,600 digits with the recipe of classifier_pretraining.py{epochs}; the weights with the "
+        "best validation accuracy are tested. Auxiliary outliers: the training halves of letters "
+        "and patches (8,000 images), as many in each step as digits. The test is on the other "
+        "halves: other fonts, another photograph. Neither kind of noise is among the auxiliary "
+        "outliers.",
+        f"Test accuracy in %: {shown}. Seeds in which the average AUROC over the sets is above "
         f"cross_entropy's: {counted}.",
-        "Arguments: "
-        + "; ".join(
-            f"{name} {' '.join(SETTINGS[name][1:]) if name in SETTINGS else 'as by default'}"
-            for name in names[1:]
-        )
-        + ". This is our embedded benchmark, not one of the papers'; their CIFAR settings need a GPU and 300,000 random images, and were not run here.",
+        f"Arguments: {arguments}. This is our embedded benchmark, not one of the papers'; their "
+        "CIFAR settings need a GPU and 300,000 random images, and were not run here.",
     ]
     measurements.write(
         "objectives_mnist5k",
@@ -199,10 +182,7 @@ def report(
         device=cli.describe_device(device),
         command=command(flags),
     )
-    for made in tables:
-        cli.log(made["caption"])
-        for row in [made["columns"], *made["rows"]]:
-            cli.log("  " + "  ".join(f"{cell:<28}" for cell in row))
+    measurements.print_tables(tables)
 
 
 def command(flags) -> str:
@@ -212,12 +192,6 @@ def command(flags) -> str:
     if flags.losses != ["outlier_exposure", "energy_bounded"]:
         words.append(f"-losses {' '.join(flags.losses)}")
     return " ".join(words + ([f"-epochs {flags.epochs}"] if flags.epochs else []))
-
-
-def spread(values) -> str:
-    """Mean ± sample standard deviation in percent."""
-    values = 100 * np.asarray(values)
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

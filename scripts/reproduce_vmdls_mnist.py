@@ -1,6 +1,9 @@
-"""The test of VMDLS on MNIST against Omniglot, MNIST-noise and noise, and what its switches change; called by reproduce_vmdls_mnist.sh.
+"""Test VMDLS on MNIST against Omniglot, MNIST-noise and noise, with each of its switches.
 
-python3 scripts/reproduce_vmdls_mnist.py -length short        # after the two trainings; writes docs/data/vmdls_mnist.json
+    python3 scripts/reproduce_vmdls_mnist.py -length short
+
+scripts/reproduce_vmdls_mnist.sh calls this after the two trainings. Writes
+docs/data/vmdls_mnist.json.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from ood import cli, methods
 from ood.config import InputError, build, read_json, split
 from ood.data import load
 from ood.evaluation import measurements
+from ood.metrics import evaluate
 from ood.outputs import Cache
 
 SETS = ("omniglot", "mnist_noise", "noise")
@@ -29,7 +33,8 @@ COLUMNS = (
     ("best F1 (oracle)", "best_f1"),
 )
 RELEASED_INPUT = "auto-encoder's input released"
-VARIANTS = (
+RELEASED = ("accumulate", "statistics", "shift", "ae_input")  # switches of the method
+VARIANTS = (  # (name, changes to the settings)
     ("default", {}),
     ("accumulate released (1 x 4996)", {"accumulate": "released"}),
     ("statistics released (float32)", {"statistics": "released"}),
@@ -37,54 +42,76 @@ VARIANTS = (
     (RELEASED_INPUT, {"ae_input": "released"}),
     ("without reconstruction weight", {"ae_features": False}),
     ("reconstruction error alone", None),
-    (
-        "all switches released",
-        {
-            "accumulate": "released",
-            "statistics": "released",
-            "shift": "released",
-            "ae_input": "released",
-        },
-    ),
+    ("all switches released", dict.fromkeys(RELEASED, "released")),
 )
 JITTERS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
-parser = cli.Parser(
-    "Test VMDLS on MNIST and write docs/data/vmdls_mnist.json.",
-    "The two trainings come first: scripts/reproduce_vmdls_mnist.sh.",
-)
-parser.flag(
-    "-length", choices=("short", "full"), help="which of the two trainings", default="short"
-)
-parser.flag(
-    "-limit",
-    type=int,
-    help="at most so many images per set (a quick look; nothing is recorded); default: all",
-)
-parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-parser.flag("-checkpoints_dir", help="where the two run folders are", default="./checkpoints")
+
+def read_flags():
+    parser = cli.Parser(
+        "Test VMDLS on MNIST and write docs/data/vmdls_mnist.json.",
+        "The two trainings come first: scripts/reproduce_vmdls_mnist.sh.",
+    )
+    parser.flag(
+        "-length", choices=("short", "full"), help="which of the two trainings", default="short"
+    )
+    parser.flag(
+        "-limit",
+        type=int,
+        help="at most so many images per set (a quick look; nothing is recorded); default: all",
+    )
+    parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+    parser.flag("-data_dir", help="root of the data sets", default="./datasets")
+    parser.flag("-checkpoints_dir", help="where the two run folders are", default="./checkpoints")
+    return parser.parse_args()
 
 
 def main() -> None:
-    flags = parser.parse_args()
+    flags = read_flags()
     device = cli.choose_device(flags.device)
     runs = Path(flags.checkpoints_dir)
+    began = time.perf_counter()
+    method = trained(flags, device, runs)
+    known = load("mnist", "test", flags.data_dir, limit=flags.limit)
+    sets = {name: novel(name, flags) for name in SETS}
+    main_rows, variant_rows, jitter_rows = [], [], []
+    for label, changes in VARIANTS:
+        if changes is None:
+            aurocs = [weight_alone(method, known, images) for images in sets.values()]
+            variant_rows.append([label, None, None, *aurocs, *([None] * len(sets))])
+            continue
+        other = method if not changes else method.vary(**changes)
+        tested = [other.extra_metrics(known, images) for images in sets.values()]
+        variant_rows.append([label, other.gaussians.jitter, *summary(tested)])
+        if not changes:
+            for images, found in zip(sets.values(), tested):
+                main_rows.append([images.name, len(images), *(found[key] for _, key in COLUMNS)])
+        shown = " ".join(
+            f"{name} auroc={found['auroc']:.4f} macro_f1={found['macro_f1']:.4f}"
+            for name, found in zip(sets, tested)
+        )
+        cli.log(f"{label}: {shown} accuracy={tested[0]['accuracy']:.4f}")
+    for jitter in (method.gaussians.jitter, *JITTERS):
+        other = method.vary(jitter=jitter)
+        tested = [other.extra_metrics(known, images) for images in sets.values()]
+        jitter_rows.append([jitter, *summary(tested)])
+        aurocs = " ".join(f"{found['auroc']:.4f}" for found in tested)
+        cli.log(f"jitter {jitter:g}: {aurocs} accuracy={tested[0]['accuracy']:.4f}")
+    method.figures(runs / f"vmdls_mnist_{flags.length}", [known, *sets.values()])
+    if flags.limit is None:
+        tables = make_tables(main_rows, variant_rows, jitter_rows, [s.name for s in sets.values()])
+        write(flags, device, tables, sets, method, known, time.perf_counter() - began)
+
+
+def trained(flags, device, runs: Path):
+    """Load the method from the run folders of the two trainings."""
     VMDLS = methods.get("vmdls")
-    config = (
-        ROOT
-        / "configs"
-        / ("vmdls_mnist_short.json" if flags.length == "short" else "vmdls_mnist.json")
-    )
-    settings = build(
-        VMDLS.Settings,
-        {
-            **split(read_json(config), VMDLS.Settings, str(config))[1],
-            "autoencoder": str(runs / f"mnist_autoencoder_{flags.length}"),
-        },
-        str(config),
-    )
-    context = methods.Context(
+    name = "vmdls_mnist_short.json" if flags.length == "short" else "vmdls_mnist.json"
+    config = ROOT / "configs" / name
+    values = split(read_json(config), VMDLS.Settings, str(config))[1]
+    values["autoencoder"] = str(runs / f"mnist_autoencoder_{flags.length}")
+    settings = build(VMDLS.Settings, values, str(config))
+    context = Context(
         models,
         device,
         flags.data_dir,
@@ -94,174 +121,97 @@ def main() -> None:
         progress=cli.progress,
         log=cli.log,
     )
-    began = time.perf_counter()
-    method = VMDLS.load(settings, context, runs / f"vmdls_mnist_{flags.length}")
-    known = load("mnist", "test", flags.data_dir, limit=flags.limit)
-    sets = {name: novel(name, flags) for name in SETS}
-    main_rows, variant_rows = [], []
-    for label, changes in VARIANTS:
-        if changes is None:
-            tested = [alone(method, known, images) for images in sets.values()]
-            variant_rows.append(
-                [label, None, None, *(v["auroc"] for v in tested), *([None] * len(sets))]
-            )
-            continue
-        other = method if not changes else method.vary(**changes)
-        tested = [other.extra_metrics(known, images) for images in sets.values()]
-        variant_rows.append(
-            [
-                label,
-                other.gaussians.jitter,
-                tested[0]["accuracy"],
-                *(v["auroc"] for v in tested),
-                *(v["macro_f1"] for v in tested),
-            ]
-        )
-        if not changes:
-            main_rows = [
-                [images.name, len(images), *(v[key] for _, key in COLUMNS)]
-                for images, v in zip(sets.values(), tested)
-            ]
-        cli.log(
-            f"{label}: "
-            + " ".join(
-                f"{name} auroc={v['auroc']:.4f} macro_f1={v['macro_f1']:.4f}"
-                for name, v in zip(sets, tested)
-            )
-            + f" accuracy={tested[0]['accuracy']:.4f}"
-        )
-    jitter_rows = []
-    for jitter in (method.gaussians.jitter, *JITTERS):
-        other = method.vary(jitter=jitter)
-        tested = [other.extra_metrics(known, images) for images in sets.values()]
-        jitter_rows.append(
-            [
-                jitter,
-                tested[0]["accuracy"],
-                *(v["auroc"] for v in tested),
-                *(v["macro_f1"] for v in tested),
-            ]
-        )
-        cli.log(
-            f"jitter {jitter:g}: "
-            + " ".join(f"{v['auroc']:.4f}" for v in tested)
-            + f" accuracy={tested[0]['accuracy']:.4f}"
-        )
-    method.figures(runs / f"vmdls_mnist_{flags.length}", [known, *sets.values()])
-    if flags.limit is None:
-        write(
-            flags,
-            device,
-            main_rows,
-            variant_rows,
-            jitter_rows,
-            sets,
-            method,
-            known,
-            time.perf_counter() - began,
-        )
+    return VMDLS.load(settings, context, runs / f"vmdls_mnist_{flags.length}")
+
+
+def summary(tested: list[dict[str, float]]) -> list[float]:
+    """Return the accuracy, the AUROC against each set, the macro F1 against each set."""
+    aurocs, f1s = ([found[key] for found in tested] for key in ("auroc", "macro_f1"))
+    return [tested[0]["accuracy"], *aurocs, *f1s]
 
 
 def novel(name: str, flags):
-    """Omniglot: the evaluation alphabets where they are, else the background ones."""
-    if name == "omniglot":
-        try:
-            return load(
-                "omniglot",
-                "test",
-                flags.data_dir,
-                size=28,
-                channels=1,
-                first=10_000,
-                limit=flags.limit,
-            )
-        except InputError:
-            return load(
-                "omniglot_background",
-                "test",
-                flags.data_dir,
-                size=28,
-                channels=1,
-                first=10_000,
-                limit=flags.limit,
-            )
-    return load(name, "test", flags.data_dir, size=28, channels=1, limit=flags.limit)
+    """Load an OOD set. Where Omniglot's evaluation alphabets are missing, take the background's."""
+    options = dict(size=28, channels=1, limit=flags.limit)
+    if name != "omniglot":
+        return load(name, "test", flags.data_dir, **options)
+    try:
+        return load("omniglot", "test", flags.data_dir, first=10_000, **options)
+    except InputError:
+        return load("omniglot_background", "test", flags.data_dir, first=10_000, **options)
 
 
-def alone(method, known, images) -> dict[str, float]:
-    """AUROC of the weight w by itself."""
-    from ood.metrics import evaluate
-
-    return {"auroc": evaluate(method.look(known).errors, method.look(images).errors).auroc}
+def weight_alone(method, known, images) -> float:
+    """Return the AUROC of the reconstruction weight w by itself."""
+    return evaluate(method.look(known).errors, method.look(images).errors).auroc
 
 
-def weighing(variant_rows, name: str) -> str:
-    """What the reconstruction weight does to the first OOD set, from the table's own rows."""
-    auroc = {row[0]: 100 * row[3] for row in variant_rows}
+def weighing(variant_rows: list[list], name: str) -> str:
+    """Say what the reconstruction weight does to the first OOD set, from the table's own rows."""
+    auroc = {row[0]: f"{100 * row[3]:.2f} %" for row in variant_rows}
     return (
-        f"AUROC against {name}: the likelihood alone {auroc['without reconstruction weight']:.2f} %, weighted with the error of an auto-encoder that sees the pixels it was "
-        f"trained on {auroc['default']:.2f} % (that error alone: {auroc['reconstruction error alone']:.2f} %), weighted as released, where the auto-encoder gets the encoder's "
-        f"normalisation, {auroc[RELEASED_INPUT]:.2f} %."
+        f"AUROC against {name}: the likelihood alone {auroc['without reconstruction weight']}; "
+        "weighted with the error of an auto-encoder that sees the pixels it was trained on "
+        f"{auroc['default']} (that error alone: {auroc['reconstruction error alone']}); weighted "
+        "as released, where the auto-encoder gets the encoder's normalisation, "
+        f"{auroc[RELEASED_INPUT]}."
     )
 
 
-def write(
-    flags, device, main_rows, variant_rows, jitter_rows, sets, method, known, seconds: float
-) -> None:
-    run = method.settings
-    autoencoder = read_json(
-        Path(flags.checkpoints_dir) / f"mnist_autoencoder_{flags.length}" / "config.json"
-    )
-    names = [images.name for images in sets.values()]
-    text = [
-        f"MNIST (the original bytes: 60,000 training and {len(known):,} test images) against {names[0]} ({len(sets['omniglot']):,} images), MNIST-noise and noise; encoder "
-        f"mnist-conv, latent dimension {run.latent_dim}, ensemble of 832 features. Trained as published (374 batches of 10 x 16 images an epoch, Adam at 1e-4, KL from epoch 0, "
-        f"margin from 0.15 to 32.15), but for {run.epochs} epochs instead of 500, of which the authors say that 100 are enough, in {run.precision}.",
-        f"The auto-encoder for the reconstruction weight: {autoencoder['epochs']} epochs"
-        + (f" of {autoencoder['steps']} batches" if autoencoder.get("steps") else "")
-        + f" of {autoencoder['batch_size']} images, Adam at {autoencoder['lr']:g}.",
-        "The paper's numbers could not be found, so there is nothing to compare with. "
-        + (
-            "The evaluation alphabets of Omniglot, which the paper tests on, were not at hand; the two small background sets take their place. "
-            if names[0] != "omniglot"
-            else ""
-        )
-        + (
-            "No GPU was at hand: `scripts/reproduce_vmdls_mnist.sh full -device cuda:0` trains 100 epochs in float32. "
-            if flags.length == "short"
-            else ""
-        )
-        + f"CIFAR-10 with ResNet-18 was not run. Accuracy on MNIST, nothing rejected: {100 * method.accuracy(known):.2f} %.",
-        weighing(variant_rows, names[0]),
-        "`accumulate released` changes only classes 0 and 1 here, which the released sampler meets twice in its 12 batches of 4,996 images.",
-    ]
-    tables = [
+def make_tables(main_rows, variant_rows, jitter_rows, names: list[str]) -> list[dict]:
+    """Return the tables of the record. `names`: of the OOD sets."""
+    per_set = [*(f"AUROC {name}" for name in names), *(f"macro F1 {name}" for name in names)]
+    return [
         {
             "caption": "MNIST against each set, everything by default (fractions)",
-            "columns": ["OOD set", "images", *(c for c, _ in COLUMNS)],
+            "columns": ["OOD set", "images", *(column for column, _ in COLUMNS)],
             "rows": main_rows,
         },
         {
             "caption": "What the released behaviour changes (fractions)",
-            "columns": [
-                "variant",
-                "jitter",
-                "accuracy",
-                *(f"AUROC {n}" for n in names),
-                *(f"macro F1 {n}" for n in names),
-            ],
+            "columns": ["variant", "jitter", "accuracy", *per_set],
             "rows": variant_rows,
         },
         {
-            "caption": "The jitter is a hyper-parameter (fractions; the first row is what the search finds in float64)",
-            "columns": [
-                "jitter",
-                "accuracy",
-                *(f"AUROC {n}" for n in names),
-                *(f"macro F1 {n}" for n in names),
-            ],
+            "caption": "The jitter is a hyper-parameter "
+            "(fractions; the first row is what the search finds in float64)",
+            "columns": ["jitter", "accuracy", *per_set],
             "rows": jitter_rows,
         },
+    ]
+
+
+def write(flags, device, tables: list[dict], sets: dict, method, known, seconds: float) -> None:
+    run, short = method.settings, flags.length == "short"
+    folder = Path(flags.checkpoints_dir) / f"mnist_autoencoder_{flags.length}"
+    autoencoder = read_json(folder / "config.json")
+    steps = f" of {autoencoder['steps']} batches" if autoencoder.get("steps") else ""
+    first = sets["omniglot"]
+    background = (
+        "The evaluation alphabets of Omniglot, which the paper tests on, were not at hand; the two "
+        "small background sets take their place. "
+    )
+    no_gpu = (
+        "No GPU was at hand: `scripts/reproduce_vmdls_mnist.sh full -device cuda:0` trains 100 "
+        "epochs in float32. "
+    )
+    text = [
+        f"MNIST (the original bytes: 60,000 training and {len(known):,} test images) against "
+        f"{first.name} ({len(first):,} images), MNIST-noise and noise; encoder mnist-conv, latent "
+        f"dimension {run.latent_dim}, ensemble of 832 features. Trained as published (374 batches "
+        "of 10 x 16 images an epoch, Adam at 1e-4, KL from epoch 0, margin from 0.15 to 32.15), "
+        f"but for {run.epochs} epochs in {run.precision}. The paper trains 500 epochs; its authors "
+        "say that 100 are enough.",
+        f"The auto-encoder for the reconstruction weight: {autoencoder['epochs']} epochs{steps} of "
+        f"{autoencoder['batch_size']} images, Adam at {autoencoder['lr']:g}.",
+        "The paper's numbers could not be found, so there is nothing to compare with. "
+        + (background if first.name != "omniglot" else "")
+        + (no_gpu if short else "")
+        + "CIFAR-10 with ResNet-18 was not run. "
+        f"Accuracy on MNIST, nothing rejected: {100 * method.accuracy(known):.2f} %.",
+        weighing(tables[1]["rows"], first.name),
+        "`accumulate released` changes only classes 0 and 1 here, which the released sampler meets "
+        "twice in its 12 batches of 4,996 images.",
     ]
     path = measurements.write(
         "vmdls_mnist",

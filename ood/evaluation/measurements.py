@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ood import files, provenance
+from ood.cli import RunError, log
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 BUILT = (
@@ -147,3 +149,33 @@ def spread(fractions: Sequence[float]) -> str:
     fractions = [float(value) for value in fractions]
     deviation = f" ± {100 * statistics.stdev(fractions):.2f}" if len(fractions) > 1 else ""
     return f"{100 * statistics.fmean(fractions):.2f}{deviation}"
+
+
+def run_script(name: str, **flags: object) -> None:
+    """Run one of the repository's scripts in a process of its own; its output is shown.
+
+    Args:
+        flags: `-flag value` of the script. True stands for a flag without a value; a list for
+            several values; None leaves the flag out.
+
+    Raises:
+        RunError: the script ended with an exit code other than 0.
+    """
+    words = []
+    for flag, value in flags.items():
+        if value is True:
+            words.append(f"-{flag}")
+        elif value is not None:
+            many = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"-{flag}", *map(str, many)]
+    done = subprocess.run([sys.executable, str(FOLDER.parent / name), *words])
+    if done.returncode:
+        raise RunError(f"{name} {' '.join(words)} ended with exit code {done.returncode}")
+
+
+def print_tables(tables: Sequence[dict]) -> None:
+    """Print the tables of a record, column by column."""
+    for table in tables:
+        log(table["caption"])
+        for row in [table["columns"], *table["rows"]]:
+            log("  " + "  ".join(f"{cell!s:<28}" for cell in row))
