@@ -29,11 +29,11 @@ import models
 from ood import cli
 from ood.data import Preprocess, auxiliary, info, load
 from ood.evaluation import measurements
-from ood.methods import Context
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.training import training_batches
 from ood.outputs import extract
+from ood.training.context import Context
 from ood.training.loop import autocast, mix
 
 BATCH = 200

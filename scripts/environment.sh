@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# Sourced by demo*.sh and test.sh: sets PYTHON to an environment that has what a requirements file lists.
+# Sets PYTHON to an environment that has what a requirements file lists; to be sourced:
 #   source scripts/environment.sh requirements.txt
-# An active virtual or conda environment that already has torch is reused (only what is missing is added); else .venv is made.
+# An active virtual or conda environment that has torch is reused, and what is missing is added.
+# Otherwise .venv is made.
 set -euo pipefail
 requirements=${1:-requirements.txt}
 
-if [[ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]] && python3 -c "import torch, torchvision" 2>/dev/null; then
+active=${VIRTUAL_ENV:-}${CONDA_PREFIX:-}
+if [[ -n "$active" ]] && python3 -c "import torch, torchvision" 2>/dev/null; then
   PYTHON=python3
 else
   if [[ ! -x .venv/bin/python ]]; then
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; found $(python3 --version)" >&2; exit 1; }
+    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+      echo "Python 3.10 or newer is needed; found $(python3 --version)" >&2
+      exit 1
+    fi
     echo "making .venv"
     python3 -m venv .venv
   fi
   PYTHON=$PWD/.venv/bin/python
 fi
-stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$requirements
+prefix=$("$PYTHON" -c 'import sys; print(sys.prefix)')
+stamp=$prefix/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$requirements
 if [[ ! -e "$stamp" ]]; then
   echo "installing $requirements"
   "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"

@@ -25,10 +25,10 @@ from ood import cli, metrics
 from ood.config import build, merge, read_json
 from ood.data import info, load_benchmark
 from ood.evaluation import measurements
-from ood.methods import Context
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.outputs import Cache
+from ood.training.context import Context
 
 CONFIG = ROOT / "configs" / "mnist5k_small_ood.json"
 COLUMNS = {"msp": "MSP", "correct": "heatmap", "released": "heatmap, released pairing"}

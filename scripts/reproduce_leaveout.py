@@ -28,6 +28,7 @@ from ood.evaluation import measurements
 from ood.methods import leaveout
 from ood.methods.leaveout import training
 from ood.outputs import Cache, extract
+from ood.training.context import Context
 
 CONFIG = ROOT / "configs" / "mnist5k_small_leaveout.json"
 VARIANTS = {
@@ -41,7 +42,7 @@ SINGLE = "a single fold (mean of the five)"
 
 def read_flags():
     parser = cli.Parser(
-        "Leave-out ensemble, single folds and plain classifiers with ODIN on the embedded benchmark."
+        "Leave-out ensemble, single folds, plain classifiers with ODIN; embedded benchmark."
     )
     parser.flag(
         "-seeds",

@@ -22,6 +22,7 @@ from ood.data import load
 from ood.evaluation import measurements
 from ood.metrics import evaluate
 from ood.outputs import Cache
+from ood.training.context import Context
 
 SETS = ("omniglot", "mnist_noise", "noise")
 COLUMNS = (
