@@ -1,7 +1,10 @@
-"""The auto-encoder whose reconstruction error weights the VMDLS score; as a method of its own its error is the score.
+"""The auto-encoder whose reconstruction error weights the VMDLS score.
 
-Source: Dinari & Freifeld, UAI 2022, who take the CIFAR-10 auto-encoder of lightning-bolts 0.2.5 and train one for MNIST: mean squared
-error, Adam at 1e-4, no augmentation, 5,000 validation images. Theirs were not at hand; the number of epochs is not published.
+As a method of its own, its reconstruction error is the score.
+
+Source: Dinari & Freifeld, UAI 2022. They take the CIFAR-10 auto-encoder of lightning-bolts 0.2.5,
+and train one for MNIST: mean squared error, Adam at 1e-4, no augmentation, 5,000 validation images.
+Their files were not at hand. The number of epochs is not published.
 """
 
 from __future__ import annotations
@@ -15,152 +18,73 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood import cli
-from ood.data import Preprocess, info, load
-from ood.methods.base import Context, Method
+from ood.data import ImageSet, Preprocess, info, load
+from ood.methods.base import Method
 from ood.methods.vmdls.settings import require
 from ood.methods.vmdls.training import open_run
 from ood.training import loop, runs
+from ood.training.batches import ImageBatches
+from ood.training.context import Context
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of a config.
+
+    Attributes:
+        latent_dim: None: 32 for mnist_conv, else 256.
+        mean, std: the normalisation, in pixel units. None: the data set's.
+        steps: batches per epoch. None: every image once.
+        valid_images: the number of images taken from the training set.
+
+    Raises: InputError for a value out of its range.
+    """
+
+    id_dataset: str = "mnist"
+    arch: Literal["mnist_conv", "resnet18", "resnet50"] = "mnist_conv"
+    latent_dim: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    epochs: int = 20
+    steps: int | None = None
+    batch_size: int = 32
+    lr: float = 1e-4
+    valid_images: int = 5000
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "valid_images"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
+        require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
 
 
 class AutoEncoder(Method):
-    """images -> reconstruction; score = mean squared error of a normalised image, larger = OOD."""
+    """Reconstructs images. Its score is the mean squared error of the normalised image."""
 
     name = "autoencoder"
-
-    @dataclass(frozen=True)
-    class Settings:
-        id_dataset: str = "mnist"
-        arch: Literal["mnist_conv", "resnet18", "resnet50"] = "mnist_conv"
-        latent_dim: int | None = None  # default: 32 for mnist_conv, else 256
-        mean: tuple[float, ...] | None = None  # normalisation; default: the data set's
-        std: tuple[float, ...] | None = None
-        epochs: int = 20
-        steps: int | None = None  # batches per epoch; default: every image once
-        batch_size: int = 32
-        lr: float = 1e-4
-        valid_images: int = 5000  # taken from the training set
-        precision: Literal["fp32", "bf16"] = "fp32"
-        seed: int = 0
-
-        def __post_init__(self):
-            for name in ("epochs", "batch_size", "valid_images"):
-                require(
-                    getattr(self, name) >= 1,
-                    f"{name} is {getattr(self, name)}; it must be at least 1",
-                )
-            require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
+    Settings = Settings
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, settings, context: Context):
-        self.network, self.preprocess, self.settings, self.context = (
-            network.to(context.device).eval(),
-            preprocess,
-            settings,
-            context,
-        )
+        self.network = network.to(context.device).eval()
+        self.preprocess, self.settings, self.context = preprocess, settings, context
 
     @classmethod
     def train(cls, settings, context: Context) -> runs.Run:
-        images = load(
-            settings.id_dataset,
-            "train",
-            context.data_dir,
-            download=context.download,
-            limit=context.limit,
-            seed=settings.seed,
-        )
-        kept, held_out = loop.split(
-            len(images), min(settings.valid_images / len(images), 0.5), settings.seed
-        )
-        preprocess = _preprocess(settings)
-        cli.set_seed(settings.seed, context.deterministic)
-        network = build(settings, context).to(context.device, memory_format=torch.channels_last)
-
-        def transform(pixels: Tensor, chance) -> Tensor:
-            return preprocess(pixels).contiguous(memory_format=torch.channels_last)
-
-        batches = _Some(
-            images,
-            settings.batch_size,
-            transform=transform,
-            device=context.device,
-            seed=settings.seed,
-            indices=kept,
-        )
-        batches.steps = settings.steps
-        optimizer = loop.make_optimizer("adam", network.parameters(), settings.lr)
-        run = open_run(
-            cls.name,
-            settings,
-            context,
-            f"{settings.id_dataset}_{settings.arch}_autoencoder",
-            {"kind": cls.name, "id_dataset": settings.id_dataset, "arch": settings.arch},
-            ("epochs",),
-        )
-
-        def objective(batch) -> tuple[Tensor, dict]:
-            inputs, _ = batch
-            return F.mse_loss(network(inputs).float(), inputs), {}
-
-        @torch.inference_mode()
-        def validate(epoch: int) -> dict:
-            network.eval()
-            total = 0.0
-            for pixels in images.batches(settings.batch_size, held_out):
-                inputs = transform(pixels.to(context.device), None)
-                with loop.autocast(context.device, settings.precision):
-                    total += F.mse_loss(network(inputs).float(), inputs, reduction="sum").item()
-            return {"valid_mse": total / (len(held_out) * inputs[0].numel())}
-
-        def pack(epoch: int, metrics: dict) -> dict:
-            return {
-                "format": context.networks.checkpoints.OWN_FORMAT,
-                "arch": network.arch,
-                "state_dict": network.state_dict(),
-                "epoch": epoch,
-                "metrics": metrics,
-                "preprocess": {
-                    "mean": list(preprocess.mean),
-                    "std": list(preprocess.std),
-                    "size": images.shape[-1],
-                },
-            }
-
-        context.begin(
-            run,
-            settings,
-            {"train": images.digest},
-            run.last.exists(),
-            train_images=len(kept),
-            valid_images=len(held_out),
-        )
-        schedule = loop.Schedule(optimizer, "constant", settings.epochs)
-        with runs.board(run, context.tensorboard) as tell:
-            loop.fit(
-                objective,
-                network,
-                batches,
-                epochs=settings.epochs,
-                optimizer=optimizer,
-                schedule=schedule,
-                run=run,
-                pack=pack,
-                validate=validate,
-                select="valid_mse",
-                mode="min",
-                resume=context.resume,
-                precision=settings.precision,
-                say=context.log,
-                tell=tell,
-            )
-        return run
+        return train_autoencoder(settings, context)
 
     @classmethod
     def load(cls, settings, context: Context, checkpoint: str | Path | None = None) -> AutoEncoder:
-        """From a weight file (ours, or one of lightning-bolts) or run folder, else the best of the newest run for id_dataset."""
+        """Load the auto-encoder from a run folder or a weight file (ours or lightning-bolts').
+
+        Without `checkpoint`, take the best epoch of the newest run for id_dataset.
+
+        Raises: InputError when there is no such run.
+        """
         if checkpoint is None:
-            command = (
-                f"python3 ood_training.py -config ./configs/{settings.id_dataset}_autoencoder.json"
-            )
+            config = f"./configs/{settings.id_dataset}_autoencoder.json"
+            command = f"python3 ood_training.py -config {config}"
             match = {"kind": cls.name, "id_dataset": settings.id_dataset, "arch": settings.arch}
             checkpoint = runs.find_newest(context.checkpoints_dir, match, command=command).best
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
@@ -171,7 +95,7 @@ class AutoEncoder(Method):
 
     @torch.inference_mode()
     def reconstruct(self, pixels: Tensor) -> Tensor:
-        """Pixel batch (B, C, H, W) on the device -> its reconstruction in pixel units, float32."""
+        """Return the reconstruction of pixels (B, C, H, W), in pixel units, float32."""
         return self.preprocess.undo(self.network(self.preprocess(pixels)))
 
     @torch.inference_mode()
@@ -183,8 +107,116 @@ class AutoEncoder(Method):
         return torch.cat(errors)
 
 
-class _Some(loop.ImageBatches):
-    """ImageBatches of which an epoch takes the first `steps`."""
+def train_autoencoder(settings: Settings, context: Context) -> runs.Run:
+    """Train an auto-encoder and return its run folder. best.pt has the lowest validation error."""
+    images = load(
+        settings.id_dataset,
+        "train",
+        context.data_dir,
+        download=context.download,
+        limit=context.limit,
+        seed=settings.seed,
+    )
+    cli.set_seed(settings.seed, context.deterministic)
+    training = _Training(settings, context, images)
+    run = open_run(
+        "autoencoder",
+        settings,
+        context,
+        f"{settings.id_dataset}_{settings.arch}_autoencoder",
+        {"kind": "autoencoder", "id_dataset": settings.id_dataset, "arch": settings.arch},
+        ("epochs",),
+    )
+    context.begin(
+        run,
+        settings,
+        {"train": images.digest},
+        run.last.exists(),
+        train_images=len(training.kept),
+        valid_images=len(training.held_out),
+    )
+    training.fit(run)
+    return run
+
+
+class _Training:
+    """One training: network, batches, loss, validation and weight file."""
+
+    def __init__(self, settings: Settings, context: Context, images: ImageSet):
+        self.settings, self.context, self.images = settings, context, images
+        share = min(settings.valid_images / len(images), 0.5)
+        self.kept, self.held_out = loop.split(len(images), share, settings.seed)
+        self.preprocess = _preprocess(settings)
+        network = build(settings, context)
+        self.network = network.to(context.device, memory_format=torch.channels_last)
+
+    def fit(self, run: runs.Run) -> None:
+        s = self.settings
+        batches = _FirstBatches(
+            self.images,
+            s.batch_size,
+            transform=self.transform,
+            device=self.context.device,
+            seed=s.seed,
+            indices=self.kept,
+        )
+        batches.steps = s.steps
+        optimizer = loop.make_optimizer("adam", self.network.parameters(), s.lr)
+        with runs.board(run, self.context.tensorboard) as tell:
+            loop.fit(
+                self.loss,
+                self.network,
+                batches,
+                epochs=s.epochs,
+                optimizer=optimizer,
+                schedule=loop.Schedule(optimizer, "constant", s.epochs),
+                run=run,
+                pack=self.pack,
+                validate=self.validate,
+                select="valid_mse",
+                mode="min",
+                resume=self.context.resume,
+                precision=s.precision,
+                say=self.context.log,
+                tell=tell,
+            )
+
+    def transform(self, pixels: Tensor, chance) -> Tensor:
+        return self.preprocess(pixels).contiguous(memory_format=torch.channels_last)
+
+    def loss(self, batch) -> tuple[Tensor, dict]:
+        inputs, _ = batch
+        return F.mse_loss(self.network(inputs).float(), inputs), {}
+
+    @torch.inference_mode()
+    def validate(self, epoch: int) -> dict:
+        self.network.eval()
+        device, total = self.context.device, 0.0
+        for pixels in self.images.batches(self.settings.batch_size, self.held_out):
+            inputs = self.transform(pixels.to(device), None)
+            with loop.autocast(device, self.settings.precision):
+                again = self.network(inputs).float()
+                total += F.mse_loss(again, inputs, reduction="sum").item()
+        return {"valid_mse": total / (len(self.held_out) * inputs[0].numel())}
+
+    def pack(self, epoch: int, metrics: dict) -> dict:
+        """Return what the weight file holds."""
+        return {
+            "format": self.context.networks.checkpoints.OWN_FORMAT,
+            "arch": self.network.arch,
+            "state_dict": self.network.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+            "preprocess": {
+                "mean": list(self.preprocess.mean),
+                "std": list(self.preprocess.std),
+                "size": self.images.shape[-1],
+            },
+        }
+
+
+class _FirstBatches(ImageBatches):
+    """The first `steps` batches of every epoch."""
 
     steps: int | None = None
 
@@ -196,10 +228,11 @@ class _Some(loop.ImageBatches):
             yield batch
 
 
-def build(settings, context: Context) -> nn.Module:
+def build(settings: Settings, context: Context) -> nn.Module:
+    """Build a fresh auto-encoder."""
     return context.networks.build_autoencoder(settings.arch, settings.latent_dim)
 
 
-def _preprocess(settings) -> Preprocess:
+def _preprocess(settings: Settings) -> Preprocess:
     facts = info(settings.id_dataset)
     return Preprocess(settings.mean or facts.mean, settings.std or facts.std)

@@ -1,4 +1,4 @@
-"""Figures of VMDLS: loss parts and margin over the epochs, the latent space in two dimensions, score histograms of a pair."""
+"""Figures of VMDLS: loss and margin over the epochs, and the latent space in two dimensions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTLIERS = 2000  # shown in the latent scatter
 
 
 def losses(records: list[dict], path: Path) -> None:
-    """The parts of the loss (without the margin's own share), the margin, accuracy on validation images."""
+    """Draw the parts of the loss, the margin, and what the validation images gave, by epoch."""
     epochs = [r for r in records if "epoch" in r and "metric" in r]
     if not epochs:
         return
@@ -55,32 +55,25 @@ def latent(
     path: Path,
     outliers: np.ndarray | None = None,
 ) -> None:
-    """Test points mu (N, D) and class means (K, D) on the two directions in which the class means vary most."""
+    """Draw test points and class means on the two directions in which the class means vary most.
+
+    Args:
+        class_means: (K, D); mu: (N, D), of the test images; labels: (N,).
+        outliers: (M, D), mu of OOD images.
+    """
     centre = class_means.mean(0)
     directions = np.linalg.svd(class_means - centre, full_matrices=False)[2][:2].T  # (D, 2)
     flat = lambda points: (points - centre) @ directions
     figure, (axis,) = _figure(1)
     if outliers is not None and len(outliers):
-        axis.scatter(
-            *flat(outliers[:OUTLIERS]).T,
-            s=4,
-            color="#000000",
-            alpha=0.25,
-            linewidths=0,
-            label="OOD",
-        )
+        points = flat(outliers[:OUTLIERS]).T
+        axis.scatter(*points, s=4, color="#000000", alpha=0.25, linewidths=0, label="OOD")
     for c in range(len(class_means)):
         colour = COLOURS[c % len(COLOURS)]
         axis.scatter(*flat(mu[labels == c]).T, s=4, color=colour, alpha=0.5, linewidths=0)
         if len(class_means) <= 20:
-            axis.annotate(
-                str(c),
-                flat(class_means[c : c + 1])[0],
-                fontsize=8,
-                weight="bold",
-                xytext=(4, 4),
-                textcoords="offset points",
-            )
+            place = dict(xytext=(4, 4), textcoords="offset points", fontsize=8, weight="bold")
+            axis.annotate(str(c), flat(class_means[c : c + 1])[0], **place)
     axis.scatter(
         *flat(class_means).T,
         s=36,
@@ -90,13 +83,8 @@ def latent(
         linewidths=1,
         label="class means",
     )
-    axis.scatter(
-        *flat(np.zeros((1, class_means.shape[1]))).T,
-        s=40,
-        marker="+",
-        color=ID_COLOUR,
-        label="origin",
-    )
+    origin = flat(np.zeros((1, class_means.shape[1]))).T
+    axis.scatter(*origin, s=40, marker="+", color=ID_COLOUR, label="origin")
     axis.legend(fontsize=8, frameon=False)
     axis.set_title("mu on the first two directions of the class means", fontsize=9)
     _save(figure, path)

@@ -1,8 +1,12 @@
-"""The two losses of VMDLS and the growing margin: triplet and distancing hinges on samples of the latent space, KL to class Gaussians.
+"""The two losses of VMDLS, and the margin that grows over the epochs.
 
-Source: Dinari & Freifeld, "Variational- and metric-based deep latent space for out-of-distribution detection", UAI 2022. Only the
-released code was at hand, so every formula is that code's. It builds the triplets from a B x B x B mask; here they are a broadcast of
-(B, B_s - 1, 1) against (B, 1, B - B_s), or, in a batch whose classes have different sizes, a sort per anchor.
+The metric loss is a triplet hinge plus a distancing hinge on samples of the latent space. The other
+loss is the KL divergence to the Gaussian of the class.
+
+Source: Dinari & Freifeld, "Variational- and metric-based deep latent space for out-of-distribution
+detection", UAI 2022. Only the released code was at hand, so every formula is that code's. It builds
+the triplets from a B x B x B mask. Here they are a broadcast of (B, B_s - 1, 1) against
+(B, 1, B - B_s), or a sort per anchor where the classes of a batch have different sizes.
 """
 
 from __future__ import annotations
@@ -21,15 +25,14 @@ PRIOR_STD = 0.1  # of the class Gaussians
 def margin_at(
     epoch: int, margins_epoch: int, largest: float, jump: float = 1.0, first: float = FIRST_MARGIN
 ) -> float:
-    """M in an epoch (0-based): `first` before `margins_epoch`, then one `jump` more in every epoch while it is <= `largest`.
+    """Return the margin M of an epoch (0-based).
 
-    With the published jump 1 it ends at largest + 0.15: 0.15, 1.15, ... 32.15.
+    It is `first` before `margins_epoch`. Then every epoch adds one `jump`, while M is at most
+    `largest`. With the published jump of 1 it ends at largest + 0.15: 0.15, 1.15, ... 32.15.
     """
     if jump <= 0 or largest < first:
         return first
-    most = (
-        math.floor((largest - first) / jump + 1e-9) + 1
-    )  # the last jump starts from a margin <= largest
+    most = math.floor((largest - first) / jump + 1e-9) + 1  # the last one starts at M <= largest
     return first + jump * min(max(epoch - margins_epoch + 1, 0), most)
 
 
@@ -41,20 +44,23 @@ def metric_loss(
     triplet_margin: float = TRIPLET_MARGIN,
     normalise: bool = True,
 ) -> Tensor:
-    """mean over triplets with l > 0 of l = relu(d_ap - d_an + m) + relu(M - d_an); 0 without such a triplet.
+    """Return the mean of l = relu(d_ap - d_an + m) + relu(M - d_an) over triplets with l > 0.
+
+    Triplets are all (a, p, n) with y_a = y_p, a != p and y_n != y_a.
 
     Args:
-        z: (B, D) samples of the latent space; labels (B,).
-        margin: M, up to which negatives are pushed apart; triplet_margin: m.
-        normalise: distances between z / |z|, so that d <= 2 and M has no effect on the gradient once it is above 2. That is what the
-            released code does (the default of its metric-learning library); the published M of 32 and 64 suggest that its authors
-            meant plain distances, which False gives.
-    Returns: a scalar; triplets are all (a, p, n) with y_a = y_p, a != p, y_n != y_a.
+        z: (B, D), samples of the latent space; labels: (B,).
+        margin: M, the distance up to which negatives are pushed apart.
+        triplet_margin: m.
+        normalise: take distances between z / |z|. Then d <= 2, and M has no effect on the gradient
+            once it is above 2. The released code does so, because it is the default of its
+            metric-learning library. The published M of 32 and 64 suggest that the authors meant
+            plain distances, which False gives.
+    Returns: a scalar; 0 without a triplet with l > 0.
     """
     u = F.normalize(z, dim=1, eps=1e-12) if normalise else z
-    d = torch.cdist(
-        u, u, compute_mode="donot_use_mm_for_euclid_dist"
-    )  # (B, B); the faster mode loses half the digits of small d
+    # (B, B). The faster mode loses half the digits of small distances.
+    d = torch.cdist(u, u, compute_mode="donot_use_mm_for_euclid_dist")
     same = labels[:, None] == labels[None, :]
     positive = same.clone().fill_diagonal_(False)
     sizes = same.sum(1)
@@ -68,7 +74,10 @@ def metric_loss(
 def _balanced(
     d: Tensor, same: Tensor, positive: Tensor, margin: float, m: float
 ) -> tuple[Tensor, Tensor]:
-    """(sum of l, number of l > 0) when every class has B_s samples: each anchor has as many positives and negatives as the next."""
+    """Return the sum of l and the number of l > 0, for classes of B_s samples each.
+
+    Every anchor then has the same numbers of positives and negatives.
+    """
     bound = d[positive].view(len(d), -1, 1) + m  # (B, B_s - 1, 1)
     negative = d[~same].view(len(d), 1, -1)  # (B, 1, B - B_s)
     first = F.relu(bound - negative).sum()
@@ -81,13 +90,16 @@ def _balanced(
 def _any_sizes(
     d: Tensor, same: Tensor, positive: Tensor, margin: float, m: float
 ) -> tuple[Tensor, Tensor]:
-    """The same for any labels: the negatives of an anchor sorted, the sum of hinges below t is count * t - prefix sum."""
+    """Return the same for any labels.
+
+    The negatives of an anchor are sorted, so the hinges below t sum to count * t - prefix sum.
+    """
     negative = d.masked_fill(same, math.inf).sort(1).values  # (B, B), inf behind the last one
     prefix = F.pad(negative.masked_fill(negative.isinf(), 0.0).cumsum(1), (1, 0))  # (B, B + 1)
     number = (~same).sum(1, keepdim=True)
 
     def hinges(t: Tensor) -> tuple[Tensor, Tensor]:
-        """Per entry of t (B, T): sum of relu(t - negative) and number of negatives below t."""
+        """Return for each entry of t (B, T) the sum of relu(t - negative) and its terms above 0."""
         below = torch.searchsorted(negative.detach(), t.detach()).minimum(number)
         return t * below - prefix.gather(1, below), below
 
@@ -105,19 +117,20 @@ def kl_loss(
     class_means: Tensor,
     prior_std: float = PRIOR_STD,
 ) -> Tensor:
-    """Single-sample estimate of KL(q(z|x) || N(mean_c, prior_std^2 I)): log N(z; mu, std) - log N(z; mean_c, prior_std).
+    """Estimate KL(q(z|x) || N(mean_c, prior_std^2 I)) from one sample.
 
-    Mean over the dimensions (not their sum) and over the samples of a class, then over the classes of the batch.
+    The estimate is log N(z; mu, std) - log N(z; mean_c, prior_std). It is averaged (not summed)
+    over the dimensions, over the samples of a class, and then over the classes of the batch.
 
     Args:
-        z, mu, std: (B, D), z = mu + std * eps; labels (B,) in 0..K-1; class_means (K, D), constants.
+        z, mu, std: (B, D) each, z = mu + std * eps.
+        labels: (B,) in 0..K-1; class_means: (K, D), constants.
     Returns: a scalar, without the coefficient.
     """
     prior = (z - class_means[labels]) / prior_std
     posterior = (z - mu) / std
-    per_sample = (
-        0.5 * (prior.square() - posterior.square()) - std.log() + math.log(prior_std)
-    ).mean(1)  # (B,)
+    estimate = 0.5 * (prior.square() - posterior.square()) - std.log() + math.log(prior_std)
+    per_sample = estimate.mean(1)  # (B,)
     sizes = torch.bincount(labels, minlength=len(class_means))
     weights = 1.0 / (sizes[labels] * (sizes > 0).sum()).to(z.dtype)
     return (per_sample * weights).sum()

@@ -1,7 +1,7 @@
-"""The parts of VMDLS that training needs: encoder with two heads, running class means, balanced batches, learning rates.
+"""What VMDLS trains: the encoder with two heads, the classes' statistics, the learning rates.
 
-Source: Dinari & Freifeld, UAI 2022, in the order of epochs that their training library gives: margin, training, validation with the
-Gaussians of the epoch before, then new means and Gaussians.
+Source: Dinari & Freifeld, UAI 2022. An epoch has the order that their training library gives it:
+margin, training, validation with the Gaussians of the epoch before, new means and Gaussians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ood.training.loop import Schedule
 
 UNFREEZE_AFTER = 21  # 0-based index of the last epoch in which finetuning trains the heads alone
-FIRST_STAGE = {  # class of an encoder -> its first stage; of other encoders all stages are run
+FIRST_STAGE = {  # class of an encoder -> its first stage; others run all their stages
     "MnistConv": lambda e, x: e.encoder[:3](x),
     "VGG": lambda e, x: e.encoder[:5](x),
     "DenseNet": lambda e, x: e.trans1(e.block1(e.conv1(x))),
@@ -27,10 +27,13 @@ FIRST_STAGE = {  # class of an encoder -> its first stage; of other encoders all
 
 
 class LatentNetwork(nn.Module):
-    """images -> features -> (mu, log-variance) of a D-dimensional Gaussian. Keys as in the authors' files: encoder.*, fc_mu, fc_var.
+    """Map images to features, and those to mu and log-variance of a D-dimensional Gaussian.
+
+    Its weights are named as in the authors' files: encoder.*, fc_mu, fc_var.
 
     Args:
-        encoder: a Classifier. Its head is not used; the DenseNet keeps it, because their files hold it, the others lose it.
+        encoder: a Classifier. Its head is not used. The DenseNet keeps it, because the authors'
+            files hold it; other encoders lose it.
     """
 
     def __init__(self, encoder: nn.Module, latent_dim: int):
@@ -44,38 +47,49 @@ class LatentNetwork(nn.Module):
         }
         if encoder.arch["arch"] != "densenet":
             encoder.fc = nn.Identity()
-        self.encoder, self.fc_mu, self.fc_var = (
-            encoder,
-            nn.Linear(width, latent_dim),
-            nn.Linear(width, latent_dim),
-        )
+        self.encoder = encoder
+        self.fc_mu = nn.Linear(width, latent_dim)
+        self.fc_var = nn.Linear(width, latent_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> mu, std, each (N, D)."""
+        """Return mu and std, each (N, D), of images (N, C, H, W)."""
         features = self.encoder.features(images).float()
         with torch.autocast(images.device.type, enabled=False):
             return self.fc_mu(features), torch.exp(0.5 * self.fc_var(features))
 
     def ensemble(self, images: Tensor) -> Tensor:
-        """(N, F): pooled taps k = 1, 2, 3, the features and mu, joined, all from one pass through the encoder."""
+        """Return (N, F): the pooled taps k = 1, 2, 3, the features and mu, joined.
+
+        All come from one pass through the encoder.
+        """
         taps = [tap.float() for tap in self.encoder.taps(images)]
         with torch.autocast(images.device.type, enabled=False):
             return torch.cat([*taps, self.fc_mu(taps[-1])], 1)
 
     def first_tap(self, images: Tensor) -> Tensor:
-        """(N, C_1): the first of the taps, in which reconstructions are compared; only the layers before it are run."""
+        """Return the first tap (N, C_1), in which reconstructions are compared with images.
+
+        Only the layers before it are run.
+        """
         first = FIRST_STAGE.get(type(self.encoder).__name__)
-        return (
-            first(self.encoder, images).mean((2, 3)) if first else self.encoder.taps(images)[0]
-        ).float()
+        if first:
+            return first(self.encoder, images).mean((2, 3)).float()
+        return self.encoder.taps(images)[0].float()
+
+
+STATE = ("means", "covariances", "bounds", "seen")
 
 
 class ClassStatistics:
-    """Class means and Gaussians of the samples z of an epoch, fixed until the next one ends; a class without samples keeps its own.
+    """The classes' Gaussians, from the samples z of an epoch.
+
+    They stay fixed until the next epoch ends. A class without samples keeps its Gaussian.
 
     Attributes:
-        means: (K, D), zero at first: the centres of the KL term. seen: (K,) whether a class ever had samples.
-        covariances: (K, D, D), the identity at first. bounds: (K,) log-likelihood above which a sample counts as known.
+        means: (K, D), the centres of the KL term; zero at first.
+        covariances: (K, D, D), the identity at first.
+        bounds: (K,), the log-likelihood above which a sample counts as known.
+        seen: (K,), whether a class ever had samples.
     """
 
     def __init__(self, num_classes: int, latent_dim: int, quantile: float, device: torch.device):
@@ -90,9 +104,10 @@ class ClassStatistics:
         self.samples.append((z.detach(), labels))
 
     def close_epoch(self) -> None:
-        """New means, covariances and bounds from the samples added since the last call.
+        """Compute means, covariances and bounds from the samples added since the last call.
 
-        A bound is a quantile of the class's own log-likelihoods under the Gaussians before this call: so the released code has it.
+        A bound is a quantile of the class's own log-likelihoods. As in the released code, they are
+        those under the Gaussians before this call.
         """
         z, labels = (torch.cat(parts) for parts in zip(*self.samples))
         self.samples.clear()
@@ -107,42 +122,41 @@ class ClassStatistics:
             self.seen[c] = True
 
     def log_likelihood(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """log N(z; mean_c, covariance_c): (N, K), or (N,) of the labels' classes; a singular covariance counts as N(0, I)."""
-        z, means, covariances = (
-            z.double(),
-            self.means.double().clone(),
-            self.covariances.double().clone(),
-        )
-        factors, failed = torch.linalg.cholesky_ex(covariances)
+        """Return log N(z; mean_c, covariance_c): (N, K), or (N,) for the classes of `labels`.
+
+        A singular covariance counts as N(0, I).
+        """
+        z, means = z.double(), self.means.double().clone()
+        factors, failed = torch.linalg.cholesky_ex(self.covariances.double())
         singular = failed > 0
         means[singular] = 0
         factors[singular] = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         columns = []
         for c in range(len(means)):
-            whitened = torch.linalg.solve_triangular(
-                factors[c], (z - means[c]).T, upper=False
-            )  # (D, N)
-            columns.append(
-                -0.5 * (whitened.square().sum(0) + z.shape[1] * np.log(2 * np.pi))
-                - factors[c].diagonal().log().sum()
-            )
+            centred = (z - means[c]).T  # (D, N)
+            whitened = torch.linalg.solve_triangular(factors[c], centred, upper=False)
+            distances = whitened.square().sum(0) + z.shape[1] * np.log(2 * np.pi)
+            columns.append(-0.5 * distances - factors[c].diagonal().log().sum())
         result = torch.stack(columns, 1)
         return result if labels is None else result.gather(1, labels[:, None]).squeeze(1)
 
     def state_dict(self) -> dict:
-        return {
-            name: getattr(self, name).cpu() for name in ("means", "covariances", "bounds", "seen")
-        }
+        return {name: getattr(self, name).cpu() for name in STATE}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in ("means", "covariances", "bounds", "seen"):
+        for name in STATE:
             getattr(self, name).copy_(state[name])
 
 
 class LatentSchedule(Schedule):
-    """x gamma every `step_size` epochs; when finetuning, rate `head_lr` to epoch 21 (0-based), then `lr` with a count of its own.
+    """Learning rate that is multiplied by `gamma` every `step_size` epochs.
 
-    The counter of the second part starts at one, as released: the drops come at epochs 21 + step_size, 21 + 2 step_size, ...
+    Finetuning has two parts: `head_lr` until epoch 21 (0-based), then `lr` with a count of its own.
+    As released, that count starts at one: the drops come at the epochs 21 + step_size,
+    21 + 2 step_size, ...
+
+    Args:
+        head_lr: None: no finetuning.
     """
 
     def __init__(
@@ -158,7 +172,7 @@ class LatentSchedule(Schedule):
         self.lr, self.step_size, self.gamma, self.head_lr = lr, step_size, gamma, head_lr
 
     def rate(self, epoch: int) -> float:
-        """Learning rate in a 0-based epoch."""
+        """Return the learning rate of an epoch (0-based)."""
         if self.head_lr is None:
             return self.lr * self.gamma ** (epoch // self.step_size)
         if epoch <= UNFREEZE_AFTER:

@@ -1,7 +1,8 @@
-"""Open-set metrics of a pair of sets: from sorted scores, without a loop over thresholds.
+"""Open-set metrics of an ID and an OOD set, from sorted scores without a loop over thresholds.
 
-Source: Dinari & Freifeld, UAI 2022. Their code scans 100,000 thresholds for the curves and 1,000 for the F1, of which it logs the best
-one; their README asks for the F1 at the threshold that keeps 95 % of the known images, which no released command prints.
+Source: Dinari & Freifeld, UAI 2022. Their code scans 100,000 thresholds for the curves, and 1,000
+for the F1, of which it logs the best. Their README asks for the F1 at the threshold that keeps 95 %
+of the known images; no released command prints it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from ood import metrics
 
 @dataclass(frozen=True)
 class Scored:
-    """Images of one set: scores (N,), larger = OOD; predictions (N,), the most likely class; labels (N,), -1 for OOD."""
+    """The images of one set.
+
+    Attributes:
+        scores: (N,), larger for OOD.
+        predictions: (N,), the most likely class.
+        labels: (N,), -1 for OOD.
+    """
 
     scores: np.ndarray
     predictions: np.ndarray
@@ -23,15 +30,21 @@ class Scored:
 
 
 def open_set(known: Scored, novel: Scored, tpr: float = 0.95) -> dict[str, float]:
-    """Everything the paper's tables need, as fractions.
+    """Return everything that the paper's tables need, as fractions.
 
-    Returns: auroc, fpr95, tnr95 = 1 - fpr95, cauroc (ID counts as accepted only where it is classified rightly), accuracy (of ID,
-        nothing rejected), macro_f1 over K + 1 classes at the threshold that accepts 95 % of ID, threshold95 that threshold, and
-        best_f1 with best_f1_threshold: an oracle, chosen on the test set.
+    Returns:
+        auroc, fpr95, and tnr95 = 1 - fpr95.
+        cauroc: an ID image counts as accepted only if it is also classified correctly.
+        accuracy: of ID images, nothing rejected.
+        macro_f1: over K + 1 classes, at threshold95, which accepts 95 % of the ID images.
+        best_f1, best_f1_threshold: an oracle, because the threshold is chosen on the test set.
     """
     values = metrics.evaluate(known.scores, novel.scores, tpr)
     right = known.predictions == known.labels
     threshold = metrics.threshold_at_tpr(known.scores, tpr)
+    macro_f1 = metrics.open_set_f1(
+        known.predictions, known.labels, known.scores, novel.predictions, novel.scores, threshold
+    )
     thresholds, f1 = f1_curve(known, novel)
     best = int(np.argmax(f1))
     return {
@@ -40,14 +53,7 @@ def open_set(known: Scored, novel: Scored, tpr: float = 0.95) -> dict[str, float
         "tnr95": 1 - values.fpr95,
         "cauroc": metrics.cauroc(known.scores, novel.scores, right),
         "accuracy": float(right.mean()),
-        "macro_f1": metrics.open_set_f1(
-            known.predictions,
-            known.labels,
-            known.scores,
-            novel.predictions,
-            novel.scores,
-            threshold,
-        ),
+        "macro_f1": macro_f1,
         "threshold95": threshold,
         "best_f1": float(f1[best]),
         "best_f1_threshold": float(thresholds[best]),
@@ -55,25 +61,25 @@ def open_set(known: Scored, novel: Scored, tpr: float = 0.95) -> dict[str, float
 
 
 def f1_curve(known: Scored, novel: Scored) -> tuple[np.ndarray, np.ndarray]:
-    """(thresholds (T,) ascending: every distinct score, macro F1 (T,) when scores <= threshold are accepted).
+    """Return the thresholds (T,), ascending, and the macro F1 (T,) at each of them.
 
-    A rejected image is assigned to the extra class, to which every OOD image belongs. With the images in order of their scores all
-    counts are cumulative sums: (N, K) integers, no loop. Classes that occur neither as label nor as prediction are left out of the mean.
+    Every distinct score is a threshold; images with scores <= threshold are accepted. A rejected
+    image is assigned to the extra class, to which every OOD image belongs. With the images in the
+    order of their scores, all counts are cumulative sums: (N, K) integers, no loop. The mean leaves
+    out classes that occur neither as a label nor as a prediction.
     """
     scores = np.concatenate((known.scores, novel.scores))
     labels = np.concatenate((known.labels, np.full(len(novel.scores), -1)))
     predictions = np.concatenate((known.predictions, novel.predictions))
     order = np.argsort(scores, kind="stable")
     scores, labels, predictions = scores[order], labels[order], predictions[order]
-    ends = np.append(
-        np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1
-    )  # last image of each distinct score
+    # The last image of each distinct score.
+    ends = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1)
 
     classes = np.unique(np.concatenate((known.labels, predictions)))
     predicted = predictions[:, None] == classes  # (N, K)
-    hits = np.cumsum(predicted & (labels == predictions)[:, None], 0, dtype=np.int32)[
-        ends
-    ]  # (T, K)
+    correct = predicted & (labels == predictions)[:, None]
+    hits = np.cumsum(correct, 0, dtype=np.int32)[ends]  # (T, K)
     assigned = np.cumsum(predicted, 0, dtype=np.int32)[ends]
     true = (labels[:, None] == classes).sum(0)
     total = assigned + true
@@ -88,7 +94,10 @@ def f1_curve(known: Scored, novel: Scored) -> tuple[np.ndarray, np.ndarray]:
 
 
 def threshold_table(known: Scored, novel: Scored, rows: int = 200) -> list[dict[str, float]]:
-    """At thresholds that accept evenly spaced shares of the known images: tpr, fpr, macro F1, accuracy with rejections, ascending."""
+    """Tabulate tpr, fpr, macro F1 and accuracy with rejections over thresholds, ascending.
+
+    The thresholds accept evenly spaced shares of the known images.
+    """
     thresholds, f1 = f1_curve(known, novel)
     id_sorted, ood_sorted = np.sort(known.scores), np.sort(novel.scores)
     right = np.sort(known.scores[known.predictions == known.labels])

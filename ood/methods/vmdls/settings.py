@@ -1,4 +1,4 @@
-"""Settings of VMDLS: a config's keys, with the published values in configs/vmdls_*.json."""
+"""Settings of VMDLS: the keys of a config. The published values are in configs/vmdls_*.json."""
 
 from __future__ import annotations
 
@@ -8,108 +8,138 @@ from typing import Literal
 from ood.config import InputError
 from ood.methods.vmdls.loss import PRIOR_STD, TRIPLET_MARGIN
 
+# The authors' --enc_type -> our architecture.
 ENCODERS = {
     "densenet": "densenet",
     "resnet18": "resnet18",
     "vgg": "vgg",
     "wresnet": "vmdls_wrn",
     "mnist-conv": "mnist_conv",
-}  # --enc_type
-OPTIONS = {
-    "densenet": {"init": "released"},
-    "resnet18": {"pool": "adaptive"},
-}  # of the architectures, as VMDLS has them
+}
+
+# Options that the architectures have in VMDLS.
+OPTIONS = {"densenet": {"init": "released"}, "resnet18": {"pool": "adaptive"}}
+
 AUGMENTATION = {28: "rotate_resized_crop", 32: "crop_flip"}  # by image side: MNIST, CIFAR
+
+AT_LEAST_ONE = ("epochs", "latent_dim", "step_size", "batch_size", "validate_every")
+ABOVE_ZERO = ("lr", "finetune_lr", "step_gamma", "prior_std")
+NOT_NEGATIVE = (
+    "kl_coeff",
+    "triplet_margin",
+    "margin_jumps",
+    "generation_epoch",
+    "margins_epoch",
+    "valid_images",
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One training and its test. Epochs are counted from 0, as in the published commands."""
+    """One training and its test. Epochs are counted from 0, as in the published commands.
+
+    Attributes:
+        arch: the encoder: densenet, resnet18, vgg, vmdls_wrn, mnist_conv, or any other name of
+            models.names().
+        num_classes: K. If the set has more classes, only its first K are known.
+        mean, std: the normalisation, in pixel units. None: the data set's.
+        latent_dim: D.
+
+    Attributes of the training:
+        steps: batches per epoch. None: the released rule, (k + 1) * B < N.
+        batch_classes, sample_count: B_c classes in a batch, B_s images of each.
+        optimizer: sgd has momentum 0.9, Nesterov and weight decay 1e-4; adam has no weight decay.
+        step_size: epochs between drops of the learning rate; step_gamma: the factor of a drop.
+        generation_epoch: first epoch with the KL term, which kl_coeff multiplies.
+        margins_epoch: first epoch of the ramp of the margin M.
+        margin_max_distance: M_d, where the ramp ends; margin_jumps: what it adds per epoch.
+        normalise: metric loss on z / |z|, as released. False: on plain z.
+        augment: a kind of ood.data.Augment. None: by image side.
+        finetune: train the heads alone in the epochs 0 to 21 at finetune_lr, then everything at lr.
+        weights: of the encoder to finetune.
+        warm_start: weights of a whole VMDLS network to begin with. M then has its final value from
+            the start.
+        lower_bound: quantile of the training log-likelihoods. Validation images below it are
+            rejected.
+        valid_images: images of the test set that the log looks at. Nothing is chosen by them.
+
+    Attributes of the test:
+        accumulate: "released": class sums are those of a class's last batch, counts are of all.
+        test_batch_classes, test_sample_count: classes, and images of each, in a batch of the
+            released accumulation.
+        statistics: precision of the Gaussians. "released": float32.
+        jitter: added to the diagonal of every covariance. None: the smallest multiple of 1e-6 that
+            works, plus 2e-6.
+        ae_features: weight the scores with the reconstruction error.
+        autoencoder: its weight file or run folder. None: the newest run for id_dataset.
+        autoencoder_arch: mnist_conv, resnet18 or resnet50. None: by the shape of the images.
+        ae_input: "own": the auto-encoder's input is normalised as in its training. "released": as
+            the encoder's input.
+        shift: m of (LL - m). "peak": a bound on LL. "released": 1 + the largest LL of both test
+            sets, which exists for a pair of sets only.
+        test_dropout: "released": the WideResNet's dropout stays on, and scores are random.
+
+    Raises: InputError for a value out of its range.
+    """
 
     id_dataset: str = "mnist"
-    arch: str = "mnist_conv"  # encoder: densenet, resnet18, vgg, vmdls_wrn, mnist_conv, or any other name of models.names()
-    num_classes: int | None = None  # K; fewer than the set has: only its first K classes are known
+    arch: str = "mnist_conv"
+    num_classes: int | None = None
     model_args: dict = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None  # normalisation; default: the data set's
+    mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    latent_dim: int = 32  # D
+    latent_dim: int = 32
     # training
     epochs: int = 500
-    steps: int | None = None  # batches per epoch; default: the released rule, (k + 1) * B < N
-    batch_classes: int = 10  # B_c
-    sample_count: int = 8  # B_s
-    optimizer: Literal["sgd", "adam"] = (
-        "sgd"  # sgd: momentum 0.9, Nesterov, weight decay 1e-4; adam: no weight decay
-    )
+    steps: int | None = None
+    batch_classes: int = 10
+    sample_count: int = 8
+    optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.01
-    step_size: int = 100  # epochs between drops of the learning rate
+    step_size: int = 100
     step_gamma: float = 0.1
     kl_coeff: float = 0.1
-    generation_epoch: int = 0  # first epoch with the KL term
-    margins_epoch: int = 10  # first epoch of the margin's ramp
-    margin_max_distance: float = 32.0  # M_d
-    margin_jumps: float = 1.0  # of M, per epoch
+    generation_epoch: int = 0
+    margins_epoch: int = 10
+    margin_max_distance: float = 32.0
+    margin_jumps: float = 1.0
     triplet_margin: float = TRIPLET_MARGIN
     prior_std: float = PRIOR_STD
-    normalise: bool = True  # metric loss on z / |z|, as released; False: on plain z
-    augment: str | None = None  # kind of ood.data.Augment; default: by image side
-    finetune: bool = False  # heads alone in epochs 0..21 at finetune_lr, then everything at lr
-    weights: str | None = None  # of the encoder to finetune
+    normalise: bool = True
+    augment: str | None = None
+    finetune: bool = False
+    weights: str | None = None
     finetune_lr: float = 0.01
-    warm_start: str | None = (
-        None  # weights of a whole VMDLS network to begin with; M is then at its end from the start
-    )
-    lower_bound: float = (
-        0.05  # quantile of the training log-likelihoods below which validation images are rejected
-    )
+    warm_start: str | None = None
+    lower_bound: float = 0.05
     validate_every: int = 1
-    valid_images: int = 2000  # of the test set; looked at for the log, nothing is chosen by it
+    valid_images: int = 2000
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     # test
     batch_size: int = 256
-    accumulate: Literal["all", "released"] = (
-        "all"  # released: class sums are those of a class's last batch, counts are of all batches
-    )
-    test_batch_classes: int = 1  # batches of the released accumulation: classes and images of each
+    accumulate: Literal["all", "released"] = "all"
+    test_batch_classes: int = 1
     test_sample_count: int = 4996
-    statistics: Literal["float64", "released"] = "float64"  # released: float32
-    jitter: float | None = (
-        None  # added to every covariance's diagonal; default: the smallest multiple of 1e-6 that works + 2e-6
-    )
-    ae_features: bool = True  # weight scores with the reconstruction error
-    autoencoder: str | None = (
-        None  # its weight file or run folder; default: the newest run for id_dataset
-    )
-    autoencoder_arch: str | None = None  # mnist_conv, resnet18 or resnet50; default: by the images
-    ae_input: Literal["own", "released"] = (
-        "own"  # released: normalised as the encoder's input, whatever the auto-encoder was trained on
-    )
-    shift: Literal["peak", "released"] = (
-        "peak"  # m of (LL - m): a bound on LL; released: 1 + the largest LL of both test sets (a pair only)
-    )
-    test_dropout: Literal["off", "released"] = (
-        "off"  # released: the WideResNet's dropout stays on, scores are random
-    )
+    statistics: Literal["float64", "released"] = "float64"
+    jitter: float | None = None
+    ae_features: bool = True
+    autoencoder: str | None = None
+    autoencoder_arch: str | None = None
+    ae_input: Literal["own", "released"] = "own"
+    shift: Literal["peak", "released"] = "peak"
+    test_dropout: Literal["off", "released"] = "off"
 
     def __post_init__(self):
-        for name in ("epochs", "latent_dim", "step_size", "batch_size", "validate_every"):
-            require(
-                getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1"
-            )
-        for name in ("lr", "finetune_lr", "step_gamma", "prior_std"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in (
-            "kl_coeff",
-            "triplet_margin",
-            "margin_jumps",
-            "generation_epoch",
-            "margins_epoch",
-            "valid_images",
-        ):
-            require(
-                getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be 0 or more"
-            )
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}; it must be at least 1")
+        for name in ABOVE_ZERO:
+            value = getattr(self, name)
+            require(value > 0, f"{name} is {value}; it must be above 0")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}; it must be 0 or more")
         require(
             self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1"
         )
@@ -130,14 +160,14 @@ class Settings:
         )
 
     def network_options(self) -> dict:
-        """Options of the encoder's architecture."""
+        """Return the options of the encoder's architecture."""
         options = {**OPTIONS.get(self.arch, {}), **self.model_args}
         if self.arch == "vmdls_wrn" and self.test_dropout == "released":
             options["dropout_at_test"] = True
         return options
 
     def identity(self) -> dict:
-        """The fields by which a trained run is found."""
+        """Return the fields by which a trained run is found."""
         names = ("id_dataset", "arch", "num_classes", "latent_dim", "normalise", "model_args")
         return {"kind": "vmdls", **{name: getattr(self, name) for name in names}}
 

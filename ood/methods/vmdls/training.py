@@ -1,6 +1,9 @@
-"""Training of VMDLS in the order of epochs of its authors' code.
+"""Training of VMDLS, in the order that its authors' code gives an epoch.
 
-margin -> training (loss = metric + kl_coeff * KL) -> validation with the Gaussians of the epoch before -> new class means -> learning rate
+margin -> training (loss = metric + kl_coeff * KL) -> validation with the Gaussians of the epoch
+before -> new class means -> learning rate
+
+Source: Dinari & Freifeld, UAI 2022; see ood.methods.vmdls.method.
 """
 
 from __future__ import annotations
@@ -15,13 +18,15 @@ from torch import Tensor
 from ood import cli, distributed
 from ood.config import InputError, to_dict
 from ood.data import Augment, Preprocess, info, load
-from ood.files import replacing
+from ood.files import write_text
 from ood.methods.vmdls.loss import FIRST_MARGIN, kl_loss, margin_at, metric_loss
 from ood.methods.vmdls.network import UNFREEZE_AFTER, ClassStatistics, LatentNetwork, LatentSchedule
 from ood.methods.vmdls.settings import AUGMENTATION, Settings
 from ood.training import loop, runs
-from ood.training.batches import BalancedBatches
+from ood.training.batches import BalancedBatches, mix
+from ood.training.context import Context
 
+# What may change when a run is continued.
 FREE = (
     "epochs",
     "batch_size",
@@ -36,51 +41,20 @@ FREE = (
     "ae_input",
     "shift",
     "test_dropout",
-)  # what may differ when a run is continued
+)
+FIGURE_IMAGES = 2000  # of the test set, in the figure of the latent space
 
 
-def train_latent(settings: Settings, context) -> runs.Run:
-    """Train and return the run folder: best.pt equals last.pt (the authors test the last epoch), log.csv, figures/."""
-    known, test = known_images(settings, "train", context), known_images(settings, "test", context)
-    preprocess = preprocess_of(settings)
+def train_latent(settings: Settings, context: Context) -> runs.Run:
+    """Train VMDLS and return its run folder, with log.csv and figures/.
+
+    best.pt equals last.pt, because the authors test the last epoch.
+
+    Raises: InputError for missing images or weights, and when a run cannot be continued.
+    """
+    known, test = (known_images(settings, split, context) for split in ("train", "test"))
     cli.set_seed(settings.seed, context.deterministic)
-    network = build_network(settings, context, known.shape, known.num_classes)
-    if settings.finetune and settings.weights:
-        load_encoder(network.encoder, settings.weights, context)
-    if settings.warm_start:
-        context.networks.checkpoints.load_into(network, settings.warm_start)
-    network = distributed.synchronise_batchnorm(
-        network.to(context.device, memory_format=torch.channels_last), context.device
-    )
-    augment = Augment(settings.augment or AUGMENTATION.get(known.shape[-1], "none"))
-
-    def transform(pixels: Tensor, chance: torch.Generator) -> Tensor:
-        return preprocess(augment(pixels, chance)).contiguous(memory_format=torch.channels_last)
-
-    batches = BalancedBatches(
-        known,
-        settings.batch_classes,
-        settings.sample_count,
-        transform=transform,
-        device=context.device,
-        seed=settings.seed,
-        steps=settings.steps,
-    )
-    if settings.optimizer == "sgd":
-        optimizer = loop.make_optimizer(
-            "sgd", network.parameters(), settings.lr, momentum=0.9, nesterov=True, weight_decay=1e-4
-        )
-    else:
-        optimizer = loop.make_optimizer("adam", network.parameters(), settings.lr)
-    schedule = LatentSchedule(
-        optimizer,
-        settings.epochs,
-        settings.lr,
-        settings.step_size,
-        settings.step_gamma,
-        settings.finetune_lr if settings.finetune else None,
-    )
-    objective = Objective(network, settings, known.num_classes, context.device)
+    training = Training(settings, context, known, test)
     run = open_run(
         "vmdls",
         settings,
@@ -89,88 +63,147 @@ def train_latent(settings: Settings, context) -> runs.Run:
         settings.identity(),
         FREE,
     )
-
-    def before_epoch(epoch: int) -> None:
-        objective.begin(epoch - 1)
-        if settings.finetune:
-            network.encoder.requires_grad_(epoch - 1 > UNFREEZE_AFTER)
-            if epoch - 1 == UNFREEZE_AFTER + 1:
-                optimizer.state.clear()  # the released code builds a new optimiser over all parameters
-
-    def validate(epoch: int) -> dict:
-        metrics = {"margin": objective.margin}
-        if (
-            settings.valid_images
-            and epoch % settings.validate_every == 0
-            and objective.classes.seen.any()
-        ):
-            metrics |= look(
-                network,
-                test.limited(settings.valid_images),
-                objective.classes,
-                preprocess,
-                settings,
-                context.device,
-            )
-        objective.classes.close_epoch()
-        return metrics
-
-    def pack(epoch: int, metrics: dict) -> dict:
-        return {
-            "format": context.networks.checkpoints.OWN_FORMAT,
-            "arch": network.arch,
-            "state_dict": network.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
-            "class_means": objective.classes.means.cpu(),
-            "preprocess": {
-                "mean": list(preprocess.mean),
-                "std": list(preprocess.std),
-                "size": known.shape[-1],
-            },
-        }
-
     context.begin(
         run, settings, {"train": known.digest}, run.last.exists(), train_images=len(known)
     )
-    with runs.board(run, context.tensorboard) as tell:
-        loop.fit(
-            objective,
-            network,
-            batches,
-            epochs=settings.epochs,
-            optimizer=optimizer,
-            schedule=schedule,
-            run=run,
-            pack=pack,
-            validate=validate,
-            resume=context.resume,
-            precision=settings.precision,
-            before_epoch=before_epoch,
-            state={"classes": objective.classes},
-            say=context.log,
-            tell=tell,
-        )
+    training.fit(run)
     if distributed.first():
         with distributed.solo():
             write_log(run)
-            write_figures(
-                run,
-                network,
-                objective.classes.means,
-                test.limited(2000),
-                preprocess,
-                settings,
-                context.device,
-            )
+            training.draw(run)
     distributed.barrier()
     return run
 
 
-class Objective:
-    """(this process's images, labels of the whole batch) -> loss of the whole batch, and the samples z for the class means of the epoch.
+class Training:
+    """One training: network, batches, loss, validation and weight file."""
 
-    The loss compares the images of a batch with each other: processes exchange mu and std, and each computes all of it.
+    def __init__(self, settings: Settings, context: Context, known, test):
+        self.settings, self.context, self.known, self.test = settings, context, known, test
+        self.preprocess = preprocess_of(settings)
+        self.network = _begin_network(settings, context, known)
+        self.objective = Objective(self.network, settings, known.num_classes, context.device)
+        self.optimizer = _optimizer(settings, self.network)
+
+    def fit(self, run: runs.Run) -> None:
+        """Run the epochs."""
+        s = self.settings
+        schedule = LatentSchedule(
+            self.optimizer,
+            s.epochs,
+            s.lr,
+            s.step_size,
+            s.step_gamma,
+            s.finetune_lr if s.finetune else None,
+        )
+        with runs.board(run, self.context.tensorboard) as tell:
+            loop.fit(
+                self.objective,
+                self.network,
+                self.batches(),
+                epochs=s.epochs,
+                optimizer=self.optimizer,
+                schedule=schedule,
+                run=run,
+                pack=self.pack,
+                validate=self.validate,
+                resume=self.context.resume,
+                precision=s.precision,
+                before_epoch=self.before_epoch,
+                state={"classes": self.objective.classes},
+                say=self.context.log,
+                tell=tell,
+            )
+
+    def batches(self) -> BalancedBatches:
+        s, known = self.settings, self.known
+        augment = Augment(s.augment or AUGMENTATION.get(known.shape[-1], "none"))
+
+        def transform(pixels: Tensor, chance: torch.Generator) -> Tensor:
+            augmented = augment(pixels, chance)
+            return self.preprocess(augmented).contiguous(memory_format=torch.channels_last)
+
+        return BalancedBatches(
+            known,
+            s.batch_classes,
+            s.sample_count,
+            transform=transform,
+            device=self.context.device,
+            seed=s.seed,
+            steps=s.steps,
+        )
+
+    def before_epoch(self, epoch: int) -> None:
+        """Set the margin and, when finetuning, what is trained. `epoch` is 1-based."""
+        self.objective.begin(epoch - 1)
+        if self.settings.finetune:
+            self.network.encoder.requires_grad_(epoch - 1 > UNFREEZE_AFTER)
+            if epoch - 1 == UNFREEZE_AFTER + 1:
+                # The released code builds a new optimiser over all parameters.
+                self.optimizer.state.clear()
+
+    def validate(self, epoch: int) -> dict:
+        s, classes = self.settings, self.objective.classes
+        metrics = {"margin": self.objective.margin}
+        if s.valid_images and epoch % s.validate_every == 0 and classes.seen.any():
+            images, device = self.test.limited(s.valid_images), self.context.device
+            metrics |= look(self.network, images, classes, self.preprocess, s, device)
+        classes.close_epoch()
+        return metrics
+
+    def pack(self, epoch: int, metrics: dict) -> dict:
+        """Return what the weight file holds."""
+        return {
+            "format": self.context.networks.checkpoints.OWN_FORMAT,
+            "arch": self.network.arch,
+            "state_dict": self.network.state_dict(),
+            "epoch": epoch,
+            "metrics": metrics,
+            "class_means": self.objective.classes.means.cpu(),
+            "preprocess": {
+                "mean": list(self.preprocess.mean),
+                "std": list(self.preprocess.std),
+                "size": self.known.shape[-1],
+            },
+        }
+
+    def draw(self, run: runs.Run) -> None:
+        """Write the figures of the run."""
+        from ood.methods.vmdls import figures
+
+        s, images = self.settings, self.test.limited(FIGURE_IMAGES)
+        device = self.context.device
+        mu = latent(self.network, images, self.preprocess, device, s.batch_size, s.precision)
+        folder = run.folder / "figures"
+        figures.losses(run.records(), folder / "losses.png")
+        means = self.objective.classes.means.cpu().numpy()
+        figures.latent(means, mu.cpu().numpy(), np.asarray(images.labels), folder / "latent.png")
+
+
+def _begin_network(settings: Settings, context: Context, known) -> LatentNetwork:
+    """Build the network with the weights that it begins with."""
+    network = build_network(settings, context, known.shape, known.num_classes)
+    if settings.finetune and settings.weights:
+        load_encoder(network.encoder, settings.weights, context)
+    if settings.warm_start:
+        context.networks.checkpoints.load_into(network, settings.warm_start)
+    network = network.to(context.device, memory_format=torch.channels_last)
+    return distributed.synchronise_batchnorm(network, context.device)
+
+
+def _optimizer(settings: Settings, network: LatentNetwork) -> torch.optim.Optimizer:
+    options = {}
+    if settings.optimizer == "sgd":
+        options = dict(momentum=0.9, nesterov=True, weight_decay=1e-4)
+    return loop.make_optimizer(settings.optimizer, network.parameters(), settings.lr, **options)
+
+
+class Objective:
+    """The loss of a batch. It also collects the samples z for the class means of the epoch.
+
+    A batch is this process's images and the labels of the whole batch. The loss compares the images
+    of a batch with each other. Processes therefore exchange mu and std, and each of them computes
+    the loss of the whole batch.
     """
 
     def __init__(
@@ -183,20 +216,18 @@ class Objective:
         self.epoch, self.margin, self.noise = 0, 0.0, torch.Generator(device)
 
     def begin(self, epoch: int) -> None:
-        """Set the margin of a 0-based epoch, and begin its noise."""
-        s = self.settings
-        self.noise.manual_seed(loop.mix(s.seed, epoch, 2))
+        """Set the margin of an epoch (0-based), and begin its noise."""
+        s, self.epoch = self.settings, epoch
+        self.noise.manual_seed(mix(s.seed, epoch, 2))
         first = s.margin_max_distance if s.warm_start else FIRST_MARGIN
-        self.epoch, self.margin = (
-            epoch,
-            margin_at(epoch, s.margins_epoch, s.margin_max_distance, s.margin_jumps, first),
+        self.margin = margin_at(
+            epoch, s.margins_epoch, s.margin_max_distance, s.margin_jumps, first
         )
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
-        mu, std = distributed.join_rows(torch.stack(self.network(images), 1), len(labels)).unbind(
-            1
-        )  # each (B, D)
+        both = torch.stack(self.network(images), 1)  # (this process's images, 2, D)
+        mu, std = distributed.join_rows(both, len(labels)).unbind(1)  # each (B, D)
         z = mu + std * torch.randn(std.shape, generator=self.noise, device=std.device)
         with torch.autocast(images.device.type, enabled=False):
             metric = metric_loss(
@@ -215,8 +246,13 @@ class Objective:
         return metric + kl, {"metric": metric.detach(), "kl": kl.detach()}
 
 
-def known_images(settings: Settings, split: str, context):
-    """The ID images of a split; with num_classes = K below the set's own number only its classes 0..K-1."""
+def known_images(settings: Settings, split: str, context: Context):
+    """Return the ID images of a split.
+
+    If num_classes = K is below the number of classes of the set, only its classes 0..K-1 are taken.
+
+    Raises: InputError when the set is missing or has fewer than K classes.
+    """
     images = load(
         settings.id_dataset,
         split,
@@ -228,13 +264,14 @@ def known_images(settings: Settings, split: str, context):
     count = settings.num_classes or images.num_classes
     if count is None or images.num_classes is None or count > images.num_classes:
         raise InputError(
-            f"{images.name} has {images.num_classes} classes, num_classes says {settings.num_classes}; give a number it has"
+            f"{images.name} has {images.num_classes} classes, num_classes says "
+            f"{settings.num_classes}; give at most the number of classes it has"
         )
     return images if count == images.num_classes else known_classes(images, count)
 
 
 def known_classes(images, count: int):
-    """The images of classes 0..count-1, as a set with `count` classes."""
+    """Return the images of the classes 0..count-1, as a set with `count` classes."""
     part = images.subset(np.asarray(images.labels) < count)
     part.num_classes = count
     part.class_names = part.class_names and part.class_names[:count]
@@ -242,13 +279,15 @@ def known_classes(images, count: int):
 
 
 def preprocess_of(settings: Settings) -> Preprocess:
+    """Return the normalisation: the config's, else the data set's."""
     facts = info(settings.id_dataset)
     return Preprocess(settings.mean or facts.mean, settings.std or facts.std)
 
 
 def build_network(
-    settings: Settings, context, shape: tuple[int, int, int], num_classes: int
+    settings: Settings, context: Context, shape: tuple[int, int, int], num_classes: int
 ) -> LatentNetwork:
+    """Build the network for images of a shape (C, H, W)."""
     encoder = context.networks.build(
         settings.arch,
         num_classes,
@@ -259,8 +298,11 @@ def build_network(
     return LatentNetwork(encoder, settings.latent_dim)
 
 
-def load_encoder(encoder, path: str, context) -> None:
-    """Fill the encoder from a classifier's weight file; tensors that the encoder does not have (its classifier) are left out."""
+def load_encoder(encoder, path: str, context: Context) -> None:
+    """Fill the encoder from a classifier's weight file.
+
+    Tensors that the encoder does not have, such as the classifier's head, are left out.
+    """
     checkpoint = context.networks.checkpoints.read(path)
     ours = set(encoder.state_dict())
     ours |= {key.replace("shortcut.", "downsample.") for key in ours}
@@ -269,16 +311,18 @@ def load_encoder(encoder, path: str, context) -> None:
         state = {key: value for key, value in state.items() if key in ours}
     left_out = sorted(set(checkpoint.state_dict) - set(state))
     if left_out:
-        context.log(
-            f"weights: {path}, without {', '.join(left_out[:4])}{', ...' if len(left_out) > 4 else ''}"
-        )
+        more = ", ..." if len(left_out) > 4 else ""
+        context.log(f"weights: {path}, without {', '.join(left_out[:4])}{more}")
     context.networks.checkpoints.load_into(encoder, checkpoint._replace(state_dict=state))
 
 
 def open_run(
-    kind: str, settings, context, stem: str, match: dict, free: tuple[str, ...]
+    kind: str, settings, context: Context, stem: str, match: dict, free: tuple[str, ...]
 ) -> runs.Run:
-    """A new run folder, or with context.resume the one in out_dir, else the newest unfinished or finished one of `match`."""
+    """Make a new run folder, or with context.resume take one that exists.
+
+    That is the one in out_dir, else the newest of `match`, finished or not.
+    """
     config = {"kind": kind, "method": kind, **to_dict(settings)}
     if context.resume and (context.out_dir is None or runs.holds_run(context.out_dir)):
         run = (
@@ -300,26 +344,25 @@ def latent(
     batch_size: int,
     precision: str = "fp32",
 ) -> Tensor:
-    """mu (N, D) of an ImageSet, on the device."""
+    """Return mu (N, D) of an ImageSet, on the device."""
     network.eval()
     means = []
     for pixels in images.batches(batch_size):
+        inputs = preprocess(pixels.to(device)).contiguous(memory_format=torch.channels_last)
         with loop.autocast(device, precision):
-            means.append(
-                network(
-                    preprocess(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-                )[0]
-            )
+            means.append(network(inputs)[0])
     return torch.cat(means)
 
 
 def look(
     network, images, classes: ClassStatistics, preprocess, settings: Settings, device
 ) -> dict[str, float]:
-    """Accuracy of the most likely class on ID images, and the share that falls below every class's bound."""
-    scores = classes.log_likelihood(
-        latent(network, images, preprocess, device, settings.batch_size, settings.precision)
-    )  # (N, K)
+    """Return the accuracy of the most likely class on ID images, and the share of rejections.
+
+    An image is rejected if it falls below the bound of every class.
+    """
+    mu = latent(network, images, preprocess, device, settings.batch_size, settings.precision)
+    scores = classes.log_likelihood(mu)  # (N, K)
     right = scores.argmax(1) == torch.as_tensor(images.labels, device=device)
     return {
         "valid_accuracy": right.double().mean().item(),
@@ -328,31 +371,11 @@ def look(
 
 
 def write_log(run: runs.Run) -> None:
-    """log.csv: the epochs of log.jsonl as a table."""
+    """Write log.csv: the epochs of log.jsonl as a table."""
     records = [r for r in run.records() if "epoch" in r]
     columns = list(dict.fromkeys(key for record in records for key in record))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(records)
-    with replacing(run.folder / "log.csv") as temporary:
-        temporary.write_text(text.getvalue())
-
-
-def write_figures(
-    run, network, class_means: Tensor, images, preprocess, settings: Settings, device
-) -> None:
-    from ood.methods.vmdls import figures
-
-    mu = (
-        latent(network, images, preprocess, device, settings.batch_size, settings.precision)
-        .cpu()
-        .numpy()
-    )
-    figures.losses(run.records(), run.folder / "figures" / "losses.png")
-    figures.latent(
-        class_means.cpu().numpy(),
-        mu,
-        np.asarray(images.labels),
-        run.folder / "figures" / "latent.png",
-    )
+    write_text(run.folder / "log.csv", text.getvalue())
