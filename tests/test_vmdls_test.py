@@ -11,7 +11,7 @@ import models
 from ood import methods, metrics
 from ood.config import InputError
 from ood.data import load
-from ood.methods.vmdls import command
+from ood.methods.vmdls import command as readme_test
 from ood.methods.vmdls.autoencoder import AutoEncoder
 from ood.methods.vmdls.gaussians import STEP, class_moments, jitter_steps, released_rows
 from ood.methods.vmdls.network import LatentNetwork
@@ -546,7 +546,7 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
         "--out_dir",
         str(tmp_path),
     ]
-    command.main(command(trained, *words), narrow)
+    readme_test.main(command(trained, *words), narrow)
     said = capsys.readouterr().out
     inert = next(line for line in said.splitlines() if line.startswith("no effect"))
     for name in ("margin_jumps", "lower_bound", "sample_count", "gpus", "offline"):
@@ -589,13 +589,13 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(trained, narrow, words, word):
     with pytest.raises(InputError, match=word):
-        command.main(command(trained, *words), narrow)
+        readme_test.main(command(trained, *words), narrow)
 
 
 def test_prefixes_are_not_guessed(trained, narrow, capsys):
     for words in (("--enc_typ", "vgg"), ("--margins_ep", "1")):
         with pytest.raises(SystemExit) as stopped:
-            command.main(command(trained, *words), narrow)
+            readme_test.main(command(trained, *words), narrow)
         assert stopped.value.code == 2
     assert "enc_typ" in capsys.readouterr().err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,7 @@ from types import ModuleType
 
 import torch
 
-from ood import provenance
-from ood.config import to_dict
 from ood.outputs import Cache
-from ood.training.runs import Run
 
 
 @dataclass(frozen=True)
@@ -49,24 +45,3 @@ class Context:
     log: Callable[[str], None] = lambda line: None
     deterministic: bool = False
     tensorboard: bool = False
-
-    def begin(
-        self, run: Run, settings, digests: dict[str, str], resumed: bool = False, **sizes: int
-    ) -> None:
-        """Log what is needed to repeat the run: command, settings, versions, machine, digests.
-
-        Args:
-            settings: a dataclass with a field `seed`.
-            digests: {what: hex digest} of weights and data.
-            resumed: the run continues; the event is then "resume" instead of "start".
-            sizes: numbers of images, by name.
-        """
-        run.log(
-            {
-                "event": "resume" if resumed else "start",
-                **sizes,
-                **provenance.provenance(
-                    sys.argv, to_dict(settings), settings.seed, self.device, digests, {}
-                ),
-            }
-        )

@@ -30,7 +30,7 @@ from ood.methods.heatmap.classifier import COPY, id_training_images, load_classi
 from ood.methods.heatmap.formulas import score_of, weighted_errors
 from ood.methods.heatmap.settings import HALF, Settings, stored_settings
 from ood.methods.heatmap.targets import Scale
-from ood.methods.heatmap.training import find, train_decoder
+from ood.methods.heatmap.training import KIND, find, train_decoder
 from ood.metrics_released import fpr95_released
 from ood.outputs import Outputs, extract, network_digest, weights_digest
 from ood.training import loop, runs
@@ -233,11 +233,10 @@ class Heatmap(Method):
 
 def _adopt(settings: Settings, folder: Path) -> Settings:
     """Return the settings of the run in `folder`, checked against those asked for."""
-    stored = runs.Run(folder).config or _released_config(folder)
-    if stored.get("kind", "heatmap") != "heatmap":
-        raise InputError(
-            f"'{folder}' holds a run of kind '{stored['kind']}', not one of a heatmap decoder"
-        )
+    run = runs.Run(folder)
+    if "kind" in run.config:
+        KIND.own(run)
+    stored = run.config or _released_config(folder)
     for key in ("id_dataset", "arch"):
         asked = getattr(settings, key)
         if stored.get(key, asked) != asked:

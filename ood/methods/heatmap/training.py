@@ -5,14 +5,13 @@ Source: Hornauer & Belagiannis, WACV 2023, arXiv 2211.08115; see ood.methods.hea
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ood import cli
-from ood.config import InputError
+from ood.config import InputError, build
 from ood.data import ImageSet, auxiliary
 from ood.methods.heatmap.classifier import (
     COPY,
@@ -20,7 +19,7 @@ from ood.methods.heatmap.classifier import (
     id_training_images,
     load_classifier,
 )
-from ood.methods.heatmap.settings import FREE, IDENTITY, Settings, stored_settings
+from ood.methods.heatmap.settings import FREE, IDENTITY, Settings
 from ood.methods.heatmap.targets import (
     DecoderBatches,
     Pixels,
@@ -31,6 +30,10 @@ from ood.methods.heatmap.targets import (
 )
 from ood.training import loop, runs
 from ood.training.context import Context
+
+KIND = runs.Kind(
+    "heatmap", Settings, "a heatmap decoder", free=FREE, same=IDENTITY, length="n_epochs"
+)
 
 
 def train_decoder(make: Callable, settings: Settings, context: Context) -> runs.Run:
@@ -64,13 +67,14 @@ def train_decoder(make: Callable, settings: Settings, context: Context) -> runs.
             f"keep its {COPY}, or start a new run"
         )
     if not (run.folder / COPY).is_file():
-        run.save(COPY, _classifier_payload(context, classifier, preprocess, known))
+        size = known.shape[1]
+        run.save(COPY, runs.payload(context.networks, classifier, 0, {}, preprocess, size))
     run.update(n_epochs=settings.n_epochs, finished=False)
-    context.begin(
-        run,
+    run.begin(
         settings,
+        context.device,
         {"classifier": method.digest, "train": known.digest, "ood": outliers.digest},
-        resumed,
+        resumed=resumed,
         train_images=len(known),
         ood_images=len(outliers),
     )
@@ -87,18 +91,15 @@ def _fit(method, batches: DecoderBatches, run: runs.Run) -> None:
     """Run the epochs."""
     settings, context, decoder = method.settings, method.context, method.decoder
 
+    facts = {
+        "min": method.scale.low,
+        "max": method.scale.high,
+        "fw_layers": settings.fw_layers,
+        "classifier_weights": method.classifier_weights,
+    }
+
     def pack(epoch, metrics):
-        return {
-            "format": context.networks.checkpoints.OWN_FORMAT,
-            "arch": decoder.arch,
-            "state_dict": decoder.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
-            "min": method.scale.low,
-            "max": method.scale.high,
-            "fw_layers": settings.fw_layers,
-            "classifier_weights": method.classifier_weights,
-        }
+        return runs.payload(context.networks, decoder, epoch, metrics, **facts)
 
     optimizer = loop.make_optimizer(
         "adam", decoder.parameters(), settings.lr, betas=(settings.b1, settings.b2)
@@ -182,99 +183,50 @@ def _draw_outliers(settings: Settings, context: Context, known: ImageSet) -> Ima
 # ---- the run folder --------------------------------------------------------------------------
 
 
-def _create(settings: Settings, context: Context, source: Path, weights: str) -> runs.Run:
-    config = {
-        "kind": "heatmap",
-        **settings.config(),
-        "limit": context.limit,
-        "classifier": str(source),
-        "classifier_weights": weights,
-        "finished": False,
-    }
-    return runs.create(
-        settings.stem(), config, root=context.checkpoints_dir, out_dir=context.out_dir
-    )
-
-
-def _classifier_payload(context: Context, classifier, preprocess, known: ImageSet) -> dict:
-    return {
-        "format": context.networks.checkpoints.OWN_FORMAT,
-        "arch": classifier.arch,
-        "state_dict": classifier.state_dict(),
-        "epoch": 0,
-        "metrics": {},
-        "preprocess": {
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
-            "size": known.shape[1],
-        },
-    }
-
-
-def find(settings: Settings, context: Context, file: str = "best.pt", **more) -> Path:
+def find(settings: Settings, context: Context) -> Path:
     """Return the folder of the newest finished run of exactly this configuration.
 
-    Args:
-        file: a file that the run must hold.
-        more: further fields to match, in place of finished=True.
     Raises: InputError when there is none. The message names the nearest run there is.
     """
-    match = {
-        "kind": "heatmap",
-        **{key: value for key, value in settings.config().items() if key in IDENTITY},
-        **(more or {"finished": True}),
-    }
-    if context.limit is None:
-        match["limit"] = None
-    try:
-        return runs.find_newest(context.checkpoints_dir, match, file=file).folder
-    except InputError:
-        what = (
-            f"no {'finished run' if not more else 'run'} of exactly this configuration "
-            f"in '{context.checkpoints_dir}'"
-        )
-    train = "train one: python3 ood_training.py -config CONFIG"
-    loose = {"kind": "heatmap", "id_dataset": settings.id_dataset, "arch": settings.arch}
-    try:
-        close = runs.find_newest(context.checkpoints_dir, loose, file=file)
-    except InputError:
-        raise InputError(f"{what}; {train}") from None
-    differs = ", ".join(
-        f"{key} {close.config.get(key)} instead of {value}"
-        for key, value in match.items()
-        if close.config.get(key) != value
-    )
-    raise InputError(
-        f"{what}; '{close.folder.name}' differs in {differs}: "
-        f"name it with -checkpoint_name, or {train}"
-    )
+    match = KIND.match(settings.config(), finished=True, **_limit(context))
+    command = "python3 ood_training.py -config CONFIG, or name another run with -checkpoint_name"
+    return runs.find_newest(context.checkpoints_dir, match, command=command).folder
 
 
 def _to_resume(settings: Settings, context: Context) -> runs.Run | None:
     """Return the run to continue, or None for a new one."""
     if not context.resume:
         return None
-    if context.out_dir is None:
-        return runs.Run(find(settings, context, "config.json", seed=settings.seed))
-    if not runs.holds_run(context.out_dir):
+    run = KIND.to_resume(
+        settings.config(),
+        context.checkpoints_dir,
+        context.out_dir,
+        seed=settings.seed,
+        **_limit(context),
+    )
+    if run is None:
         context.log(f"no run in {context.out_dir} yet: beginning one")
-        return None
-    run = runs.reopen(context.out_dir)
-    if run.config.get("kind") != "heatmap":
-        raise InputError(
-            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', "
-            "not one of a heatmap decoder"
-        )
     return run
+
+
+def _limit(context: Context) -> dict:
+    """Return what to match so that a quick look is not taken for a run on all images."""
+    return {"limit": None} if context.limit is None else {}
 
 
 def _continued(run: runs.Run, settings: Settings) -> Settings:
     """Return the stored settings, with what may change taken from `settings`."""
-    stored = stored_settings(run.config)
-    runs.agree(stored.config(), settings.config(), FREE, run.folder)
-    return dataclasses.replace(
-        stored,
-        n_epochs=settings.n_epochs,
-        precision=settings.precision,
-        classifier=run.config["classifier"],
-    )
+    values = KIND.continued(run, settings.config())
+    return build(Settings, {**values, "classifier": run.config["classifier"]}, "config.json")
+
+
+def _create(settings: Settings, context: Context, source: Path, weights: str) -> runs.Run:
+    config = {
+        **settings.config(),
+        "limit": context.limit,
+        "classifier": str(source),
+        "classifier_weights": weights,
+        "finished": False,
+    }
+    stem, root = settings.stem(), context.checkpoints_dir
+    return KIND.create(stem, config, root=root, out_dir=context.out_dir)

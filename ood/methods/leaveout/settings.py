@@ -130,7 +130,7 @@ def preprocess_of(settings: Settings) -> Preprocess:
 
 
 def kept_of(settings: Settings, fold: int | None = None) -> np.ndarray:
-    """Return the classes that a fold keeps, in the order of its outputs (default: settings.fold)."""
+    """Return the classes that a fold (default: the settings') keeps, in output order."""
     num_classes = facts(settings)[0]
     return kept_classes(num_classes, fold or settings.fold, settings.folds, settings.split_seed)
 

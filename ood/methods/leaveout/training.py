@@ -11,7 +11,6 @@ they are never trained on.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -47,7 +46,7 @@ FREE = (
     "magnitudes",
     "repository",
 )
-FIXED_LENGTH = ("cosine", "onecycle")  # schedules that depend on the number of epochs
+KIND = runs.Kind("leaveout", Settings, "a fold of leave-out classifiers", free=FREE)
 
 
 def train_fold(settings: Settings, context: Context) -> runs.Run:
@@ -60,7 +59,9 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
     """
     check(settings)
     folder = Path(context.out_dir or _default_folder(settings, context))
-    resumed = runs.reopen(folder) if context.resume and runs.holds_run(folder) else None
+    resumed = None
+    if context.resume:
+        resumed = KIND.to_resume(to_dict(settings), context.checkpoints_dir, folder)
     if resumed:
         settings = continued(resumed, settings)
     elif runs.holds_run(folder):
@@ -69,10 +70,8 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
         )
     cli.set_seed(mix(settings.seed, settings.fold) % 2**32, context.deterministic)
     fold = Fold(settings, context, fold_data(settings, context))
-    run = resumed or runs.create(
-        folder.name,
-        {"kind": "leaveout", **to_dict(settings), "limit": context.limit},
-        out_dir=folder,
+    run = resumed or KIND.create(
+        folder.name, {**to_dict(settings), "limit": context.limit}, out_dir=folder
     )
     run.update(**{name: to_dict(settings)[name] for name in FREE})
     fold.begin(run, bool(resumed))
@@ -112,7 +111,8 @@ class Fold:
             "left_out_images": len(data.outside),
             "valid_images": len(data.valid_id) if self.selecting else 0,
         }
-        self.context.begin(run, settings, {"train": data.train.digest}, resumed, **sizes)
+        digests = {"train": data.train.digest}
+        run.begin(settings, self.context.device, digests, resumed=resumed, **sizes)
         self.context.log(
             f"fold {settings.fold} of {settings.folds} | {len(data.inside)} images of "
             f"{len(kept_of(settings))} classes, {len(data.outside)} left out | "
@@ -200,20 +200,16 @@ class Fold:
 
     def pack(self, epoch: int, measured: dict) -> dict:
         """Return what a weight file of this fold holds."""
-        return {
-            "format": self.context.networks.checkpoints.OWN_FORMAT,
-            "arch": self.network.arch,
-            "state_dict": self.network.state_dict(),
-            "epoch": epoch,
-            "metrics": measured,
-            "fold": self.settings.fold,
-            "kept_classes": kept_of(self.settings).tolist(),
-            "preprocess": {
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-                "size": self.data.train.shape[-1],
-            },
-        }
+        return runs.payload(
+            self.context.networks,
+            self.network,
+            epoch,
+            measured,
+            self.preprocess,
+            self.data.train.shape[-1],
+            fold=self.settings.fold,
+            kept_classes=kept_of(self.settings).tolist(),
+        )
 
 
 def finished(folder: str | Path, epochs: int) -> bool:
@@ -253,18 +249,5 @@ def continued(run: runs.Run, settings: Settings) -> Settings:
 
     Raises: InputError when they contradict each other.
     """
-    if run.config.get("kind") != "leaveout":
-        raise InputError(
-            f"'{run.folder}' holds a run of kind '{run.config.get('kind')}', "
-            "not of leave-out classifiers"
-        )
-    known = {f.name for f in dataclasses.fields(Settings)}
-    stored = {name: value for name, value in run.config.items() if name in known}
-    if settings.schedule in FIXED_LENGTH and settings.epochs != stored.get("epochs"):
-        raise InputError(
-            f"the run in '{run.folder}' follows schedule {settings.schedule} over "
-            f"{stored.get('epochs')} epochs; {settings.epochs} epochs would be another schedule: "
-            "start a new run"
-        )
-    agreed = runs.agree(stored, to_dict(settings), FREE, run.folder)
-    return build(Settings, agreed, str(run.folder / "config.json"))
+    values = KIND.continued(run, to_dict(settings))
+    return build(Settings, values, str(run.folder / "config.json"))

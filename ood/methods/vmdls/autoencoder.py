@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood import cli
+from ood.config import to_dict
 from ood.data import ImageSet, Preprocess, info, load
 from ood.methods.base import Method
 from ood.methods.vmdls.settings import require
@@ -60,6 +61,11 @@ class Settings:
         require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
 
 
+KIND = runs.Kind(
+    "autoencoder", Settings, "an auto-encoder", free=("epochs",), same=("id_dataset", "arch")
+)
+
+
 class AutoEncoder(Method):
     """Reconstructs images. Its score is the mean squared error of the normalised image."""
 
@@ -85,8 +91,8 @@ class AutoEncoder(Method):
         if checkpoint is None:
             config = f"./configs/{settings.id_dataset}_autoencoder.json"
             command = f"python3 ood_training.py -config {config}"
-            match = {"kind": cls.name, "id_dataset": settings.id_dataset, "arch": settings.arch}
-            checkpoint = runs.find_newest(context.checkpoints_dir, match, command=command).best
+            root = context.checkpoints_dir
+            checkpoint = KIND.newest(to_dict(settings), root, command=command).best
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build(settings, context)
         stored = context.networks.checkpoints.load_into(network, path).get("preprocess") or {}
@@ -119,19 +125,13 @@ def train_autoencoder(settings: Settings, context: Context) -> runs.Run:
     )
     cli.set_seed(settings.seed, context.deterministic)
     training = _Training(settings, context, images)
-    run = open_run(
-        "autoencoder",
+    stem = f"{settings.id_dataset}_{settings.arch}_autoencoder"
+    run = open_run(KIND, settings, context, stem)
+    run.begin(
         settings,
-        context,
-        f"{settings.id_dataset}_{settings.arch}_autoencoder",
-        {"kind": "autoencoder", "id_dataset": settings.id_dataset, "arch": settings.arch},
-        ("epochs",),
-    )
-    context.begin(
-        run,
-        settings,
+        context.device,
         {"train": images.digest},
-        run.last.exists(),
+        resumed=run.last.exists(),
         train_images=len(training.kept),
         valid_images=len(training.held_out),
     )
@@ -201,18 +201,8 @@ class _Training:
 
     def pack(self, epoch: int, metrics: dict) -> dict:
         """Return what the weight file holds."""
-        return {
-            "format": self.context.networks.checkpoints.OWN_FORMAT,
-            "arch": self.network.arch,
-            "state_dict": self.network.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
-            "preprocess": {
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-                "size": self.images.shape[-1],
-            },
-        }
+        networks, size = self.context.networks, self.images.shape[-1]
+        return runs.payload(networks, self.network, epoch, metrics, self.preprocess, size)
 
 
 class _FirstBatches(ImageBatches):

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ood.config import to_dict
 from ood.data import Preprocess
 from ood.files import file_stem
 from ood.methods.base import Method
@@ -38,6 +39,7 @@ from ood.methods.vmdls.network import LatentNetwork
 from ood.methods.vmdls.open_set import Scored, open_set
 from ood.methods.vmdls.settings import Settings
 from ood.methods.vmdls.training import (
+    KIND,
     build_network,
     known_images,
     preprocess_of,
@@ -124,9 +126,8 @@ class VMDLS(Method):
         known = known_images(settings, "train", context)
         if checkpoint is None:
             command = "python3 ood_training.py -config CONFIG, with the same config"
-            checkpoint = runs.find_newest(
-                context.checkpoints_dir, settings.identity(), command=command
-            ).folder
+            root = context.checkpoints_dir
+            checkpoint = KIND.newest(to_dict(settings), root, command=command).folder
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build_network(settings, context, known.shape, known.num_classes)
         stored = context.networks.checkpoints.load_into(network, path).get("preprocess") or {}

@@ -166,11 +166,6 @@ class Settings:
             options["dropout_at_test"] = True
         return options
 
-    def identity(self) -> dict:
-        """Return the fields by which a trained run is found."""
-        names = ("id_dataset", "arch", "num_classes", "latent_dim", "normalise", "model_args")
-        return {"kind": "vmdls", **{name: getattr(self, name) for name in names}}
-
 
 def require(condition: bool, message: str) -> None:
     if not condition:

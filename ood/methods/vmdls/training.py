@@ -42,6 +42,9 @@ FREE = (
     "shift",
     "test_dropout",
 )
+# Two runs with the same values here are runs of the same configuration.
+SAME = ("id_dataset", "arch", "num_classes", "latent_dim", "normalise", "model_args")
+KIND = runs.Kind("vmdls", Settings, "a VMDLS network", free=FREE, same=SAME)
 FIGURE_IMAGES = 2000  # of the test set, in the figure of the latent space
 
 
@@ -55,16 +58,13 @@ def train_latent(settings: Settings, context: Context) -> runs.Run:
     known, test = (known_images(settings, split, context) for split in ("train", "test"))
     cli.set_seed(settings.seed, context.deterministic)
     training = Training(settings, context, known, test)
-    run = open_run(
-        "vmdls",
+    run = open_run(KIND, settings, context, f"{settings.id_dataset}_{settings.arch}_vmdls")
+    run.begin(
         settings,
-        context,
-        f"{settings.id_dataset}_{settings.arch}_vmdls",
-        settings.identity(),
-        FREE,
-    )
-    context.begin(
-        run, settings, {"train": known.digest}, run.last.exists(), train_images=len(known)
+        context.device,
+        {"train": known.digest},
+        resumed=run.last.exists(),
+        train_images=len(known),
     )
     training.fit(run)
     if distributed.first():
@@ -153,19 +153,15 @@ class Training:
 
     def pack(self, epoch: int, metrics: dict) -> dict:
         """Return what the weight file holds."""
-        return {
-            "format": self.context.networks.checkpoints.OWN_FORMAT,
-            "arch": self.network.arch,
-            "state_dict": self.network.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
-            "class_means": self.objective.classes.means.cpu(),
-            "preprocess": {
-                "mean": list(self.preprocess.mean),
-                "std": list(self.preprocess.std),
-                "size": self.known.shape[-1],
-            },
-        }
+        return runs.payload(
+            self.context.networks,
+            self.network,
+            epoch,
+            metrics,
+            self.preprocess,
+            self.known.shape[-1],
+            class_means=self.objective.classes.means.cpu(),
+        )
 
     def draw(self, run: runs.Run) -> None:
         """Write the figures of the run."""
@@ -316,23 +312,17 @@ def load_encoder(encoder, path: str, context: Context) -> None:
     context.networks.checkpoints.load_into(encoder, checkpoint._replace(state_dict=state))
 
 
-def open_run(
-    kind: str, settings, context: Context, stem: str, match: dict, free: tuple[str, ...]
-) -> runs.Run:
-    """Make a new run folder, or with context.resume take one that exists.
+def open_run(kind: runs.Kind, settings, context: Context, stem: str) -> runs.Run:
+    """Make a new run folder, or with context.resume take the one that exists.
 
-    That is the one in out_dir, else the newest of `match`, finished or not.
+    That is the one in out_dir, else the newest of the same configuration, finished or not.
     """
-    config = {"kind": kind, "method": kind, **to_dict(settings)}
-    if context.resume and (context.out_dir is None or runs.holds_run(context.out_dir)):
-        run = (
-            runs.reopen(context.out_dir)
-            if context.out_dir
-            else runs.find_newest(context.checkpoints_dir, match, file="last.pt")
-        )
-        run.update(**runs.agree(run.config, config, free, run.folder))
-        return run
-    return runs.create(stem, config, root=context.checkpoints_dir, out_dir=context.out_dir)
+    config, root, out_dir = to_dict(settings), context.checkpoints_dir, context.out_dir
+    run = kind.to_resume(config, root, out_dir) if context.resume else None
+    if run is None:
+        return kind.create(stem, {"method": kind.name, **config}, root=root, out_dir=out_dir)
+    run.update(**kind.continued(run, config))
+    return run
 
 
 @torch.inference_mode()
