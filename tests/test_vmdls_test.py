@@ -11,6 +11,7 @@ import models
 from ood import methods, metrics
 from ood.config import InputError
 from ood.data import load
+from ood.evaluation import report
 from ood.methods.vmdls import command as readme_test
 from ood.methods.vmdls.autoencoder import AutoEncoder
 from ood.methods.vmdls.gaussians import STEP, class_moments, jitter_steps, released_rows
@@ -574,6 +575,13 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
         written["auroc"]
     )
     assert (tmp_path / "figures" / "scores.png").exists()
+    # The same report as every other script's.
+    line = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert line[0] == ",".join(report.COLUMNS) and line[1].startswith("vmdls,noise,,100,")
+    assert float(line[1].split(",")[report.COLUMNS.index("auroc")]) == written["auroc"]
+    assert written["rows"][0]["fpr95"] == written["fpr95"] and written["provenance"]["versions"]
+    assert "macro F1" in (tmp_path / "report.md").read_text()
+    assert np.array_equal(np.load(tmp_path / "scores" / "noise.npz")["vmdls"], scores["unknown"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where things are, on what to compute and how to speak: what a script hands to the code below it."""
+"""What a script hands to the code below it: folders, device, cache, progress, log."""
 
 from __future__ import annotations
 
