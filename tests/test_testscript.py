@@ -18,6 +18,7 @@ from torch import nn
 import models
 from ood import metrics
 from ood.config import InputError
+from ood.data import load
 from ood.methods import leaveout
 from ood.methods.leaveout.settings import Settings
 from ood.methods.vmdls import command
@@ -310,3 +311,19 @@ def test_vmdls_flags_select_vmdls(script, monkeypatch):
     assert script.is_vmdls(["--known_dataset=mnist"]) and not any(
         script.is_vmdls(shlex.split(line)) for line in README
     )
+
+
+def test_a_limit_keeps_every_class(script):
+    """Files lie class by class: the first 20 images of the test set would be of one class."""
+    words = ["-config", "configs/mnist5k_small_leaveout.json", "-out-dataset", "letters"]
+    flags = script.parser.parse_args([*words, "-limit", "20"])
+    _, values, settings = script.read_config(flags)
+    test, sets, _ = script.load_images(flags, values, settings)
+    assert len(test) == len(sets["letters"]) == 20
+    assert set(test.labels) == set(range(10))
+    # eval_ood.py takes the same rows where the whole set is evaluated.
+    whole = ["-holdout", "full", "-limit", "20"]
+    flags = script.parser.parse_args([*words, *whole])
+    _, values, settings = script.read_config(flags)
+    test, _, _ = script.load_images(flags, values, settings)
+    assert test.digest == load("mnist5k", "test", "datasets", limit=20).digest

@@ -577,7 +577,7 @@ def test_readme_test_command(trained, narrow, tmp_path, capsys):
     assert (tmp_path / "figures" / "scores.png").exists()
     # The same report as every other script's.
     line = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert line[0] == ",".join(report.COLUMNS) and line[1].startswith("vmdls,noise,,100,")
+    assert line[0] == ",".join(report.COLUMNS) and line[1].startswith("vmdls,noise,,120,120,")
     assert float(line[1].split(",")[report.COLUMNS.index("auroc")]) == written["auroc"]
     assert written["rows"][0]["fpr95"] == written["fpr95"] and written["provenance"]["versions"]
     assert "macro F1" in (tmp_path / "report.md").read_text()

@@ -183,7 +183,8 @@ def unknown_images(flags, known, context: Context):
 
 def sentences(values: dict[str, float]) -> list[str]:
     """Return the metrics of a pair as lines of text."""
-    percent = {name: f"{100 * value:.2f} %" for name, value in values.items()}
+    names = ("auroc", "fpr95", "tnr95", "cauroc", "accuracy", "macro_f1", "best_f1")
+    percent = {name: f"{100 * values[name]:.2f} %" for name in names}
     return [
         f"AUROC {percent['auroc']} | FPR at 95 % TPR {percent['fpr95']} | "
         f"TNR at 95 % TPR {percent['tnr95']} | CAUROC {percent['cauroc']}",
