@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# DICE's CIFAR demo: CIFAR-100 and CIFAR-10, first without sparsity (energy), then with p = 90 (dice), from one pass per data set.
-# The authors' weights belong in checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and their feature means in
-# checkpoints/{CIFAR-10,CIFAR-100}_densenet_feat_stat.npy (both are in the authors' repository, deeplearning-wisc/dice).
-# Without them the newest DenseNet trained here is used and the mean is computed from its training set.
+# DICE's CIFAR demo: CIFAR-100 and CIFAR-10, first without sparsity (energy), then with p = 90 (dice).
+# Each data set is passed once.
+#
+# The authors' repository, deeplearning-wisc/dice, holds their weights and feature means. They belong
+# in checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and
+# checkpoints/{CIFAR-10,CIFAR-100}_densenet_feat_stat.npy. Without them the newest DenseNet that was
+# trained here is used, and the mean is computed from its training set.
+#
 # Usage: ./demo-cifar.sh [flags of eval_ood.py, e.g. -device cuda:0 -data_dir /data]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -15,7 +19,9 @@ for name in CIFAR-100 CIFAR-10; do
   arguments=(-config "configs/dice_$key.json")
   [[ -e $weights ]] && arguments+=(-checkpoint "$weights")
   [[ -e $weights && -e $mean ]] && arguments+=(-feature_mean "$mean")
-  for detector in energy dice; do      # without sparsity, then with; the second run reads what the first one extracted
-    "$PYTHON" eval_ood.py "${arguments[@]}" -detectors "$detector" -out_dir "results/demo-cifar/${key}_$detector" "$@"
+  # Without sparsity, then with it. The second run reads what the first one extracted.
+  for detector in energy dice; do
+    "$PYTHON" eval_ood.py "${arguments[@]}" -detectors "$detector" \
+      -out_dir "results/demo-cifar/${key}_$detector" "$@"
   done
 done

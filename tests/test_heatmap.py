@@ -1,4 +1,8 @@
-"""Heatmap method: golden values of the authors' code, nearest ID images against loops, scaling, loss, score, auxiliary outliers."""
+"""Heatmap method, its parts: score, loss, scaling, batches, auxiliary outliers.
+
+The decoders are held against golden values of the authors' code, the nearest ID images against
+loops.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,7 @@ def settings_of(name):
     return build(Settings, {k: v for k, v in values.items() if k in known})
 
 
-# ---- golden values -----------------------------------------------------------------------------------------------------------
+# ---- golden values ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_the_five_configs_build_the_published_decoders(name, parameters):
     assert settings.pairing == "correct" and settings.scaling == "none"
 
 
-# ---- score and loss ----------------------------------------------------------------------------------------------------------
+# ---- score and loss --------------------------------------------------------------------------
 
 
 def test_score_of_zero_and_constant_maps():
@@ -174,7 +178,7 @@ def test_chance_level_at_the_papers_ratio():
     )
 
 
-# ---- the nearest ID image ----------------------------------------------------------------------------------------------------
+# ---- the nearest ID image --------------------------------------------------------------------
 
 
 def case(seed=0, n=120, m=50, d=7, classes=6):
@@ -252,7 +256,7 @@ def test_released_pairing_is_the_class_by_class_list_read_in_image_order():
     )  # with one class there is nothing to mix up
 
 
-# ---- scaling -----------------------------------------------------------------------------------------------------------------
+# ---- scaling ---------------------------------------------------------------------------------
 
 
 def test_scaling_none_all_rows_or_the_first_of_each_batch():
@@ -283,7 +287,7 @@ def test_scaling_starts_from_zero_and_covers_all_levels():
     )
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------
 
 
 def array_images(count, seed=0, channels=3, side=8):
@@ -343,7 +347,7 @@ def test_kept_stage_maps_equal_computed_ones_up_to_half_precision(monkeypatch):
     ).keep()
 
 
-# ---- auxiliary outliers ------------------------------------------------------------------------------------------------------
+# ---- auxiliary outliers ----------------------------------------------------------------------
 
 
 def test_outliers_from_two_embedded_sets():

@@ -1,4 +1,4 @@
-"""Heatmap method, whole: training, resuming, finding runs, the authors' files, scores from cached outputs, pictures, scripts."""
+"""Heatmap method, whole: training, resuming, finding runs, the authors' files, scores, pictures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A checkpoints folder with a classifier run, trained for one short moment so that its features mean something."""
+    """A checkpoints folder with a classifier that is trained until its features mean something."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints")
     network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=8)
@@ -123,7 +123,10 @@ def test_a_run_folder_holds_what_an_evaluation_needs(trained):
 
 
 def test_it_learns_what_the_paper_says(root, method):
-    """ID maps are weak, OOD maps strong; an OOD image plus its map is nearer to its nearest ID image than the image alone."""
+    """ID maps are weak, OOD maps are strong.
+
+    An OOD image plus its map is nearer to its nearest ID image than the OOD image alone.
+    """
     test = load("mnist5k", "test", "datasets", size=28).limited(200)
     patches = load("patches", "train", "datasets", size=28).limited(200)
     found = metrics.evaluate(method.score(test), method.score(patches))
@@ -181,7 +184,10 @@ def test_training_is_resumed_to_the_bit(root, trained, tmp_path):
 def test_a_run_killed_before_its_classifier_was_copied_continues_with_that_classifier(
     root, trained, tmp_path
 ):
-    """config.json is there, classifier.pt not yet: it is copied now, or refused when it is not the one that the run began with."""
+    """config.json is there, classifier.pt is not yet.
+
+    The classifier is copied now. It is refused if the run began with another one.
+    """
     folder = tmp_path / "run"
     run = Heatmap.train(settings(n_epochs=1), context(root, out_dir=folder))
     start = run.records()[0]
@@ -376,7 +382,7 @@ def test_training_script(run_script, root, tmp_path):
 
 
 def test_our_steps_equal_a_plain_rendering_of_the_released_loop(run_script):
-    """Same weights, batches, released pairing and scaling: the script fails when the losses differ."""
+    """With the same weights, batches, pairing and scaling the script fails if losses differ."""
     done = run_script(
         "scripts/bench_heatmap.py",
         "-dataset",

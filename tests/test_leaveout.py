@@ -1,4 +1,7 @@
-"""Leave-out classifiers: folds, loss, score and perturbation against the authors' numbers and against explicit loops."""
+"""Leave-out classifiers: folds, loss, score and perturbation.
+
+They are held against the authors' numbers and against explicit loops.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def pictures(count, seed=0, labels=None):
     )
 
 
-# ---- folds -------------------------------------------------------------------------------------------------------------------
+# ---- folds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_classes", [10, 100])
@@ -129,7 +132,7 @@ def test_held_out_positions_are_the_repositorys():
     assert len(leaveout.held_out(40)) == 4
 
 
-# ---- loss --------------------------------------------------------------------------------------------------------------------
+# ---- loss ------------------------------------------------------------------------------------
 
 
 def test_loss_equals_the_repository(values):
@@ -185,7 +188,7 @@ def test_margin_term_vanishes_with_its_gradient_when_the_margin_is_met():
     assert parts["hinge"].item() == pytest.approx(0.4, abs=1e-4) and unmet > loss
 
 
-# ---- networks and score ------------------------------------------------------------------------------------------------------
+# ---- networks and score ----------------------------------------------------------------------
 
 
 def digest_of(tensor):
@@ -309,7 +312,10 @@ def test_score_does_not_depend_on_batch_or_order():
 
 
 def test_scoring_leaves_no_gradients_and_counts_passes():
-    """Per fold and batch: two forward passes and one backward pass, without gradients of weights; without perturbation one forward."""
+    """A fold needs two forward passes and one backward pass per batch, and no weight gradients.
+
+    Without a perturbation it needs one forward pass.
+    """
     method = ensemble(batch_size=5)
     calls = []
     for network in method.networks:
@@ -356,11 +362,14 @@ def test_cache_serves_the_same_numbers_and_only_to_the_same_question(tmp_path):
         assert len(list(tmp_path.iterdir())) == entries
 
 
-# ---- ODIN --------------------------------------------------------------------------------------------------------------------
+# ---- ODIN ------------------------------------------------------------------------------------
 
 
 def test_odin_equals_the_authors_scores(reference, reference_data):
-    """Columns odin_* of scores.json: their function adds the sign to the normalised input; their score is larger for ID."""
+    """Hold our ODIN against the columns odin_* of scores.json.
+
+    Their function adds the sign to the normalised input, and their score is larger for ID.
+    """
     content = json.loads((reference / "dice" / "scores.json").read_text())
     root = reference_data("cifar10", "isun", "dtd")
     network = models.build("densenet", 10)

@@ -1,4 +1,7 @@
-"""Training of a fold: batch composition, separate passes, selection, validation images, resuming, and the files that the ensemble reads."""
+"""Training of a fold: batches, separate passes, selection, validation images, resuming.
+
+Also the files that the ensemble reads.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def trained(tmp_path_factory):
     return leaveout.LeaveOut.train(settings(fold=2), context(folder))
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------
 
 
 class Counting(ArrayImages):
@@ -101,7 +104,10 @@ def test_last_partial_batches_are_kept():
 
 
 def test_streams_go_through_the_network_apart(monkeypatch, tmp_path):
-    """Two training-mode forward passes a step, kept images first: one joint batch would mix the batch statistics."""
+    """A step has two forward passes in training mode, kept images first.
+
+    One joint batch would mix the batch statistics.
+    """
     passes = []
 
     def watched(s, c):
@@ -128,7 +134,7 @@ def test_streams_go_through_the_network_apart(monkeypatch, tmp_path):
     )  # the running averages see both streams
 
 
-# ---- data --------------------------------------------------------------------------------------------------------------------
+# ---- data ------------------------------------------------------------------------------------
 
 
 def test_a_fold_trains_on_all_images_and_labels_them_by_position():
@@ -196,7 +202,7 @@ def test_missing_validation_set_is_named_before_anything_is_written(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-# ---- selection ---------------------------------------------------------------------------------------------------------------
+# ---- selection -------------------------------------------------------------------------------
 
 
 def released_auroc(known, novel):
@@ -234,7 +240,7 @@ def test_best_epoch_is_the_first_with_the_highest_validation_auroc(trained):
     assert not training.finished(trained.folder, 3)
 
 
-# ---- runs --------------------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------
 
 
 def weights(run, name="last.pt"):
@@ -288,7 +294,7 @@ def test_a_run_is_not_continued_with_other_settings(trained):
     assert training.continued(trained, settings(fold=2, temperature=5.0)).temperature == 5.0
 
 
-# ---- what the ensemble reads -------------------------------------------------------------------------------------------------
+# ---- what the ensemble reads -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -356,7 +362,7 @@ def test_a_missing_or_foreign_fold_is_named(trained, tmp_path):
     assert leaveout.weight_file(trained.folder, s, 2).name == "best.pt"
 
 
-# ---- configs -----------------------------------------------------------------------------------------------------------------
+# ---- configs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -410,7 +416,7 @@ def test_published_numbers_are_where_they_belong():
     }
 
 
-# ---- scripts -----------------------------------------------------------------------------------------------------------------
+# ---- scripts ---------------------------------------------------------------------------------
 
 
 def test_benchmark_script_compares_before_it_times(run_script):

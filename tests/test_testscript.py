@@ -51,7 +51,11 @@ def script():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """datasets/ with 20 test images of CIFAR-10, OOD folders (crops of 36 x 36), and checkpoints/ of five folds for each network."""
+    """A folder with datasets/ and checkpoints/.
+
+    They hold 20 test images of CIFAR-10, OOD folders (crops of 36 x 36), and five folds of each
+    network.
+    """
     root = tmp_path_factory.mktemp("world")
     random = np.random.RandomState(0)
 
@@ -303,7 +307,8 @@ def test_vmdls_flags_select_vmdls(script, monkeypatch):
     calls = []
     monkeypatch.setattr(command, "main", lambda *a: calls.append(a))
     words = shlex.split(
-        "--enc_type densenet --latent_dim 32 --known_dataset cifar_known --unknown_dataset imagenet-resize"
+        "--enc_type densenet --latent_dim 32 "
+        "--known_dataset cifar_known --unknown_dataset imagenet-resize"
     )
     monkeypatch.setattr(sys, "argv", ["test.py", *words])
     script.main()

@@ -1,4 +1,4 @@
-"""VMDLS losses against the authors' values, explicit loops and finite differences; the margin's ramp."""
+"""VMDLS losses against the authors' values, loops and finite differences; the margin's ramp."""
 
 import math
 

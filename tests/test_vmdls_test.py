@@ -1,4 +1,4 @@
-"""VMDLS test stage: Gaussians, jitter, accumulation, scores, open-set metrics, the README's commands."""
+"""VMDLS test stage: Gaussians, jitter, accumulation, scores, metrics, the README's commands."""
 
 import json
 import math
@@ -257,7 +257,7 @@ def test_threshold_table_reads_off_the_95_percent_row():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A network trained for seconds on mnist5k, an auto-encoder with random weights, and the sets."""
+    """A network trained for seconds on mnist5k, an auto-encoder with random weights, the sets."""
     folder = tmp_path_factory.mktemp("vmdls")
     context = methods.Context(
         models, data_dir=folder, checkpoints_dir=folder / "runs", limit=500, log=lambda line: None
@@ -421,7 +421,10 @@ def test_released_dropout_makes_scores_random():
 
 
 def test_the_authors_checkpoint_file(trained, tmp_path):
-    """A Lightning file with what theirs hold: encoder, heads, the CIFAR auto-encoder, SIFT buffers, no class means."""
+    """A Lightning file with what theirs hold, and without class means.
+
+    Theirs hold the encoder, the heads, the CIFAR auto-encoder and SIFT buffers.
+    """
     torch.manual_seed(1)
     source = LatentNetwork(models.build("mnist_conv", 10), 32)
     state = {**source.state_dict(), "ae.fc.weight": torch.zeros(2, 2), "sift.gk": torch.zeros(3)}

@@ -1,4 +1,7 @@
-"""VMDLS training: sampler, class statistics, learning rates, finetuning, a resumed run, the script, the auto-encoder."""
+"""VMDLS training: sampler, class statistics, learning rates, finetuning, resuming, the script.
+
+Also the training of the auto-encoder.
+"""
 
 import json
 
