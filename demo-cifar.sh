@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# DICE's CIFAR demo: CIFAR-100 and CIFAR-10, first without sparsity (energy), then with p = 90 (dice).
+# DICE's CIFAR demo: CIFAR-100 and CIFAR-10, first without sparsity (energy), then with it (dice,
+# p = 90).
 # Each data set is passed once.
 #
-# The authors' repository, deeplearning-wisc/dice, holds their weights and feature means. They belong
-# in checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and
+# The authors' repository, deeplearning-wisc/dice, holds their weights and feature means. They go
+# into checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and
 # checkpoints/{CIFAR-10,CIFAR-100}_densenet_feat_stat.npy. Without them the newest DenseNet that was
 # trained here is used, and the mean is computed from its training set.
 #

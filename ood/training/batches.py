@@ -156,6 +156,19 @@ def on_device(images, device: torch.device) -> Tensor | None:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
+class FirstBatches:
+    """The first `steps` batches of every epoch of other batches."""
+
+    def __init__(self, batches: ImageBatches, steps: int):
+        self.batches, self.steps = batches, steps
+
+    def __len__(self) -> int:
+        return min(len(self.batches), self.steps)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.islice(self.batches.epoch(number), self.steps)
+
+
 class MixedBatches:
     """Every ID batch with a batch of outliers behind it: (images (B + B', C, H, W), labels (B + B',)), the latter -1.
 

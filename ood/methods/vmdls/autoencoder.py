@@ -24,7 +24,7 @@ from ood.methods.base import Method
 from ood.methods.vmdls.settings import require
 from ood.methods.vmdls.training import open_run
 from ood.training import loop, runs
-from ood.training.batches import ImageBatches
+from ood.training.batches import FirstBatches, ImageBatches
 from ood.training.context import Context
 
 
@@ -152,7 +152,7 @@ class _Training:
 
     def fit(self, run: runs.Run) -> None:
         s = self.settings
-        batches = _FirstBatches(
+        batches = ImageBatches(
             self.images,
             s.batch_size,
             transform=self.transform,
@@ -160,7 +160,8 @@ class _Training:
             seed=s.seed,
             indices=self.kept,
         )
-        batches.steps = s.steps
+        if s.steps:
+            batches = FirstBatches(batches, s.steps)
         optimizer = loop.make_optimizer("adam", self.network.parameters(), s.lr)
         with runs.board(run, self.context.tensorboard) as tell:
             loop.fit(
@@ -203,19 +204,6 @@ class _Training:
         """Return what the weight file holds."""
         networks, size = self.context.networks, self.images.shape[-1]
         return runs.payload(networks, self.network, epoch, metrics, self.preprocess, size)
-
-
-class _FirstBatches(ImageBatches):
-    """The first `steps` batches of every epoch."""
-
-    steps: int | None = None
-
-    def __len__(self) -> int:
-        return min(super().__len__(), self.steps or super().__len__())
-
-    def epoch(self, number: int):
-        for _, batch in zip(range(len(self)), super().epoch(number)):
-            yield batch
 
 
 def build(settings: Settings, context: Context) -> nn.Module:
