@@ -1,12 +1,12 @@
-"""How sure the numbers are: intervals for AUROC and FPR95, and tests whether two detectors differ on the same images.
+"""How sure the numbers are: intervals for AUROC and FPR95, and a test between two detectors.
 
-    auroc_interval(id_scores, ood_scores)               # Interval(value=0.93, low=0.92, high=0.94), DeLong
-    fpr_interval(id_scores, [ood_a, ood_b])             # of the average over sets: they share the ID images, the interval knows
-    compare_auroc((id_a, ood_a), (id_b, ood_b))         # Comparison(difference, low, high, p_value), paired DeLong
-    compare_fpr((id_a, ood_a), (id_b, ood_b))           # paired bootstrap
+    auroc_interval(id_scores, ood_scores)        # Interval(value=0.93, low=0.92, high=0.94), DeLong
+    fpr_interval(id_scores, [ood_a, ood_b])      # of the average over sets that share the ID images
+    compare_auroc((id_a, ood_a), (id_b, ood_b))  # Comparison(difference, low, high, p_value)
 
-What is random here are the images of the test sets, nothing else: another network of another seed may differ by more. A score is larger
-for outliers; ties count half in the AUROC, and are accepted together at a threshold, exactly as in `ood.metrics`.
+Only the images of the test sets count as random. Another network of another seed may differ by
+more. A score is larger for outliers. Ties count one half in the AUROC, and are accepted together at
+a threshold, exactly as in `ood.metrics`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ood.metrics import as_scores, smallest_count
 
 LEVEL = 0.95
 ROUNDS = 2000  # of a bootstrap: the ends of a 95 % interval rest on 50 of them each
-JOINT = 1 << 22  # values that a paired bootstrap holds at a time
 
 
 class Interval(NamedTuple):
@@ -31,7 +30,10 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """`difference` is first - second, with its interval; `p_value` is two-sided, of the hypothesis that both are equal."""
+    """The difference first - second with its interval, and a two-sided p-value.
+
+    The p-value belongs to the hypothesis that both are equal.
+    """
 
     difference: float
     low: float
@@ -43,23 +45,28 @@ def auroc_interval(id_scores, ood_scores, level: float = LEVEL) -> Interval:
     """AUROC and its DeLong interval, in O(n log n).
 
     Args:
-        id_scores: (N,). ood_scores: (M,), or a list of such arrays: then of the unweighted mean over these sets.
+        id_scores: (N,).
+        ood_scores: (M,), or a list of such arrays: then the AUROC is the unweighted mean over them.
         level: of confidence, in (0, 1).
 
-    The normal interval is taken on the logit scale, so it stays inside [0, 1]. Where every OOD score is above every ID score (or
-    below), DeLong's variance is zero; then the bound is (alpha / 2)^(1 / min(N, M)), the smallest AUROC for which a perfect
-    separation of min(N, M) independent pairs has probability alpha / 2.
+    The normal interval is taken on the logit scale, so it stays inside [0, 1]. Where every OOD
+    score is above every ID score (or below), DeLong's variance is zero. Then the bound is
+    (alpha / 2)^(1 / min(N, M)): the smallest AUROC for which a perfect separation of min(N, M)
+    independent pairs has probability alpha / 2.
 
-    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 1988; the rank form of Sun & Xu, IEEE SPL 2014; the logit scale as in Qin &
-    Hotilovac, SMMR 2008.
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 1988; the rank form of Sun & Xu, IEEE SPL
+        2014; the logit scale as in Qin & Hotilovac, SMMR 2008.
     """
     return networks_interval([(id_scores, ood_scores)], level)
 
 
 def networks_interval(scores: list[tuple], level: float = LEVEL) -> Interval:
-    """The mean AUROC of one detector on several networks and its DeLong interval: the networks are fixed, the images are random.
+    """Mean AUROC of one detector over several networks, and its DeLong interval.
 
-    Args: scores: (id_scores, ood_scores) of each network as for `auroc_interval`, images in the same order in all.
+    The networks are fixed; only the images are random.
+
+    Args: scores: (id_scores, ood_scores) of each network as for `auroc_interval`. The images come
+        in the same order in all of them.
     """
     alpha, (area, of_id, of_ood) = _alpha(level), _over_networks(scores)
     if area in (0.0, 1.0):
@@ -69,13 +76,8 @@ def networks_interval(scores: list[tuple], level: float = LEVEL) -> Interval:
     if not np.isfinite(spread):  # one image says nothing about the spread
         return Interval(area, 0.0, 1.0)
     centre, width = np.log(area / (1 - area)), -ndtri(alpha / 2) * spread / (area * (1 - area))
-    return Interval(
-        area,
-        *(
-            float(1 / (1 + np.exp(-np.clip(end, -500, 500))))
-            for end in (centre - width, centre + width)
-        ),
-    )
+    ends = np.clip([centre - width, centre + width], -500, 500)
+    return Interval(area, *(float(1 / (1 + np.exp(-end))) for end in ends))
 
 
 def fpr_interval(
@@ -86,29 +88,30 @@ def fpr_interval(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> Interval:
-    """FPR at `tpr` (ID positive) and its bootstrap percentile interval; ID and OOD images are drawn separately (stratified).
+    """FPR at `tpr` (ID positive) and its bootstrap percentile interval.
 
-    Args: as for `auroc_interval`; rounds: bootstrap samples; seed: of them.
+    ID and OOD images are drawn separately (stratified).
 
-    No sample is drawn: the rank of a bootstrap sample's k-th smallest of N is floor(N * Beta(k, N - k + 1)), and how many of M drawn
-    OOD scores lie below it is Binomial(M, share below). Two random numbers a round have exactly the bootstrap's distribution.
-    At 0 and 1, which no resampling leaves, the exact binomial bound of the OOD images is taken.
+    Args:
+        id_scores, ood_scores, level: as for `auroc_interval`.
+        rounds: bootstrap samples.
+        seed: of the random numbers.
+
+    No sample is drawn. The rank of a bootstrap sample's k-th smallest of N is
+    floor(N * Beta(k, N - k + 1)), and the number of M drawn OOD scores below it is
+    Binomial(M, share below). Two random numbers a round have exactly the bootstrap's distribution.
+    No resampling leaves 0 or 1; there, the exact binomial bound of the OOD images is taken.
     """
     known, sets = _prepared(id_scores, ood_scores)
     alpha, generator, n = _alpha(level), np.random.default_rng(seed), len(known)
     needed = smallest_count(tpr, n)
-    thresholds = known[
-        np.minimum((n * generator.beta(needed, n - needed + 1, rounds)).astype(np.int64), n - 1)
-    ]  # (rounds,)
+    ranks = (n * generator.beta(needed, n - needed + 1, rounds)).astype(np.int64)
+    thresholds = known[np.minimum(ranks, n - 1)]  # (rounds,)
     share = [np.searchsorted(novel, thresholds, side="right") / len(novel) for novel in sets]
-    drawn = np.mean(
-        [generator.binomial(len(novel), s) / len(novel) for novel, s in zip(sets, share)], axis=0
-    )
-    value = float(
-        np.mean(
-            [np.searchsorted(novel, known[needed - 1], side="right") / len(novel) for novel in sets]
-        )
-    )
+    drawn = [generator.binomial(len(novel), s) / len(novel) for novel, s in zip(sets, share)]
+    drawn, limit = np.mean(drawn, axis=0), known[needed - 1]
+    accepted = [np.searchsorted(novel, limit, side="right") / len(novel) for novel in sets]
+    value = float(np.mean(accepted))
     low, high = np.quantile(drawn, (alpha / 2, 1 - alpha / 2))
     bound = (alpha / 2) ** (1 / sum(map(len, sets)))
     high, low = max(high, 1 - bound) if value == 0 else high, min(low, bound) if value == 1 else low
@@ -118,13 +121,17 @@ def fpr_interval(
 def compare_auroc(first, second, level: float = LEVEL) -> Comparison:
     """Whether two detectors' AUROCs differ on the same images: the paired DeLong test.
 
-    Args: first, second: (id_scores (N,), ood_scores (M,) or a list of sets) of the two detectors, rows in the same order.
+    Args: first, second: (id_scores (N,), ood_scores (M,) or a list of sets) of the two detectors,
+        with the images in the same order.
     """
     return compare_networks([first], [second], level)
 
 
 def compare_networks(first: list[tuple], second: list[tuple], level: float = LEVEL) -> Comparison:
-    """The same for the mean over several networks: lists of (id_scores, ood_scores), one per network, of either detector."""
+    """Whether two detectors' mean AUROCs over several networks differ on the same images.
+
+    Args: first, second: (id_scores, ood_scores) per network, of either detector.
+    """
     for one, other in zip(first, second):
         _paired(one, other)
     (a, a_of_id, a_of_ood), (b, b_of_id, b_of_ood) = _over_networks(first), _over_networks(second)
@@ -133,66 +140,12 @@ def compare_networks(first: list[tuple], second: list[tuple], level: float = LEV
     if not np.isfinite(variance):
         return Comparison(difference, -1.0, 1.0, 1.0)
     if variance <= 1e-30:  # the same ranks, or one side perfect everywhere
-        return Comparison(
-            difference, difference, difference, 1.0 if abs(difference) < 1e-12 else 0.0
-        )
+        p_value = 1.0 if abs(difference) < 1e-12 else 0.0
+        return Comparison(difference, difference, difference, p_value)
     spread = float(np.sqrt(variance))
     width = -ndtri(_alpha(level) / 2) * spread
-    return Comparison(
-        difference,
-        float(difference - width),
-        float(difference + width),
-        float(2 * ndtr(-abs(difference) / spread)),
-    )
-
-
-def compare_fpr(
-    first, second, level: float = LEVEL, tpr: float = 0.95, rounds: int = ROUNDS, seed: int = 0
-) -> Comparison:
-    """Whether two detectors' FPRs at `tpr` differ on the same images: the paired bootstrap.
-
-    Args: as for `compare_auroc`. Each round draws the same images for both detectors. The p-value is twice the share of rounds on the
-    other side of zero, counting rounds at zero as half and one round more (never 0): its resolution is 2 / (rounds + 1).
-    """
-    (a_id, a_sets), (b_id, b_sets) = _paired(first, second)
-    generator, n = np.random.default_rng(seed), len(a_id)
-    needed = smallest_count(tpr, n)
-    orders = [(np.argsort(ids, kind="stable"), np.sort(ids)) for ids in (a_id, b_id)]
-    differences = np.empty(rounds)
-    step = max(1, JOINT // max(n, *map(len, a_sets)))
-    for start in range(0, rounds, step):
-        size = min(step, rounds - start)
-        drawn = generator.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(
-            size, n
-        )  # how often each ID image was drawn
-        limits = [
-            ordered[(counts[:, order].cumsum(1) < needed).sum(1)] for order, ordered in orders
-        ]  # (size,) thresholds of each
-        total = np.zeros(size)
-        for x, y in zip(a_sets, b_sets):
-            in_a, in_b = (
-                x[None] <= limits[0][:, None],
-                y[None] <= limits[1][:, None],
-            )  # (size, M) accepted
-            only_a, only_b = (in_a & ~in_b).sum(1) / len(x), (in_b & ~in_a).sum(1) / len(x)
-            more = generator.binomial(len(x), only_a)
-            rest = np.divide(only_b, 1 - only_a, out=np.zeros(size), where=only_a < 1)
-            total += (more - generator.binomial(len(x) - more, np.clip(rest, 0, 1))) / len(x)
-        differences[start : start + size] = total / len(a_sets)
-    limits = [ordered[needed - 1] for _, ordered in orders]
-    value = float(
-        np.mean([(x <= limits[0]).mean() - (y <= limits[1]).mean() for x, y in zip(a_sets, b_sets)])
-    )
-    low, high = np.quantile(differences, (_alpha(level) / 2, 1 - _alpha(level) / 2))
-    ties = (differences == 0).sum() / 2
-    tail = min((differences < 0).sum() + ties, (differences > 0).sum() + ties)
-    return Comparison(
-        value,
-        float(min(low, value)),
-        float(max(high, value)),
-        float(min(1.0, 2 * (tail + 1) / (rounds + 1))),
-    )
+    low, high = float(difference - width), float(difference + width)
+    return Comparison(difference, low, high, float(2 * ndtr(-abs(difference) / spread)))
 
 
 def summarise(
@@ -202,21 +155,23 @@ def summarise(
     rounds: int = ROUNDS,
     seed: int = 0,
 ) -> dict:
-    """Intervals of every detector on every OOD set and on their average, and the paired test against the best average AUROC.
+    """Intervals of every detector, and the paired test against the best average AUROC.
 
-    Args: scores: {data set: {detector: (N,)}} with the ID set under `id_name`, as `benchmark.evaluate` gives them.
-    Returns: {"level", "rounds", "auroc": {detector: {set or "average": (low, high)}}, "fpr95": the same,
-        "best": detector, "versus_best": {detector: {"difference", "low", "high", "p_value"}}}: differences of the average AUROC.
+    Args:
+        scores: {data set: {detector: (N,)}} with the ID set under `id_name`, as
+            `scoring.evaluate` gives them.
+        level, rounds, seed: as for `auroc_interval` and `fpr_interval`.
+
+    Returns: {"level", "rounds", "auroc", "fpr95", "best", "versus_best"}. "auroc" and "fpr95" are
+        {detector: {set or "average": (low, high)}}; "best" is a detector; "versus_best" is
+        {detector: {"difference", "low", "high", "p_value"}} of the average AUROC.
     """
     sets = [name for name in scores if name != id_name]
     found: dict = {"level": level, "rounds": rounds, "auroc": {}, "fpr95": {}}
     means: dict[str, float] = {}
     for detector, known in scores[id_name].items():
-        own = {name: scores[name][detector] for name in sets}
-        columns = {
-            **{name: values for name, values in own.items()},
-            **({"average": list(own.values())} if len(own) > 1 else {}),
-        }
+        columns = {name: scores[name][detector] for name in sets}
+        columns |= {"average": list(columns.values())} if len(columns) > 1 else {}
         areas = {name: auroc_interval(known, values, level) for name, values in columns.items()}
         found["auroc"][detector] = {name: (i.low, i.high) for name, i in areas.items()}
         found["fpr95"][detector] = {
@@ -225,19 +180,17 @@ def summarise(
         }
         means[detector] = areas[list(columns)[-1]].value
     found["best"] = best = max(means, key=means.__getitem__)
-    reference = scores[id_name][best], [scores[name][best] for name in sets]
+    pairs = {d: (scores[id_name][d], [scores[name][d] for name in sets]) for d in means}
     found["versus_best"] = {
-        d: compare_auroc(
-            (scores[id_name][d], [scores[name][d] for name in sets]), reference, level
-        )._asdict()
-        for d in means
+        d: compare_auroc(pair, pairs[best], level)._asdict()
+        for d, pair in pairs.items()
         if d != best
     }
     return found
 
 
 def _over_networks(scores: list[tuple]) -> tuple[float, np.ndarray, list[np.ndarray]]:
-    """`_placements` averaged over networks."""
+    """Average what `_placements` gives over networks."""
     each = [_placements(_checked(known, "ID scores"), _sets(novel)) for known, novel in scores]
     if len({(len(of_id), *map(len, of_ood)) for _, of_id, of_ood in each}) > 1:
         raise InputError("a mean over networks needs the same images for each of them")
@@ -252,7 +205,12 @@ def _over_networks(scores: list[tuple]) -> tuple[float, np.ndarray, list[np.ndar
 def _placements(
     rows: np.ndarray, sets: list[np.ndarray]
 ) -> tuple[float, np.ndarray, list[np.ndarray]]:
-    """(mean AUROC, (N,) share of OOD above each ID score averaged over the sets, [(M,) share of ID below each OOD score]), order kept."""
+    """How the scores of one detector lie among each other.
+
+    Args: rows: (N,) ID scores. sets: (M,) OOD scores of each set.
+    Returns: the mean AUROC; (N,) the share of OOD scores above each ID score, averaged over the
+        sets; per set, (M,) the share of ID scores below each OOD score. Orders are kept.
+    """
     known, of_id, of_ood = np.sort(rows), np.zeros(len(rows)), []
     for novel in sets:
         ordered = np.sort(novel)
@@ -264,7 +222,10 @@ def _placements(
 
 
 def _variance(of_id: np.ndarray, of_ood: list[np.ndarray]) -> float:
-    """Of the mean area: the ID images are shared by all sets, the OOD images are each set's own. nan where a class has one image."""
+    """Variance of the mean AUROC; nan where a class has one image.
+
+    All sets share the ID images; the OOD images are each set's own.
+    """
     if min(len(of_id), *map(len, of_ood)) < 2:
         return float("nan")
     return float(
@@ -279,14 +240,15 @@ def _prepared(id_scores, ood_scores) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def _paired(first, second):
+    """Check that two detectors have scores of the same images."""
     (a_id, a_ood), (b_id, b_ood) = first, second
     a, b = (_checked(a_id, "ID scores"), _sets(a_ood)), (_checked(b_id, "ID scores"), _sets(b_ood))
     if a[0].shape != b[0].shape or [len(s) for s in a[1]] != [len(s) for s in b[1]]:
         raise InputError(
-            f"a paired comparison needs the same images for both detectors; got {len(a[0])} and {len(b[0])} ID scores, "
+            "a paired comparison needs the same images for both detectors; got "
+            f"{len(a[0])} and {len(b[0])} ID scores, "
             f"{[len(s) for s in a[1]]} and {[len(s) for s in b[1]]} OOD scores"
         )
-    return a, b
 
 
 def _sets(ood_scores) -> list[np.ndarray]:
@@ -298,7 +260,8 @@ def _checked(scores, name: str) -> np.ndarray:
     values = as_scores(scores, name).astype(np.float64)
     if np.isnan(values).any():
         raise InputError(
-            f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; a NaN cannot be ranked"
+            f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; "
+            "a NaN cannot be ranked"
         )
     return values
 
