@@ -1,4 +1,4 @@
-"""The numbers of a diagnosis against plain NumPy, and each warning on features that deserve it and on features that do not."""
+"""A diagnosis against plain NumPy; each warning where it is due, and nowhere else."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from detector_toys import outputs
 
 from ood import detectors
-from ood.evaluation.diagnosis import advice, as_dict, diagnose
+from ood.evaluation.diagnosis import advice, diagnose
 from ood.outputs import Head, Outputs
 
 
@@ -62,7 +62,7 @@ def test_numbers_equal_numpy():
         found.missing,
         found.agreement,
     ) == (400, 12, 4, 100, 0, 1.0)
-    assert "11" in found.text() and set(as_dict(found)) >= {"rank", "collapse"}
+    assert "11" in found.text()
 
 
 def test_fewer_images_than_dimensions_give_the_same_spectrum_rule():

@@ -40,7 +40,7 @@ def test_every_space_is_one_that_its_detector_takes(name):
 
 
 def test_every_detector_with_something_to_choose_has_a_space():
-    """But numbers of passes and of layers' weights, seeds and whose logit score stands behind a shaping are nothing to search for."""
+    """Numbers of passes, weights of layers, seeds and the score behind a shaping need no search."""
     free = {
         n
         for n in detectors.names()
@@ -285,9 +285,11 @@ def test_script_tunes_with_and_without_ood_data(weights, tmp_path, call_script, 
     import ood.outputs
 
     passes = []
-    real = ood.outputs._Forward.__call__
+    forward = ood.outputs._Forward.__call__
     monkeypatch.setattr(
-        ood.outputs._Forward, "__call__", lambda *a: passes.append(len(a[1])) or real(*a)
+        ood.outputs._Forward,
+        "__call__",
+        lambda self, batch: passes.append(len(batch)) or forward(self, batch),
     )
     done = call_script(
         "scripts/tune_detector.py",

@@ -1,1 +1,1 @@
-"""From a config to a report: a ready network, one pass per set, scores, intervals, tables and figures."""
+"""From a config to a report: network made ready, passes, scores, intervals, tables, figures."""

@@ -1,7 +1,9 @@
-"""Figures of an evaluation as PNG files: score histograms and ROC curves. No display, no pyplot state.
+"""Figures of an evaluation as PNG files: score histograms and ROC curves.
 
-Scores come as {detector: {data set: (N,)}}, larger = OOD; `by_detector` turns {data set: {detector: (N,)}} into that. Colours are
-Okabe and Ito's, which people with any colour vision can tell apart; line styles tell sets apart when the colours are used up.
+Scores come as {detector: {data set: (N,)}}, larger = OOD; `by_detector` makes that of
+{data set: {detector: (N,)}}. The colours are those of Okabe and Ito, which people with any colour
+vision can tell apart. Line styles tell sets apart when the colours are used up. No display is
+needed, and no state of pyplot is touched.
 """
 
 from __future__ import annotations
@@ -37,11 +39,17 @@ def by_detector(scores: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str,
 def score_histograms(
     scores: dict, id_name: str, path: str | Path, labels: dict | None = None
 ) -> list[Path]:
-    """One panel per detector: the ID scores filled, every OOD set as a line, and the threshold that accepts 95 % of ID.
+    """One panel per detector: how the scores of every set are distributed.
 
-    Scores outside the shown range (extreme outliers, inf) are counted in the outermost bins.
+    The ID scores are filled, every OOD set is a line, and a dashed line marks the threshold that
+    accepts 95 % of ID. Scores outside the shown range (extreme outliers, inf) are counted in the
+    outermost bins.
 
-    Args: id_name: the key of the ID set in each inner dict; path: of the PNG; labels: {data set: how to print it}.
+    Args:
+        id_name: the key of the ID set in each inner dict.
+        path: of the PNG file.
+        labels: {data set: how to print it}.
+
     Returns: the files written: `path`, or path_1, path_2, ... for more than PER_FILE detectors.
     """
     labels = labels or {}
@@ -87,10 +95,15 @@ def score_histograms(
 def roc_curves(
     scores: dict, id_name: str, path: str | Path, by: str = "dataset", labels: dict | None = None
 ) -> list[Path]:
-    """ROC curves with ID positive: a panel per OOD set with a curve per detector (by="dataset"), or the other way round (by="detector").
+    """ROC curves with ID positive.
 
-    Neighbours differ in style too, so that curves on top of each other stay visible. A single panel prints each AUROC (a fraction) in its legend. The dashed line marks TPR = 95 %, where FPR95 is read.
-    Args and Returns: as `score_histograms`; more than PER_FILE panels, or curves per panel, go into further files.
+    by="dataset" draws a panel per OOD set with a curve per detector, by="detector" the other way
+    round. Neighbours differ in style too, so that curves on top of each other stay visible. A
+    single panel prints each AUROC (a fraction) in its legend. The dashed line marks TPR = 95 %,
+    where FPR95 is read.
+
+    Args and Returns: as `score_histograms`. More than PER_FILE panels, or curves in a panel, go
+        into further files.
     """
     if by not in ("dataset", "detector"):
         raise ValueError(f"by is {by!r}; it must be 'dataset' or 'detector'")
@@ -141,8 +154,11 @@ def _ood_names(scores: dict, id_name: str) -> list[str]:
 
 
 def _shown_range(arrays: dict[str, np.ndarray], id_name: str) -> tuple[float, float]:
-    """All scores, except those far outside the central 99 % of their set, and at most FAR times the width of ID away from ID: neither an
-    outlier nor a far set may squeeze the others into a single bin."""
+    """The ends of the axis of scores: no outlier and no far set may squeeze the others into a bin.
+
+    All scores are shown, except those far outside the central 99 % of their set, and those more
+    than FAR times the width of ID away from ID.
+    """
     ranges = {}
     for name, values in arrays.items():
         finite = values[np.isfinite(values)]
@@ -169,7 +185,10 @@ def _shares(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _limit_height(axis, heights: list[np.ndarray]) -> None:
-    """Cut a lone spike (softmax scores that are all about 1) so that the other bins stay visible; say so in the panel."""
+    """Cut a lone spike (softmax scores that are all about 1), and say so in the panel.
+
+    Otherwise the other bins would not be visible.
+    """
     everything = np.sort(np.concatenate(heights))
     top, usual = everything[-1], np.quantile(everything[everything > 0], 0.97)
     cut = top > 4 * usual
@@ -200,8 +219,12 @@ def _thinned(fpr: np.ndarray, tpr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _line(index: int, mixed: bool = False) -> dict:
-    """Colour and style of a line, 18 pairs. `mixed`: the style changes with every line, and broken lines are drawn above whole ones."""
-    style = (index + index // len(COLOURS) if mixed else index // len(COLOURS)) % len(STYLES)
+    """Colour and style of a line, 18 pairs.
+
+    Args: mixed: the style changes with every line, and broken lines lie above whole ones.
+    """
+    round_ = index // len(COLOURS)
+    style = (index + round_ if mixed else round_) % len(STYLES)
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": STYLES[style],
@@ -217,13 +240,9 @@ def _chunks(names: list, size: int) -> list[list]:
 
 def _page_paths(path: str | Path, pages: int) -> list[Path]:
     path = Path(path)
-    return (
-        [path]
-        if pages == 1
-        else [
-            path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, pages + 1)
-        ]
-    )
+    if pages == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}_{n}{path.suffix}") for n in range(1, pages + 1)]
 
 
 def _panels(count: int, square: bool = False) -> tuple[Figure, list]:
@@ -249,7 +268,10 @@ def _panels(count: int, square: bool = False) -> tuple[Figure, list]:
 
 
 def _label_outer(axes: list, x: str, y: str) -> None:
-    """Axis labels at the left and at the bottom of the grid only; panels above an empty place count as bottom."""
+    """Label the axes at the left and at the bottom of the grid only.
+
+    A panel above an empty place counts as bottom.
+    """
     columns = axes[0].get_subplotspec().get_gridspec().ncols
     for index, axis in enumerate(axes):
         axis.set_ylabel(y if index % columns == 0 else "", fontsize=9)
@@ -257,7 +279,7 @@ def _label_outer(axes: list, x: str, y: str) -> None:
 
 
 def _save(figure: Figure, path: Path, handles: dict) -> None:
-    """Legend in a strip of its own below the panels, as many columns as fit; then the file, whole or not at all."""
+    """Add the legend in a strip below the panels, as wide as fits; write the file atomically."""
     width, height = figure.get_size_inches()
     columns = int(np.clip(width / (0.5 + 0.065 * max(map(len, handles))), 1, len(handles)))
     figure.set_size_inches(width, height + 0.1 + 0.18 * -(-len(handles) // columns))

@@ -1,13 +1,14 @@
-"""Hyper-parameters by grid search on outputs that are there already: no candidate costs a forward pass.
+"""Hyper-parameters by grid search on outputs that are there already.
 
-    found = tune("ash", train, known, {"letters": outliers})                # against a validation OOD set
-    found = tune("ash", train, known, pseudo_sets, left_out=folds)          # without any OOD data, see ood.evaluation.pseudo
-    found.best                                                             # {"percentile": 80.0}
-    regret(found, on_test)                                                  # what that choice lost against the best candidate on test
+    found = tune("ash", train, known, {"letters": outliers})         # against a validation OOD set
+    found = tune("ash", train, known, made_sets, left_out=folds)     # see ood.evaluation.pseudo
+    found.best                                                       # {"percentile": 80.0}
+    regret(found, on_test)     # the AUROC that this choice lost against the best candidate on test
 
-The criterion is the AUROC, averaged over kinds of outliers, as in OpenOOD's automatic parameter search, which uses a validation OOD set
-and runs the network anew for every candidate. Detectors that work on images are the exception: every candidate of theirs that changes
-the pass needs one; `image_candidates` lists those for a single pass together.
+The criterion is the AUROC, averaged over kinds of outliers. OpenOOD's automatic parameter search
+uses it too; it needs a validation OOD set and runs the network anew for every candidate. Here no
+candidate costs a forward pass. Detectors that work on images are the exception: each candidate that
+changes the pass needs one. `image_candidates` lists these for a single pass together.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ from ood.outputs import Outputs
 
 FIVES = tuple(float(p) for p in range(65, 100, 5))
 
-# name -> {hyper-parameter: values}, of which all combinations are tried, or a tuple of whole settings. Where the values are from:
-#   OpenOOD v1.5's sweeps: adascale (its 36 pairs), ash and scale (percentile), fdbd, gen (7 x 6), knn, mcm, nci (with pytorch-ood's 0), odin, react, relation,
-#   she (its three metrics);
-#   pytorch-ood's spaces: dice, openmax (5 x 6 x 5); vim: both libraries' values and 8 and 1000, which are ours;
-#   the papers and authors' code: cadref, optfs (detector), ras, weiper (its three published settings), gram (OpenOOD's powers and the paper's),
-#   vra (the paper's 50-70 and 80-99; for 'clip' also OpenOOD's lower 1-15);
-#   ours: ash's variant as a choice, combood, dice_react, energy, gmm, gradnorm, kpca, lts, mds_odin, msp, nac, nac_stages, neco, nnguide, optfs (bins), pnml,
-#   residual, ssd.
-# A value that cannot be (k above the number of training images, dim above the number of features, lower not below upper) is left out, and so is M (`top`)
-# of gen above the number of classes, where all give one score.
+# {name: {hyper-parameter: values}}, of which all combinations are tried, or a tuple of settings.
+# Where the values are from:
+#   OpenOOD v1.5's sweeps: adascale (its 36 pairs), ash and scale (percentile), fdbd, gen (7 x 6),
+#       knn, mcm, nci (with pytorch-ood's 0), odin, react, relation, she (its three metrics)
+#   pytorch-ood's spaces: dice, openmax (5 x 6 x 5)
+#   both libraries: vim; its 8 and 1000 are ours
+#   papers and authors' code: cadref, optfs (detector), ras, weiper (its three published settings),
+#       gram (OpenOOD's powers and the paper's), vra (the paper's 50-70 and 80-99; for 'clip' also
+#       OpenOOD's lower 1-15)
+#   ours: ash's variant as a choice, combood, dice_react, energy, gmm, gradnorm, kpca, lts,
+#       mds_odin, msp, nac, nac_stages, neco, nnguide, optfs (bins), pnml, residual, ssd
+# Values that are not possible are left out: k above the number of training images, dim above the
+# number of features, lower not below upper. So is gen's `top` above the number of classes, where
+# all values give one score.
 PAIRS = {"lower": tuple(float(p) for p in range(60, 100, 5)), "upper": (*FIVES, 99.0)}
 SPACES: dict[str, dict[str, tuple] | tuple[dict, ...]] = {
     "adascale_a": PAIRS,
@@ -98,7 +103,13 @@ SPACES: dict[str, dict[str, tuple] | tuple[dict, ...]] = {
 
 @dataclass(frozen=True)
 class Search:
-    """`candidates` as {hyper-parameter: value}, the default first; `aurocs`[i] = {kind of outliers: AUROC}; `criterion` their means."""
+    """What a search found.
+
+    Attributes:
+        detector: its name.
+        candidates: {hyper-parameter: value} of each, the default first.
+        aurocs: of each candidate, {kind of outliers: AUROC}.
+    """
 
     detector: str
     candidates: list[dict]
@@ -111,11 +122,15 @@ class Search:
 
     @property
     def chosen(self) -> int:
-        """The best candidate; of equal ones the first, so the default stays where nothing is gained."""
+        """Index of the best candidate; of equal ones the first.
+
+        So the default stays where nothing is gained.
+        """
         return int(self.criterion.argmax())
 
     @property
     def best(self) -> dict:
+        """The best candidate."""
         return self.candidates[self.chosen]
 
 
@@ -126,48 +141,68 @@ def candidates(
     fixed: dict | None = None,
     images: int | None = None,
 ) -> list[dict]:
-    """All combinations of the search space that this training set allows, the detector's default first (where it is allowed).
+    """All combinations of the search space that this training set allows.
 
-    Args: space: {hyper-parameter: values} or settings; None: SPACES[name]. fixed: hyper-parameters that all candidates share. images: of the
-        smallest training set that candidates will be fitted to; None: all of `train`.
+    The detector's default comes first, where it is allowed.
+
+    Args:
+        name: of the detector.
+        train: ID training outputs.
+        space: {hyper-parameter: values}, or settings; None: SPACES[name].
+        fixed: hyper-parameters that all candidates share.
+        images: number of images of the smallest training set that candidates will be fitted to;
+            None: all of `train`.
+
     Raises: InputError for a detector without a space, or a value that the detector refuses.
     """
     space = SPACES.get(name) if space is None else space
     if not space:
         raise InputError(
-            f"detector '{name}' has no search space{nearest(name, SPACES)}; detectors with one: {', '.join(SPACES)}; "
-            "or give values, e.g. knn:k=[5,10,20]"
+            f"detector '{name}' has no search space{nearest(name, SPACES)}; detectors with one: "
+            f"{', '.join(SPACES)}; or give values, e.g. knn:k=[5,10,20]"
         )
     default = detectors.create(name, **(fixed or {})).hyperparameters()
-    grid = (
-        [dict(zip(space, values)) for values in itertools.product(*space.values())]
-        if isinstance(space, dict)
-        else list(space)
-    )
+    if isinstance(space, dict):
+        grid = [dict(zip(space, values)) for values in itertools.product(*space.values())]
+    else:
+        grid = list(space)
     first = {key: default[key] for key in grid[0] if key in default}
-    limits = {"k": images or len(train), "dim": train.features.shape[1] - 1}
-    grid = [
-        c
-        for c in (first, *(c for c in grid if c != first))
-        if all(c.get(key) is None or c[key] <= limit for key, limit in limits.items())
-        and c.get("lower", 0) < c.get("upper", 100)
-        and (c.get("top", 0) <= train.logits.shape[1] or c["top"] == first["top"])
-    ]
+    count, dimensions, classes = (
+        images or len(train),
+        train.features.shape[1],
+        train.logits.shape[1],
+    )
+
+    def possible(candidate: dict) -> bool:
+        k, dim, top = (candidate.get(key) for key in ("k", "dim", "top"))
+        return (
+            (k is None or k <= count)
+            and (dim is None or dim < dimensions)
+            and candidate.get("lower", 0) < candidate.get("upper", 100)
+            and (top is None or top <= classes or top == first["top"])
+        )
+
+    grid = [c for c in (first, *(c for c in grid if c != first)) if possible(c)]
     if not grid:
         raise InputError(
-            f"detector '{name}': none of the values {space} is possible with {images or len(train)} training images of {train.features.shape[1]} features"
+            f"detector '{name}': none of the values {space} is possible with {count} training "
+            f"images of {dimensions} features"
         )
     return grid
 
 
 def made(name: str, candidate: dict, fixed: dict | None = None) -> Detector:
+    """The detector with the candidate's hyper-parameters; they win over `fixed`."""
     return detectors.create(name, **{**(fixed or {}), **candidate})
 
 
 def image_candidates(
     name: str, grid: list[dict], train: Outputs | None, fixed: dict | None = None
 ) -> list[ImageDetector]:
-    """The detectors whose measurements a pass must take for all candidates; empty for detectors that see arrays only."""
+    """The detectors whose measurements a pass must take to serve all candidates.
+
+    Empty for a detector that sees arrays only.
+    """
     several = [made(name, candidate, fixed) for candidate in grid]
     if not isinstance(several[0], ImageDetector):
         return []
@@ -186,12 +221,20 @@ def tune(
     fixed: dict | None = None,
     left_out: list[tuple[Outputs, Outputs, Outputs]] = (),
 ) -> Search:
-    """AUROCs of every candidate.
+    """Measure the AUROCs of every candidate.
 
     Args:
-        train: ID training outputs; statistics that candidates share are computed once (Outputs.memo).
-        known: ID validation outputs. outliers: {kind: outputs}, real or made; those named uniform and gaussian count together as one kind.
-        left_out: triples of `ood.evaluation.pseudo.left_out`: their mean is one more kind, 'left_out'. Each is fitted anew.
+        name: of the detector.
+        train: ID training outputs. Statistics that candidates share are computed once.
+        known: ID validation outputs.
+        outliers: {kind: outputs}, real or made. "uniform" and "gaussian" count together as the one
+            kind "noise".
+        grid: the candidates; None: `candidates(name, train, fixed=fixed)`.
+        fixed: hyper-parameters that all candidates share.
+        left_out: triples of `pseudo.left_out`. Every candidate is fitted anew to each of them;
+            their mean is one more kind, "left_out".
+
+    Raises: InputError where there is nothing to tune against.
     """
     grid = candidates(name, train, fixed=fixed) if grid is None else grid
     if not outliers and not left_out:
@@ -199,52 +242,42 @@ def tune(
     rows = []
     for candidate in grid:
         detector = made(name, candidate, fixed).fit(train)
-        ranked = prepare(chunked_score(detector, known))
-        row = (
-            {
-                kind: evaluate(ranked, chunked_score(detector, outputs)).auroc
-                for kind, outputs in outliers.items()
-            }
-            if outliers
-            else {}
-        )
+        ranked = prepare(chunked_score(detector, known)) if outliers else None
+        row = {
+            kind: evaluate(ranked, chunked_score(detector, outputs)).auroc
+            for kind, outputs in outliers.items()
+        }
         if {"uniform", "gaussian"} <= set(row):
             row["noise"] = (row.pop("uniform") + row.pop("gaussian")) / 2
         if left_out:
-            row["left_out"] = float(
-                np.mean(
-                    [
-                        _auroc(made(name, candidate, fixed).fit(part), inside, outside)
-                        for part, inside, outside in left_out
-                    ]
-                )
-            )
+            areas = [
+                _auroc(made(name, candidate, fixed).fit(part), inside, outside)
+                for part, inside, outside in left_out
+            ]
+            row["left_out"] = float(np.mean(areas))
         rows.append(row)
     return Search(name, grid, rows)
 
 
 def regret(search: Search, on_test: Search) -> float:
-    """AUROC on test of the best candidate there, minus that of the candidate that `search` chose: 0 is a perfect choice."""
+    """The AUROC on test that the choice of `search` lost against the best candidate there."""
     return float(on_test.criterion.max() - on_test.criterion[search.chosen])
 
 
 def spelled(name: str, candidate: dict) -> str:
     """'dice:percentile=70.0', as -detectors takes it."""
-    return (
-        name
-        + (":" if candidate else "")
-        + ",".join(f"{key}={_plain(value)}" for key, value in candidate.items())
-    )
+    values = ",".join(f"{key}={_plain(value)}" for key, value in candidate.items())
+    return f"{name}:{values}" if candidate else name
 
 
 def _plain(value) -> str:
     if isinstance(value, tuple):
         return f"[{','.join(map(_plain, value))}]"
-    return (
-        {True: "true", False: "false", None: "null"}.get(value, str(value))
-        if isinstance(value, (bool, type(None)))
-        else str(value)
-    )
+    return {True: "true", False: "false", None: "null"}[value] if _is_word(value) else str(value)
+
+
+def _is_word(value) -> bool:
+    return value is None or isinstance(value, bool)
 
 
 def _auroc(detector: Detector, inside: Outputs, outside: Outputs) -> float:
