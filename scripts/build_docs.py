@@ -1,4 +1,7 @@
-"""Rebuilds docs/results.md and docs/benchmarks.md from the records in docs/data: `python3 scripts/build_docs.py`."""
+"""Rebuild docs/results.md and docs/benchmarks.md from the records in docs/data.
+
+python3 scripts/build_docs.py
+"""
 
 import sys
 from pathlib import Path

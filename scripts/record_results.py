@@ -1,7 +1,8 @@
-"""Turns the metrics.json of an evaluation into a section of docs/results.md.
+"""Turn the metrics.json of an evaluation into a section of docs/results.md.
 
-    python3 scripts/record_results.py results/dice_cifar10/metrics.json -name dice_cifar10 -order 100 -title "DICE on CIFAR-10" \
-        -command "python3 eval_ood.py -config configs/dice_cifar10.json ..." -text "What is special about the data." ...
+    python3 scripts/record_results.py results/dice_cifar10/metrics.json -name dice_cifar10 \\
+        -order 100 -title "DICE on CIFAR-10" -text "What is special about the data." \\
+        -command "python3 eval_ood.py -config configs/dice_cifar10.json ..."
     python3 scripts/build_docs.py
 """
 
@@ -15,14 +16,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
 from ood import cli
 from ood.config import InputError
-from ood.evaluation import (
-    measurements,
-    report,
-)
+from ood.evaluation import measurements, report
 
 parser = cli.Parser("Record an evaluation for docs/results.md.")
 parser.add_argument("metrics", help="metrics.json that eval_ood.py wrote")
-parser.flag("-name", help="of the record, docs/data/NAME.json", required=True)
+parser.flag("-name", help="name of the record, docs/data/NAME.json", required=True)
 parser.flag("-order", type=int, help="position on the page (100-199 part 1, ...)", required=True)
 parser.flag("-title", help="heading of the section", required=True)
 parser.flag(
@@ -35,37 +33,38 @@ def main() -> None:
     flags = parser.parse_args()
     if not Path(flags.metrics).is_file():
         raise InputError(f"no file '{flags.metrics}'; give the metrics.json that eval_ood.py wrote")
-    made = json.loads(Path(flags.metrics).read_text())
-    rows = made["rows"]
-    sets = list(dict.fromkeys(row["dataset"] for row in rows))
-    detectors = list(dict.fromkeys(row["detector"] for row in rows))
-    by = {(row["detector"], row["dataset"]): row for row in rows}
-    means = {row["detector"]: row for row in report.averages(rows) if row["group"] == "all"}
-
-    def pair(row: dict) -> str:
-        return f"{100 * row['auroc']:.2f} / {100 * row['fpr95']:.2f}"
-
-    counts = ", ".join(f"{name} {by[detectors[0], name]['n_ood']:,}" for name in sets)
-    accuracy = (
-        f"; accuracy {100 * made['accuracy']:.2f} %" if made.get("accuracy") is not None else ""
-    )
-    table = {
-        "caption": f"AUROC / FPR95 in %, {rows[0]['n_id']:,} ID images against {counts}{accuracy}",
-        "columns": ["detector", *sets, "average"],
-        "rows": [[d, *(pair(by[d, s]) for s in sets), pair(means[d])] for d in detectors],
-    }
+    made = json.loads(Path(flags.metrics).read_text("utf-8"))
     path = measurements.write(
         flags.name,
         page="results",
         order=flags.order,
         title=flags.title,
-        tables=[table],
+        tables=[as_table(made)],
         text=flags.text,
         command=flags.command or made["provenance"]["command"],
         device=made["provenance"]["device"],
         seeds=[made["provenance"]["seed"]],
     )
     cli.log(f"record: {path}")
+
+
+def as_table(made: dict) -> dict:
+    """The table of a record from the content of a metrics.json."""
+    rows = made["rows"]
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    names = list(dict.fromkeys(row["detector"] for row in rows))
+    by = {(row["detector"], row["dataset"]): row for row in rows}
+    means = {row["detector"]: row for row in report.averages(rows) if row["group"] == "all"}
+
+    def pair(row: dict) -> str:
+        return f"{100 * row['auroc']:.2f} / {100 * row['fpr95']:.2f}"
+
+    counts = ", ".join(f"{name} {by[names[0], name]['n_ood']:,}" for name in sets)
+    caption = f"AUROC / FPR95 in %, {rows[0]['n_id']:,} ID images against {counts}"
+    if made.get("accuracy") is not None:
+        caption += f"; accuracy {100 * made['accuracy']:.2f} %"
+    body = [[name, *(pair(by[name, s]) for s in sets), pair(means[name])] for name in names]
+    return {"caption": caption, "columns": ["detector", *sets, "average"], "rows": body}
 
 
 if __name__ == "__main__":

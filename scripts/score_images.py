@@ -1,10 +1,12 @@
-"""Score your own pictures with a saved detector: a CSV line per picture, and a contact sheet of the least and the most ID-like.
+"""Score your own pictures with a saved detector: a CSV line per picture, and a contact sheet.
 
     python3 scripts/score_images.py -detector vim.npz -input ./my_pictures -out_dir ./scored
 
-scores.csv: file, score (larger = less like the training data), p_value (of the picture being ID; conformal), accepted (1 or 0), error. It is
-written row by row into a temporary file that takes its name at the end, so folders of any size need the same memory. A damaged picture
-gets its error in the CSV and the run goes on; -strict stops there instead.
+scores.csv has the columns file, score (larger = less like the training data), p_value (conformal;
+small = unlike the training data), accepted (1 or 0) and error. The rows are written one by one into
+a temporary file that takes its name at the end, so folders of any size need the same memory. A
+damaged picture gets its error in the CSV and the run goes on; -strict stops there instead. The
+contact sheet shows the least and the most ID-like pictures.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import csv
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
@@ -19,17 +22,15 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 import models
 from ood import cli
 from ood.config import InputError
-from ood.deployment import (
-    detector_file,
-    pictures,
-)
+from ood.deployment import detector_file, pictures
+from ood.evaluation import options
 from ood.files import replacing
 
 EVERY = 20  # seconds between two progress lines where there is no terminal for a bar
 
 parser = cli.Parser(
     "Score pictures with a saved detector.",
-    "Exit code: 0 every picture is in the CSV, 2 bad input, 1 a run failed.",
+    "Exit code: 0 every picture is in the CSV, 2 bad input, 1 the run failed.",
 )
 parser.flag("-detector", help="file that scripts/fit_detector.py wrote", required=True)
 parser.flag(
@@ -41,11 +42,16 @@ parser.flag(
 )
 parser.flag(
     "-out_dir",
-    help="folder of scores.csv and contact_sheet.png; default: ./results/<name of the input>_scored",
+    help="folder of scores.csv and contact_sheet.png; "
+    "default: ./results/<name of the input>_scored",
 )
 parser.flag("-batch_size", type=int, help="pictures per forward pass", default=64)
 parser.flag(
-    "-sheet", type=int, help="pictures of either kind on the contact sheet; 0: no sheet", default=24
+    "-sheet",
+    type=int,
+    help="how many of the least ID-like pictures the contact sheet shows, and how many of the most "
+    "ID-like ones; 0: no sheet",
+    default=24,
 )
 parser.flag(
     "-strict",
@@ -53,14 +59,39 @@ parser.flag(
     help="stop at the first damaged picture instead of listing it",
     default=False,
 )
-parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+options.add(parser, "device")
+
+
+@dataclass
+class Tally:
+    """What has been scored so far."""
+
+    extremes: pictures.Extremes
+    done: int = 0
+    damaged: int = 0
+    accepted: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, row: pictures.Row) -> None:
+        """Count one more row."""
+        self.done += 1
+        self.damaged += bool(row.error)
+        self.accepted += bool(row.accepted)
+        if not row.error:
+            self.extremes.add(row)
+
+    @property
+    def whole(self) -> int:
+        """Pictures with a score."""
+        return self.done - self.damaged
 
 
 def main() -> None:
     flags = parser.parse_args()
     if flags.batch_size < 1 or flags.sheet < 0:
         raise InputError(
-            f"-batch_size must be at least 1 and -sheet at least 0, got {flags.batch_size} and {flags.sheet}"
+            "-batch_size must be at least 1 and -sheet at least 0, "
+            f"got {flags.batch_size} and {flags.sheet}"
         )
     device = cli.choose_device(flags.device)
     stored = detector_file.load(flags.detector)
@@ -70,26 +101,15 @@ def main() -> None:
     total = len(files) if files else sum(1 for _ in pictures.find(folder))
     if not total:
         raise InputError(f"no pictures in '{folder}' (looked for {', '.join(pictures.EXTENSIONS)})")
-    accepts = (
-        "no threshold: the file has no calibration"
-        if stored.calibration is None
-        else f"threshold {stored.calibration.threshold:.6g}"
-    )
-    cli.log(
-        f"device {cli.describe_device(device)} | {stored.detector.name} | {accepts} | {total:,} pictures in '{folder}'"
-    )
+    accepts = "no threshold: the file has no calibration"
+    if stored.calibration is not None:
+        accepts = f"threshold {stored.calibration.threshold:.6g}"
+    said = (f"device {cli.describe_device(device)}", stored.detector.name, accepts)
+    cli.log(" | ".join([*said, f"{total:,} pictures in '{folder}'"]))
     if stored.calibration:
         cli.log(f"guarantee: {stored.calibration.guarantee}")
 
     out_dir = Path(flags.out_dir or Path("results") / f"{Path(flags.input).resolve().stem}_scored")
-    extremes, damaged, accepted, done, began, said = (
-        pictures.Extremes(max(1, flags.sheet)),
-        0,
-        0,
-        0,
-        time.perf_counter(),
-        time.perf_counter(),
-    )
     rows = pictures.score(
         folder,
         stored,
@@ -100,51 +120,47 @@ def main() -> None:
         precision=stored.about.get("precision", "fp32"),
         strict=flags.strict,
     )
+    tally = Tally(pictures.Extremes(max(1, flags.sheet)))
+    write_rows(out_dir / "scores.csv", cli.progress(rows, "score", total, "pictures"), tally, total)
+
+    seconds, share, damaged = time.perf_counter() - tally.began, "", ""
+    if stored.calibration and tally.whole:
+        accepted = 100 * tally.accepted / tally.whole
+        share = f"; {tally.accepted:,} accepted ({accepted:.1f} %)"
+    if tally.damaged:
+        damaged = f"; {tally.damaged:,} damaged, see the column error"
+    cli.log(f"{tally.whole:,} pictures scored in {seconds:.1f} s{share}{damaged}")
+    cli.log(f"scores: {out_dir / 'scores.csv'}")
+    if flags.sheet and tally.whole:
+        least = f"Least ID-like of {tally.whole:,} pictures ({stored.detector.name})"
+        parts = {least: tally.extremes.least, "Most ID-like": tally.extremes.most}
+        cli.log(f"contact sheet: {pictures.sheet(parts, out_dir / 'contact_sheet.png', folder)}")
+
+
+def write_rows(path: Path, rows, tally: Tally, total: int) -> None:
+    """Write the rows as CSV while they come, and count them; the log says how far it is."""
+    said = time.perf_counter()
     with (
-        replacing(out_dir / "scores.csv") as temporary,
+        replacing(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(pictures.Row._fields)
-        for row in cli.progress(rows, "score", total=total, unit="pictures"):
-            writer.writerow(
-                [
-                    row.file,
-                    *(
-                        "" if v is None else int(v) if isinstance(v, bool) else repr(v)
-                        for v in row[1:4]
-                    ),
-                    row.error,
-                ]
-            )
-            done, damaged, accepted = (
-                done + 1,
-                damaged + bool(row.error),
-                accepted + bool(row.accepted),
-            )
-            if not row.error:
-                extremes.add(row)
-            if time.perf_counter() - said > EVERY and not sys.stderr.isatty():
-                said = time.perf_counter()
-                cli.log(f"{done:,} of {total:,} pictures ({done / (said - began):.0f} a second)")
-    seconds = time.perf_counter() - began
-    whole = done - damaged
-    share = (
-        f"; {accepted:,} accepted ({100 * accepted / whole:.1f} %)"
-        if stored.calibration and whole
-        else ""
-    )
-    cli.log(
-        f"{whole:,} pictures scored in {seconds:.1f} s{share}"
-        + (f"; {damaged:,} damaged, see the column error" if damaged else "")
-    )
-    cli.log(f"scores: {out_dir / 'scores.csv'}")
-    if flags.sheet and whole:
-        parts = {
-            f"Least ID-like of {whole:,} pictures ({stored.detector.name})": extremes.least,
-            "Most ID-like": extremes.most,
-        }
-        cli.log(f"contact sheet: {pictures.sheet(parts, out_dir / 'contact_sheet.png', folder)}")
+        for row in rows:
+            numbers = (row.score, row.p_value, row.accepted)
+            writer.writerow([row.file, *map(spelled, numbers), row.error])
+            tally.add(row)
+            now = time.perf_counter()
+            if now - said > EVERY and not sys.stderr.isatty():
+                said, speed = now, tally.done / (now - tally.began)
+                cli.log(f"{tally.done:,} of {total:,} pictures ({speed:.0f} a second)")
+
+
+def spelled(value) -> str:
+    """A number with all its digits, 1 or 0 for a truth value, nothing for None."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, bool) else repr(value)
 
 
 def found(path: Path) -> tuple[Path, list[str] | None]:
@@ -157,10 +173,14 @@ def found(path: Path) -> tuple[Path, list[str] | None]:
 
 
 def load_network(stored: detector_file.Stored, flags):
-    """The network that the detector belongs to: built as its file says, with the weights of -checkpoint or of the fit."""
+    """The network that the detector belongs to.
+
+    It is built as the detector's file says, with the weights of -checkpoint or of the fit.
+    """
     if not stored.arch:
         raise InputError(
-            f"'{flags.detector}' does not say which network it belongs to; write it with scripts/fit_detector.py"
+            f"'{flags.detector}' does not say which network it belongs to; "
+            "write it with scripts/fit_detector.py"
         )
     network = models.build(**stored.arch)
     weights = flags.checkpoint or stored.checkpoint
@@ -168,7 +188,8 @@ def load_network(stored: detector_file.Stored, flags):
         return network.eval()
     if not flags.checkpoint and not Path(weights).is_file():
         raise InputError(
-            f"the weights that '{flags.detector}' was fitted with are no longer in '{weights}'; give them with -checkpoint"
+            f"the weights that '{flags.detector}' was fitted with are no longer in '{weights}'; "
+            "give them with -checkpoint"
         )
     weights = Path(weights)
     models.checkpoints.load_into(network, weights / "best.pt" if weights.is_dir() else weights)

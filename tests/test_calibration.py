@@ -1,4 +1,4 @@
-"""Thresholds and conformal p-values: the finite-sample guarantees by exact laws and by simulation."""
+"""Thresholds and conformal p-values: their guarantees by exact laws and by simulation."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_accepted_means_p_above_one_minus_accept(n, accept):
 
 
 def test_probability_of_acceptance_is_the_exact_expectation():
-    """Over calibration sets and new images: k / (n + 1) without ties, at least `accept`, less than 1 / (n + 1) more."""
+    """Without ties it is k / (n + 1): at least `accept`, and less than 1 / (n + 1) more."""
     generator, n, rounds = np.random.default_rng(1), 57, 40000
     accepted = 0
     draws = np.sort(generator.normal(size=(rounds, n)), 1)

@@ -1,4 +1,4 @@
-"""eval_ood.py as users run it: the files it writes, and bad input that ends in one line with exit code 2."""
+"""eval_ood.py as users run it: the files it writes; bad input ends in one line, exit code 2."""
 
 import csv
 import json
@@ -13,7 +13,10 @@ from PIL import Image
 
 import models
 
-HEADER = "detector,dataset,group,n_id,n_ood,fpr95,auroc,aupr_in,aupr_out,detection_error,fpr95_ood_positive"
+HEADER = (
+    "detector,dataset,group,n_id,n_ood,"
+    "fpr95,auroc,aupr_in,aupr_out,detection_error,fpr95_ood_positive"
+)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +231,7 @@ def test_no_run_yet_names_the_command(user, call_script):
 
 
 def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
-    """configs/dice_imagenet.json and its benchmark with three classes and a random ResNet-18: folders, resize 256, crop 224, clipping."""
+    """configs/dice_imagenet.json and its benchmark, with three classes and a random ResNet-18."""
     from conftest import ROOT
 
     generator = np.random.default_rng(0)

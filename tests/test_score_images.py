@@ -1,4 +1,4 @@
-"""From a config to a saved detector to a user's own pictures: the two scripts, what they write, and what they refuse."""
+"""From a config to a saved detector to own pictures: what both scripts write and refuse."""
 
 import csv
 import json
@@ -25,7 +25,10 @@ def picture(file, generator, level, side=(40, 32)):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two classes of coloured squares, weights of a network for them, and a folder of pictures to score: nested, one damaged, one no picture."""
+    """Coloured squares of two classes, weights of a network for them, and pictures to score.
+
+    The pictures are nested; one is damaged, and one is no picture.
+    """
     root, generator = tmp_path_factory.mktemp("user"), np.random.default_rng(0)
     for split, count in (("train", 15), ("test", 30)):
         for index, name in enumerate(("dark", "light")):

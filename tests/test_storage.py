@@ -1,4 +1,4 @@
-"""Fitted detectors to a file and back: every registered one, exactly, without pickle, and only for its own network."""
+"""Fitted detectors to a file and back: every one, exactly, only for its own network."""
 
 import json
 import pickle
@@ -120,7 +120,11 @@ def test_file_holds_arrays_and_json_only(saved):
 
 def test_loads_in_another_process(saved):
     detector, path = saved
-    code = f"from ood.deployment import detector_file; print(repr(detector_file.load({str(path)!r}).detector.means.double().sum().item()))"
+    code = (
+        "from ood.deployment import detector_file\n"
+        f"detector = detector_file.load({str(path)!r}).detector\n"
+        "print(repr(detector.means.double().sum().item()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

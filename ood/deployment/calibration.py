@@ -1,21 +1,27 @@
-"""From a score to a decision: a threshold that accepts a wanted share of ID images, and conformal p-values.
+"""From a score to a decision: a threshold that accepts a wanted share of ID images, and p-values.
 
-    calibration = calibrate(id_scores, accept=0.95)     # of held-out ID images: not those that the network or the detector learned from
-    calibration.threshold                               # accept an image if its score is at most this
-    calibration.p_values(scores)                        # (N,), small = unlike ID
-    calibration.accepts(scores)                         # (N,) bool; the same as p_value > 1 - accept
+    calibration = calibrate(id_scores, accept=0.95)  # of held-out ID images
+    calibration.threshold                            # accept an image if its score is at most this
+    calibration.p_values(scores)                     # (N,), small = unlike ID
+    calibration.accepts(scores)                      # (N,) bool, the same as p_value > 1 - accept
 
-What is guaranteed, for ANY score, network and distribution, if a new ID image and the n calibration images are exchangeable:
+Held-out images are images that neither the network nor the detector learned from. If a new ID image
+and the n calibration images are exchangeable, this is guaranteed for ANY score, network and
+distribution:
 
-- an ID image is accepted with probability at least `accept` (on average over the draw of the n images and of the new one), and its
-  p-value is super-uniform: P(p <= a) <= a for every a. Without ties the probability is exactly k / (n + 1), below accept + 1 / (n + 1).
-- this holds on average over calibration sets. For one calibration set the share that is accepted is itself random: without ties it
-  is Beta(k, n + 1 - k). With `confidence=0.9` k is chosen such that 90 % of calibration sets accept at least `accept` of all ID images.
+- An ID image is accepted with probability at least `accept`, on average over the draw of the n
+  images and of the new one. Its p-value is super-uniform: P(p <= a) <= a for every a. Without ties
+  the probability is exactly k / (n + 1), below accept + 1 / (n + 1).
+- That is an average over calibration sets. For one calibration set, the share that is accepted is
+  itself random: without ties it is Beta(k, n + 1 - k). With `confidence=0.9`, k is chosen such that
+  90 % of calibration sets accept at least `accept` of all ID images.
 
-Nothing is guaranteed about OOD images, nor about ID images that differ from the calibration set (another camera): see `check`.
+Nothing is guaranteed about OOD images, nor about ID images that differ from the calibration set
+(another camera): see `Calibration.check`.
 
-Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al., "Testing for outliers with conformal
-p-values", Annals of Statistics 2023; the Beta law: Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
+Source: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; Bates et al.,
+    "Testing for outliers with conformal p-values", Annals of Statistics 2023; the Beta law: Vovk,
+    "Conditional validity of inductive conformal predictors", ACML 2012.
 """
 
 from __future__ import annotations
@@ -33,7 +39,13 @@ from ood.metrics import _as_array
 
 
 class Check(NamedTuple):
-    """`accepted`: share of new ID images; `expected`: on average; `p_value`: of seeing so few if they were like the calibration set."""
+    """How new ID images fare under a calibration.
+
+    Attributes:
+        accepted: share of the new images that is accepted.
+        expected: the share that is accepted on average.
+        p_value: probability of so small a share if the images are like the calibration set.
+    """
 
     accepted: float
     expected: float
@@ -42,9 +54,12 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Scores (n,) of the calibration images, ascending, float64, and the number `rank` of them that lie at or below the threshold.
+    """What `calibrate` gives.
 
-    accept, confidence: as given to `calibrate`.
+    Attributes:
+        scores: (n,) float64 of the calibration images, ascending.
+        rank: how many of them lie at or below the threshold.
+        accept, confidence: as given to `calibrate`.
     """
 
     scores: np.ndarray
@@ -54,46 +69,53 @@ class Calibration:
 
     @property
     def threshold(self) -> float:
+        """Accept an image if its score is at most this."""
         return float(self.scores[self.rank - 1])
 
     def p_values(self, scores) -> np.ndarray:
         """p = (1 + #{calibration scores >= s}) / (n + 1), (N,) in [1 / (n + 1), 1]."""
         scores = _checked(scores, "scores", empty=True)
-        return (1 + len(self.scores) - np.searchsorted(self.scores, scores, side="left")) / (
-            len(self.scores) + 1
-        )
+        n, below = len(self.scores), np.searchsorted(self.scores, scores, side="left")
+        return (1 + n - below) / (n + 1)
 
     def accepts(self, scores) -> np.ndarray:
-        """(N,) bool: score <= threshold. Without `confidence` the same as p_values(scores) > 1 - accept."""
+        """(N,) bool: score <= threshold.
+
+        Without `confidence` this is the same as p_values(scores) > 1 - accept.
+        """
         return _checked(scores, "scores", empty=True) <= self.threshold
 
     @property
     def guarantee(self) -> str:
         """One sentence for logs and reports."""
         n, low = len(self.scores), self.share_interval()[0]
+        share = f"{100 * self.accept:g} %"
         if self.confidence is not None:
             return (
-                f"with probability {self.confidence:g} over the choice of the {n} calibration images, at least {100 * self.accept:g} % "
-                "of ID images are accepted"
+                f"with probability {self.confidence:g} over the choice of the {n} calibration "
+                f"images, at least {share} of ID images are accepted"
             )
         return (
-            f"an ID image is accepted with probability at least {100 * self.accept:g} %, on average over the choice of the {n} "
-            f"calibration images (for these ones the share is above {100 * low:.1f} % with probability 0.95)"
+            f"an ID image is accepted with probability at least {share}, on average over the "
+            f"choice of the {n} calibration images (for these ones the share is above "
+            f"{100 * low:.1f} % with probability 0.95)"
         )
 
     def share_interval(self, level: float = 0.9) -> tuple[float, float]:
-        """Where the share of accepted ID images lies for this calibration set, with probability `level`: the Beta law, equal tails."""
-        tail = (1 - level) / 2
-        return tuple(
-            float(betaincinv(self.rank, len(self.scores) + 1 - self.rank, q))
-            for q in (tail, 1 - tail)
-        )
+        """Where the share of accepted ID images lies for this calibration set.
+
+        It lies there with probability `level`: the Beta law, equal tails.
+        """
+        tail, n = (1 - level) / 2, len(self.scores)
+        ends = (betaincinv(self.rank, n + 1 - self.rank, q) for q in (tail, 1 - tail))
+        return tuple(float(end) for end in ends)
 
     def check(self, id_scores) -> Check:
-        """Whether the threshold still holds for new ID images: an exact test for a share that is too small.
+        """Test whether the threshold still holds for new ID images.
 
-        With m new images like the calibration set, the number accepted is Beta-binomial(m, k, n + 1 - k), so the p-value accounts
-        for the randomness of both sets. A small one says that the images have changed: calibrate again.
+        This is an exact test for a share that is too small. With m new images like the calibration
+        set, the number accepted is Beta-binomial(m, k, n + 1 - k), so the p-value accounts for the
+        randomness of both sets. A small p-value says that the images have changed: calibrate again.
         """
         accepted = self.accepts(_checked(id_scores, "scores of new ID images"))
         k, n, m, count = self.rank, len(self.scores), len(accepted), int(accepted.sum())
@@ -118,6 +140,7 @@ class Calibration:
 
     @classmethod
     def from_state(cls, state: dict) -> Calibration:
+        """The calibration whose `state` this is."""
         return cls(
             np.asarray(state["scores"], dtype=np.float64),
             int(state["rank"]),
@@ -127,16 +150,21 @@ class Calibration:
 
 
 def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) -> Calibration:
-    """The smallest threshold with the guarantee that at least `accept` of ID images are accepted (see the module's text).
+    """The smallest threshold that is guaranteed to accept at least `accept` of ID images.
+
+    The text of the module says what is guaranteed.
 
     Args:
         id_scores: (n,) of held-out ID images, larger = OOD.
-        accept: share in (0, 1). The threshold is the k-th smallest score, k = ceil(accept * (n + 1)).
-        confidence: None: the share holds on average over calibration sets; in (0, 1): it holds for this share of them, with the
-            smallest k such that P(Beta(k, n + 1 - k) >= accept) >= confidence.
+        accept: share in (0, 1). The threshold is the k-th smallest score with
+            k = ceil(accept * (n + 1)).
+        confidence: None: the share holds on average over calibration sets. In (0, 1): it holds for
+            this share of them, with the smallest k such that
+            P(Beta(k, n + 1 - k) >= accept) >= confidence.
 
     Raises:
-        InputError: when n images cannot give the guarantee: the number that can is named. accept=0.95 needs 19, accept=0.99 needs 99.
+        InputError: when n images cannot give the guarantee; the number that can is named.
+            accept=0.95 needs 19 images, accept=0.99 needs 99.
     """
     scores = np.sort(_checked(id_scores, "ID scores"))
     for name, value in (("accept", accept), ("confidence", confidence)):
@@ -146,9 +174,10 @@ def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) 
             )
     rank = _rank(len(scores), accept, confidence)
     if rank is None:
+        confidently = "" if confidence is None else f" with confidence {confidence:g}"
         raise InputError(
-            f"{len(scores)} calibration images are too few to accept {100 * accept:g} % of ID images"
-            f"{'' if confidence is None else f' with confidence {confidence:g}'}; at least {needed(accept, confidence)} are needed"
+            f"{len(scores)} calibration images are too few to accept {100 * accept:g} % of ID "
+            f"images{confidently}; at least {needed(accept, confidence)} are needed"
         )
     return Calibration(scores, rank, accept, confidence)
 
@@ -156,24 +185,18 @@ def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) 
 def needed(accept: float, confidence: float | None = None) -> int:
     """The smallest number of calibration images that can give the guarantee."""
     if confidence is None:
-        return next(
-            n
-            for n in range(max(1, math.floor(accept / (1 - accept)) - 2), 10**12)
-            if _rank(n, accept, None)
-        )
-    return next(
-        n
-        for n in range(max(1, math.floor(math.log1p(-confidence) / math.log(accept)) - 2), 10**12)
-        if _rank(n, accept, confidence)
-    )
+        first = accept / (1 - accept)
+    else:
+        first = math.log1p(-confidence) / math.log(accept)
+    counts = range(max(1, math.floor(first) - 2), 10**12)  # rounding may shift `first` by one
+    return next(n for n in counts if _rank(n, accept, confidence))
 
 
 def _rank(n: int, accept: float, confidence: float | None) -> int | None:
     """k, or None where even the largest score is not enough."""
     if confidence is None:
-        rank = max(
-            1, math.ceil(accept * (n + 1) - 1e-9 * (n + 1))
-        )  # 0.95 * 20 is 19, also in floating point
+        # The small term makes 0.95 * 20 equal 19, in floating point too.
+        rank = max(1, math.ceil(accept * (n + 1) - 1e-9 * (n + 1)))
         return rank if rank <= n else None
     ranks = np.arange(1, n + 1)
     enough = 1 - betainc(ranks, n + 1 - ranks, accept) >= confidence
@@ -186,6 +209,7 @@ def _checked(scores, name: str, empty: bool = False) -> np.ndarray:
     values = _as_array(scores, name).astype(np.float64)
     if np.isnan(values).any():
         raise InputError(
-            f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; a NaN cannot be compared with a threshold"
+            f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; "
+            "a NaN cannot be compared with a threshold"
         )
     return values

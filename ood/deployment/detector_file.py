@@ -1,12 +1,15 @@
-"""A fitted detector in one file: arrays and a JSON text in a .npz archive, readable without this repository, with nothing that executes.
+"""A fitted detector in one file: arrays and a JSON text in a .npz archive.
 
-    save("vim.npz", detector, network=net, preprocess=preprocess, recipe={"size": 32, "resize": None, "channels": 3}, calibration=calibration)
-    stored = load("vim.npz", network=net, device="cuda:0")      # InputError when it was fitted on another network
+    save("vim.npz", detector, network=network, preprocess=preprocess, recipe=recipe,
+         calibration=calibration)
+    stored = load("vim.npz", network=network, device="cuda:0")
     stored.detector.score(outputs), stored.calibration.p_values(scores)
 
-The archive holds `meta` (UTF-8 JSON as uint8), `state/<key>` for every tensor that `Detector.state` gives, and `calibration/scores`. Arrays
-come from the CPU and go to whatever device is asked for. It holds no weights of the network: `network` in `meta` is the digest of the one it
-belongs to (ood.outputs.weights_digest: its structure and every weight).
+The archive holds `meta` (UTF-8 JSON as uint8), `state/<key>` for every tensor that `Detector.state`
+gives, and `calibration/scores`. It can be read without this repository, and nothing in it executes.
+Arrays are stored from the CPU and go to the device that is asked for. The weights of the network
+are not in it: `network` in `meta` is the network's digest (`ood.outputs.weights_digest`: structure
+and every weight).
 """
 
 from __future__ import annotations
@@ -33,24 +36,31 @@ from ood.outputs import weights_digest
 
 FORMAT = "ood-detector-2"
 FIRST_FORMAT = "ood-detector-1"  # its digest also covered source code, so it cannot be checked
-RECIPE = (
-    "size",
-    "resize",
-    "channels",
-)  # of ood.data.load: how a picture becomes the network's input
+RECIPE = ("size", "resize", "channels")  # of `ood.data.load`: how a picture becomes an input
 
 
 @dataclass
 class Stored:
-    """What a file holds. `about`: free plain values (the config, versions, accuracy ...)."""
+    """What a file holds.
+
+    Attributes:
+        detector: ready to score.
+        network: `weights_digest` of the network it was fitted on; None in old files.
+        preprocess: normalisation of the network's input.
+        recipe: {"size", "resize", "channels"} as for `ood.data.load`.
+        calibration: threshold and p-values, if the detector was calibrated.
+        arch: keyword arguments that build the network.
+        checkpoint: where its weights were when the detector was fitted.
+        about: free plain values: config, versions, accuracy, ...
+    """
 
     detector: Detector
-    network: str | None  # weights_digest; None in files of the first format
+    network: str | None
     preprocess: Preprocess
     recipe: dict
     calibration: Calibration | None = None
-    arch: dict = field(default_factory=dict)  # keyword arguments that build the network
-    checkpoint: str | None = None  # where its weights were when the detector was fitted
+    arch: dict = field(default_factory=dict)
+    checkpoint: str | None = None
     about: dict = field(default_factory=dict)
 
     def check(self, network: nn.Module | str, where: str = "the detector") -> None:
@@ -90,12 +100,20 @@ def save(
     checkpoint: str | Path | None = None,
     about: dict | None = None,
 ) -> Path:
-    """Write `detector` and all that is needed to score a picture with it; whole or not at all.
+    """Write `detector` and all that is needed to score a picture with it, whole or not at all.
 
     Args:
-        network: the classifier whose outputs it was fitted on, or its digest.
+        path: of the .npz file.
+        detector: fitted.
+        network: the classifier whose outputs it was fitted on, or its `weights_digest`.
+        preprocess: normalisation of the network's input.
         recipe: {"size", "resize", "channels"} as for `ood.data.load`.
-        arch: of the network; None: what `network.arch` says.
+        calibration: see `ood.deployment.calibration`.
+        arch: keyword arguments that build the network; None: what `network.arch` says.
+        checkpoint: the file of its weights.
+        about: free plain values.
+
+    Returns: the path.
     """
     arrays, values = {}, {}
     for key, value in detector.state().items():
@@ -130,10 +148,15 @@ def save(
 def load(
     path: str | Path, network: nn.Module | str | None = None, device: torch.device | str = "cpu"
 ) -> Stored:
-    """Read what `save` wrote; the detector is ready to score on `device`.
+    """Read what `save` wrote.
 
-    Args: network: the one it will be used with: checked; None: the caller checks (`Stored.check`).
-    Raises: InputError for a missing, damaged or foreign file, an unknown detector, or another network.
+    Args:
+        network: the network that the detector will be used with; it is checked. None: the caller
+            checks it with `Stored.check`.
+        device: where the detector scores.
+
+    Raises: InputError for a missing, damaged or foreign file, an unknown detector, or another
+        network.
     """
     meta, arrays = _read(Path(path))
     try:
@@ -162,7 +185,8 @@ def load(
         raise InputError(f"detector file '{path}': {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
-            f"detector file '{path}' lacks or distorts {error}; write it again with scripts/fit_detector.py"
+            f"detector file '{path}' lacks or distorts {error}; "
+            "write it again with scripts/fit_detector.py"
         ) from None
     if network is not None:
         stored.check(network, f"'{path}'")
@@ -190,20 +214,19 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"'{path}' is not a whole detector file ({reason}); write it again with scripts/fit_detector.py"
+            f"'{path}' is not a whole detector file ({reason}); "
+            "write it again with scripts/fit_detector.py"
         ) from None
     return meta, arrays
 
 
 def _recipe(values: dict) -> dict:
-    """JSON has no tuples: (height, width) of `resize`."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
+    """Make tuples of lists again: JSON has none, but `resize` may be (height, width)."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def _spelled(value, what: str):
-    """A number or text as strict JSON, which has no infinity and no nan."""
+    """A number or text in strict JSON, which has no infinity and no nan."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -211,9 +234,11 @@ def _spelled(value, what: str):
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(
-        f"{what} is a {type(value).__name__}; a fitted detector may hold tensors, numbers, texts, lists of them and detectors"
+        f"{what} is a {type(value).__name__}; a fitted detector may hold tensors, numbers, texts, "
+        "lists of them and detectors"
     )
 
 
 def _meant(value):
+    """What `_spelled` was given."""
     return float(value["float"]) if isinstance(value, dict) else value

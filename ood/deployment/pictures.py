@@ -1,8 +1,10 @@
-"""A user's own pictures: found folder by folder, decoded ahead in threads, scored batch by batch; memory does not grow with their number.
+"""A user's own pictures: found folder by folder, decoded in threads, scored batch by batch.
 
-for row in score(folder, stored, network, device="cpu"):
-    row.file, row.score, row.p_value, row.accepted, row.error
-sheet(rows, "contact_sheet.png", folder, "Least ID-like ...")
+    for row in score(folder, stored, network, device="cpu"):
+        row.file, row.score, row.p_value, row.accepted, row.error
+    sheet({"Least ID-like": rows}, "contact_sheet.png", folder)
+
+Memory does not grow with the number of pictures.
 """
 
 from __future__ import annotations
@@ -29,27 +31,33 @@ from ood.files import replacing
 from ood.outputs import extract
 
 GROUP = 4096  # files that are listed at a time
-CELL, CAPTION, GAP = (
-    132,
-    34,
-    10,
-)  # pixels of a contact sheet: side of a picture, height of its caption, space between
+CELL, CAPTION, GAP = 132, 34, 10  # of a contact sheet, pixels: side of a picture, its caption, gap
 COLUMNS = 8
 ACCEPTED, REJECTED = "#009E73", "#D55E00"  # frames, Okabe and Ito's green and vermilion
 
 
 class Row(NamedTuple):
-    """One picture; of a damaged one only `file` and `error`."""
+    """One picture.
 
-    file: str  # relative to the folder
+    Attributes:
+        file: its path, relative to the folder.
+        score: larger = less like the training data; None for a damaged picture.
+        p_value, accepted: None without a calibration, and for a damaged picture.
+        error: why the picture cannot be read, or "".
+    """
+
+    file: str
     score: float | None = None
-    p_value: float | None = None  # None without a calibration
+    p_value: float | None = None
     accepted: bool | None = None
     error: str = ""
 
 
 class Pictures(StreamedImages):
-    """Files of any kind as images of one shape; what cannot be decoded is black and noted in `errors` {row: message}."""
+    """Files of any kind as images of one shape.
+
+    What cannot be decoded is black, and `errors` {row: message} says why.
+    """
 
     def __init__(
         self,
@@ -80,7 +88,10 @@ class Pictures(StreamedImages):
 
 
 def find(folder: Path) -> Iterator[str]:
-    """Paths of all pictures below `folder`, relative to it, folder by folder in string order; hidden ones and links to folders are left out."""
+    """Paths of all pictures below `folder`, relative to it, folder by folder in string order.
+
+    Hidden files and folders, and links to folders, are left out.
+    """
     for root, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and name != "__MACOSX"
@@ -102,9 +113,16 @@ def score(
     precision: str = "fp32",
     strict: bool = False,
 ) -> Iterator[Row]:
-    """A Row for every picture in `folder`, in the order of `find` (or for `files`, relative to it).
+    """Score every picture in `folder`, in the order of `find`.
 
-    Args: strict: raise InputError at the first damaged picture instead of giving a Row with its error.
+    Args:
+        folder: of the pictures.
+        stored: the detector with its recipe, normalisation and calibration.
+        network: the network it was fitted on.
+        files: only these, relative to `folder`; None: all that `find` gives.
+        strict: raise InputError at the first damaged picture instead of yielding its error.
+
+    Yields: a Row per picture.
     """
     folder, detector = Path(folder), stored.detector
     recipe, shape = recipe_of(stored.recipe)
@@ -117,17 +135,14 @@ def score(
             start += len(batch)
             whole = [row for row in rows if row not in pictures.errors]
             if strict and len(whole) < len(batch):
-                raise InputError(
-                    next(pictures.errors[row] for row in rows if row in pictures.errors)
-                )
+                first = next(row for row in rows if row in pictures.errors)
+                raise InputError(pictures.errors[first])
             scores = {}
             if whole:
-                images = ArrayImages(
-                    batch[[row - rows[0] for row in whole]].numpy(), source="batch"
-                )
+                decoded = batch[[row - rows[0] for row in whole]].numpy()
                 outputs = extract(
                     network,
-                    images,
+                    ArrayImages(decoded, source="batch"),
                     stored.preprocess,
                     device=device,
                     batch_size=batch_size,
@@ -141,18 +156,22 @@ def score(
 
 
 def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
-    """(Recipe, shape (C, H, W)) from {"size", "resize", "channels"}. Raises InputError where they leave the shape open."""
+    """(Recipe, shape (C, H, W)) from {"size", "resize", "channels"}.
+
+    Raises: InputError where they leave the shape open.
+    """
     size, resize, channels = values["size"], values["resize"], values["channels"]
     sides = (size, size) if size else resize if isinstance(resize, tuple) else None
     if sides is None or channels is None:
         raise InputError(
-            f"the detector's data recipe {values} leaves the shape of an image open; fit it again on a benchmark with a size"
+            f"the detector's data recipe {values} leaves the shape of an image open; "
+            "fit it again on a benchmark with a size"
         )
     return Recipe(channels, resize or size, size), (channels, *sides)
 
 
 class Extremes:
-    """The `count` least and most ID-like of the rows it is shown; keeps only those."""
+    """Keeps the `count` least and the `count` most ID-like of the rows that it is shown."""
 
     def __init__(self, count: int):
         self.count, self.seen = count, 0
@@ -160,6 +179,7 @@ class Extremes:
         self._most: list = []
 
     def add(self, row: Row) -> None:
+        """Look at one more row."""
         self.seen += 1
         for heap, sign in ((self._least, 1), (self._most, -1)):
             heapq.heappush(heap, (sign * row.score, -self.seen, row))
@@ -178,35 +198,36 @@ class Extremes:
 
 
 def sheet(parts: dict[str, list[Row]], path: str | Path, folder: Path) -> Path:
-    """A PNG with the pictures of each part under its title: a frame in green for accepted, vermilion for rejected, the p-value below."""
+    """Draw a contact sheet as a PNG file: the pictures of each part under its title.
+
+    The frame of a picture is green if it is accepted and vermilion if not. Its name and its p-value
+    (or score) are below.
+
+    Args:
+        parts: {title: rows}.
+        path: of the PNG file.
+        folder: where the pictures are.
+    """
     bold, plain = _font(15, "DejaVuSans-Bold"), _font(11)
-    heights = [30 + -(-len(rows) // COLUMNS) * (CELL + CAPTION + GAP) for rows in parts.values()]
+    height = CELL + CAPTION + GAP
+    heights = [30 + -(-len(rows) // COLUMNS) * height for rows in parts.values()]
     image = Image.new("RGB", (COLUMNS * (CELL + GAP) + GAP, sum(heights) + 34), "white")
     draw, top = ImageDraw.Draw(image), GAP // 2
-    for (title, rows), height in zip(parts.items(), heights):
+    for (title, rows), used in zip(parts.items(), heights):
         draw.text((GAP, top + 4), title, "black", bold)
         for number, row in enumerate(rows):
-            left, y = (
-                GAP + number % COLUMNS * (CELL + GAP),
-                top + 28 + number // COLUMNS * (CELL + CAPTION + GAP),
-            )
+            left = GAP + number % COLUMNS * (CELL + GAP)
+            y = top + 28 + number // COLUMNS * height
             _place(image, folder / row.file, left, y)
-            draw.rectangle(
-                (left - 2, y - 2, left + CELL + 1, y + CELL + 1), outline=_colour(row), width=3
-            )
+            frame = (left - 2, y - 2, left + CELL + 1, y + CELL + 1)
+            draw.rectangle(frame, outline=_colour(row), width=3)
             draw.text((left, y + CELL + 4), _fitted(Path(row.file).name, plain), "black", plain)
-            draw.text(
-                (left, y + CELL + 18),
-                f"score {row.score:.4g}" if row.p_value is None else f"p = {row.p_value:.3g}",
-                "#555555",
-                plain,
-            )
-        top += height
+            text = f"score {row.score:.4g}" if row.p_value is None else f"p = {row.p_value:.3g}"
+            draw.text((left, y + CELL + 18), text, "#555555", plain)
+        top += used
     if any(row.accepted is not None for rows in parts.values() for row in rows):
-        for left, colour, text in (
-            (GAP, ACCEPTED, "accepted as in-distribution"),
-            (230, REJECTED, "rejected"),
-        ):
+        legend = ((GAP, ACCEPTED, "accepted as in-distribution"), (230, REJECTED, "rejected"))
+        for left, colour, text in legend:
             draw.rectangle((left, top + 8, left + 14, top + 22), outline=colour, width=3)
             draw.text((left + 20, top + 8), text, "black", plain)
     with replacing(path) as temporary:
@@ -215,30 +236,27 @@ def sheet(parts: dict[str, list[Row]], path: str | Path, folder: Path) -> Path:
 
 
 def _row(file: str, value: float | None, stored: Stored, error: str) -> Row:
+    """A Row from a score, or from an error when there is no score."""
+    calibration = stored.calibration
     if value is None:
         return Row(file, error=error)
-    if stored.calibration is None:
+    if calibration is None:
         return Row(file, value)
-    return Row(
-        file,
-        value,
-        float(stored.calibration.p_values([value])[0]),
-        bool(stored.calibration.accepts([value])[0]),
-    )
+    p_value, accepted = calibration.p_values([value])[0], calibration.accepts([value])[0]
+    return Row(file, value, float(p_value), bool(accepted))
 
 
 def _place(image: Image.Image, file: Path, left: int, top: int) -> None:
-    """The picture as it is (not as the network sees it), in a square; small ones enlarged without blur."""
+    """Paste the picture as it is, not as the network sees it; enlarge a small one without blur."""
     try:
         with Image.open(file) as opened:
             opened.draft("RGB", (2 * CELL, 2 * CELL))
             picture = opened.convert("RGB")
-    except Exception:  # it was whole when it was scored: removed since, or on a disk that fails
+    except Exception:  # it was whole when it was scored: removed since, or its disk fails
         return
     small = max(picture.size) < CELL
-    picture = ImageOps.contain(
-        picture, (CELL, CELL), Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
-    )
+    filter_ = Image.Resampling.NEAREST if small else Image.Resampling.BILINEAR
+    picture = ImageOps.contain(picture, (CELL, CELL), filter_)
     image.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
 
 
@@ -247,27 +265,19 @@ def _colour(row: Row) -> str:
 
 
 def _fitted(text: str, font) -> str:
-    """The text, or its ends around a dot-dot-dot, no wider than a picture."""
-    keep = len(text)
-    while (
-        font.getlength(
-            shown := text
-            if keep == len(text)
-            else f"{text[: keep // 2]}…{text[len(text) - keep + keep // 2 :]}"
-        )
-        > CELL
-        and keep > 2
-    ):
+    """The text, or its two ends around a dot-dot-dot, no wider than a picture."""
+    keep, shown = len(text), text
+    while font.getlength(shown) > CELL and keep > 2:
         keep -= 1
+        shown = f"{text[: keep // 2]}…{text[len(text) - keep + keep // 2 :]}"
     return shown
 
 
 def _font(size: int, name: str = "DejaVuSans"):
     import matplotlib
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), size
-    )
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / f"{name}.ttf"), size)
 
 
 def _unreadable(error: OSError):
