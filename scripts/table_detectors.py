@@ -67,8 +67,8 @@ parser.flag("-text", nargs="+", metavar="PARAGRAPH", help="paragraphs before the
 EXPLAINED = (
     "In brackets the 95 % interval of the average over the OOD sets: DeLong for AUROC, bootstrap "
     "for FPR95. Only the images count as random; the networks are fixed. p: paired DeLong test on "
-    "the same images against the best average AUROC, not corrected for the number of detectors. Cost: "
-    "seconds to fit, and milliseconds per image beyond the pass that all share, on network 1. "
+    "the same images against the best average AUROC, not corrected for the number of detectors. "
+    "Cost: seconds to fit, and milliseconds per image beyond the pass that all share, on network 1. "
     "Statistics of the training set that several detectors need are charged to the first of them. "
     "Detectors marked * compute inside the pass, and that time is in their numbers; "
     f"{report.MISSING} where the cache already held it, so that nothing was measured."

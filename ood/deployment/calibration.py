@@ -35,7 +35,7 @@ import torch
 from scipy.special import betainc, betaincinv, betaln, gammaln, logsumexp
 
 from ood.config import InputError
-from ood.metrics import _as_array
+from ood.metrics import as_scores
 
 
 class Check(NamedTuple):
@@ -206,7 +206,7 @@ def _rank(n: int, accept: float, confidence: float | None) -> int | None:
 def _checked(scores, name: str, empty: bool = False) -> np.ndarray:
     if empty and np.size(scores) == 0:
         return np.zeros(0)
-    values = _as_array(scores, name).astype(np.float64)
+    values = as_scores(scores, name).astype(np.float64)
     if np.isnan(values).any():
         raise InputError(
             f"{name}: {int(np.isnan(values).sum())} of {len(values)} are NaN; "
