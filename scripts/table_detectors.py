@@ -68,7 +68,7 @@ EXPLAINED = (
     "In brackets the 95 % interval of the average over the OOD sets: DeLong for AUROC, bootstrap "
     "for FPR95. Only the images count as random; the networks are fixed. p: paired DeLong test on "
     "the same images against the best average AUROC, not corrected for the number of detectors. "
-    "Cost: seconds to fit, and milliseconds per image beyond the pass that all share, on network 1. "
+    "Cost: seconds to fit, and milliseconds per image beyond the shared pass, on network 1. "
     "Statistics of the training set that several detectors need are charged to the first of them. "
     "Detectors marked * compute inside the pass, and that time is in their numbers; "
     f"{report.MISSING} where the cache already held it, so that nothing was measured."
@@ -94,7 +94,7 @@ def main() -> None:
         own = dataclasses.replace(experiment, checkpoint=str(file))
         bench = workbench.prepare_classifier(context, dataclasses.replace(config, experiment=own))
         made = {name: workbench.make_detector(experiment, name) for name in names}
-        if not flags.detectors:  # every registered one: those that can work with this network
+        if not flags.detectors:  # every registered one that can work with this network
             made, left_out = bench.possible(made)
         test, ood = bench.images("test"), bench.ood()
         train = bench.training_images(made)

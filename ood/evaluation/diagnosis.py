@@ -83,7 +83,7 @@ class Diagnosis:
 
 
 def diagnose(outputs: Outputs) -> Diagnosis:
-    """Look at ID outputs, if possible at those that detectors are fitted to.
+    """Look at ID outputs, if possible the ones that detectors are fitted to.
 
     At most SAMPLE rows are used, evenly spread, in float64.
     """

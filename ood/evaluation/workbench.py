@@ -117,8 +117,8 @@ class Workbench:
         suite: the benchmark.
         num_classes: classes of the network.
         passes: the network (None for a method without classifier), its normalisation and settings.
-        weights: file or run folder of the weights. None: those that the architecture brings along,
-            or of the method's newest run.
+        weights: file or run folder of the weights. None: the architecture brings its own weights
+            along, or the method's newest run was taken.
         objective: what the weight file records of the loss; {} when it records nothing.
         trained: the trained method, if the config names one.
     """
@@ -205,7 +205,7 @@ class Workbench:
         return self.images("train") if any(d.requires_fit for d in made.values()) else None
 
     def ood(self) -> list[TestSet]:
-        """The OOD sets of the benchmark, or those that the experiment names."""
+        """The OOD sets of the benchmark; only some of them where the experiment names them."""
         count = len(self.images("test"))
         sets = []
         for entry in self.suite.select(self.experiment.datasets).entries:
@@ -329,7 +329,7 @@ def load_network(
 
     Args:
         shape: {"in_channels", "image_size"}.
-        weights: the file; None: those that the architecture brings along.
+        weights: the file; None: the architecture brings its own weights along.
 
     Returns: the network, and what its file records beside the weights ("preprocess": normalisation,
         "objective": loss); {} without a file.

@@ -10,6 +10,7 @@ from pathlib import Path
 from ood.data.fetch.inventory import MADE
 from ood.data.registry.entry import Archive, DatasetInfo
 from ood.data.registry.table import FAMILIES
+from ood.files import markdown_table
 
 README = Path(__file__).resolve().parents[3] / "datasets" / "README.md"
 BEGIN = "<!-- table: written by `python3 scripts/download_data.py -table` -->"
@@ -22,22 +23,22 @@ TITLES = (  # one for each of FAMILIES
     "Covariate shift",
     "Anomalies",
 )
-COLUMNS = (
+COLUMNS = [
     "name",
     "use",
     "layout under this folder",
     "images",
     "licence",
     "archives: size, checksum",
-)
+]
 
 
 def markdown() -> str:
     """Return one section with one table for each family of data sets, between BEGIN and END."""
     lines = [BEGIN, ""]
     for title, family in zip(TITLES, FAMILIES, strict=True):
-        lines += [f"## {title}", "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-        lines += [_line(row) for row in family.ROWS] + [""]
+        table = markdown_table(COLUMNS, [_cells(row) for row in family.ROWS], align=False)
+        lines += [f"## {title}", "", table, ""]
     return "\n".join([*lines, END])
 
 
@@ -48,12 +49,11 @@ def update(path: Path = README) -> None:
     path.write_text(before + markdown() + after, encoding="utf-8")
 
 
-def _line(row: DatasetInfo) -> str:
+def _cells(row: DatasetInfo) -> list[str]:
     names = ", ".join(f"`{name}`" for name in (row.name, *row.aliases))
     images = " / ".join(f"{split} {count:,}" for split, count in row.count.items())
     licence = f"[{row.licence}]({row.source})" if row.source else row.licence
-    cells = (names, row.role.upper(), row.layout, images, licence, _archives(row))
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return [names, row.role.upper(), row.layout, images, licence, _archives(row)]
 
 
 def _archives(row: DatasetInfo) -> str:
