@@ -23,7 +23,7 @@ from ood import cli
 from ood.config import InputError, nearest
 from ood.data import benchmark_names, load_benchmark, names
 from ood.data.fetch import catalogue, obtain
-from ood.data.fetch.download import Patience
+from ood.data.fetch.connection import Patience
 from ood.data.registry.table import info, is_folder_path
 
 ALL = "all_benchmarks"
@@ -50,13 +50,22 @@ def read_flags():
         "-keep", action="store_true", help="keep the archives in DATA_DIR/.download", default=False
     )
     parser.flag(
-        "-tries", type=int, help="attempts per mirror without progress", default=Patience.tries
+        "-tries",
+        type=int,
+        help="attempts per mirror, in a row, that get no further",
+        default=Patience.tries,
     )
     parser.flag(
         "-timeout",
         type=float,
         help="seconds without a byte before an attempt counts as failed",
         default=Patience.timeout,
+    )
+    parser.flag(
+        "-hours",
+        type=float,
+        help="hours after which the transfer of one file stops; the next run goes on from there",
+        default=Patience.deadline / 3600,
     )
     parser.flag("-list", action="store_true", help="list the names", default=False)
     parser.flag(
@@ -66,7 +75,7 @@ def read_flags():
         default=False,
     )
     flags = parser.parse_args()
-    for name in ("tries", "timeout"):
+    for name in ("tries", "timeout", "hours"):
         if not getattr(flags, name) > 0:
             raise InputError(f"-{name} is {getattr(flags, name)}; it must be above 0")
     return flags
@@ -93,7 +102,11 @@ def main() -> int:
             print("\n".join(obtain.describe(row, data_dir)))
         return 0
     patience = Patience(
-        tries=flags.tries, timeout=flags.timeout, window=max(Patience.window, flags.timeout)
+        tries=flags.tries,
+        timeout=flags.timeout,
+        answer=max(Patience.answer, flags.timeout),
+        window=max(Patience.window, flags.timeout),
+        deadline=3600 * flags.hours,
     )
     outcomes = []
     for row in rows:

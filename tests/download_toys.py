@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import http.server
 import io
+import itertools
+import socket
 import tarfile
 import threading
 import time
@@ -108,6 +110,67 @@ class Server:
     def close(self):
         self.running.shutdown()
         self.running.server_close()
+
+
+class RawServer:
+    """Answer every request by a function of the bare socket, so that HTTP can be broken at will.
+
+    Args:
+        answer: answer(send, request) where send(bytes) returns False once the client has gone, and
+            request is the text of the request.
+
+    Attributes:
+        seen: the requests so far, as text.
+    """
+
+    def __init__(self, answer):
+        self.seen, self.answer = [], answer
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}/file"
+        self.stopped = threading.Event()
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listening.accept()
+                threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        def send(data: bytes) -> bool:
+            try:
+                connection.sendall(data)
+            except OSError:
+                return False
+            return not self.stopped.is_set()
+
+        with connection, contextlib.suppress(OSError):
+            request = b""
+            while b"\r\n\r\n" not in request:
+                received = connection.recv(4096)
+                if not received:
+                    return
+                request += received
+            self.seen.append(request.decode("latin-1"))
+            self.answer(send, self.seen[-1])
+
+    def close(self):
+        self.stopped.set()
+        self.listening.close()
+
+
+def drip(send, data: bytes, seconds: float = 0.02):
+    """Send byte by byte, then the last byte for ever."""
+    for byte in itertools.chain(data, itertools.repeat(data[-1])):
+        if not send(bytes([byte])):
+            return
+        time.sleep(seconds)
+
+
+def flood(send, data: bytes):
+    """Send the same bytes for ever."""
+    while send(data):
+        pass
 
 
 def make_tar(path, members, mode="w:gz"):

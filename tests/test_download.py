@@ -24,7 +24,8 @@ from PIL import Image
 from ood.data import info, load
 from ood.data.fetch import obtain
 from ood.data.fetch import unpack as unpacking
-from ood.data.fetch.download import DownloadError, Patience, fetch
+from ood.data.fetch.connection import Patience
+from ood.data.fetch.download import DownloadError, fetch
 from ood.data.registry import table
 from ood.data.registry.entry import Archive, DatasetInfo
 
@@ -185,18 +186,17 @@ def test_complete_part_needs_no_request(server, tmp_path):
 
 
 def test_slow_and_silent_servers(server, tmp_path):
-    impatient = dataclasses.replace(HASTY, timeout=0.5, window=0.4)
+    impatient = dataclasses.replace(HASTY, timeout=0.2, window=0.1)
     server.faults["/a"] = ["silent"]  # for 8 seconds
-    begun = time.monotonic()
-    get(server, tmp_path / "file", patience=dataclasses.replace(HASTY, timeout=0.5))
-    assert time.monotonic() - begun < 7 and server.seen[1] == ("/a", "bytes=1000-")
+    get(server, tmp_path / "file", patience=impatient)
+    assert server.seen[1] == ("/a", "bytes=1000-")
     server.faults["/a"] = ["slow"] * 3  # 2 kB/s where 20 are asked for
     lines = []
     get(server, tmp_path / "other", "/a", "/b", log=lines.append, patience=impatient)
     assert any("less than 20,000 bytes/s" in line for line in lines) and server.seen[-1][0] == "/b"
-    server.faults["/a"] = ["crawl"]  # 400 kB/s is slow, but it moves
-    get(server, tmp_path / "third")
-    assert (tmp_path / "third").read_bytes() == BODY
+    server.files["/c"], server.faults["/c"] = BODY[:90_000], ["crawl"]  # slow, but it moves
+    get(server, tmp_path / "third", "/c", md5=None, size=90_000)
+    assert (tmp_path / "third").read_bytes() == BODY[:90_000]
 
 
 def test_wrong_size_is_seen_before_the_transfer(server, tmp_path):
@@ -225,13 +225,13 @@ def test_redirects(server, tmp_path):
 def test_no_downgrade_to_http_without_a_checksum():
     import urllib.request
 
-    from ood.data.fetch.download import _Redirects, _Refused
+    from ood.data.fetch.connection import Redirects, Refused
 
     request = urllib.request.Request("https://example.org/a")
-    with pytest.raises(_Refused, match="from https to http"):
-        _Redirects(known=False).redirect_request(request, None, 302, "", {}, "http://example.org/b")
+    with pytest.raises(Refused, match="from https to http"):
+        Redirects(known=False).redirect_request(request, None, 302, "", {}, "http://example.org/b")
     assert (
-        _Redirects(known=True)
+        Redirects(known=True)
         .redirect_request(request, None, 302, "", {}, "http://example.org/b")
         .full_url
         == "http://example.org/b"
@@ -626,13 +626,10 @@ def test_svhn_subset(server, tmp_path, monkeypatch):
 # --- the script
 
 
-def test_script(run_script):
-    bad = run_script("scripts/download_data.py", "iSNU")
-    assert (
-        bad.returncode == 2
-        and "no data set or benchmark 'iSNU' (did you mean 'iSUN'?)" in bad.stderr
-        and bad.stderr.count("\n") == 1
-    )
+def test_script(call_script):
+    bad = call_script("scripts/download_data.py", "iSNU")
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+    assert "no data set or benchmark 'iSNU' (did you mean 'iSUN'?)" in bad.stderr
 
 
 def test_dry_run(call_script, tmp_path):

@@ -2,7 +2,8 @@
 
 A transfer is written to `<file>.part`, with a note beside it that says where it came from. Only a
 verified file gets its final name (os.replace). After a break, the next call goes on where the last
-one stopped. Uses the standard library only.
+one stopped. `Patience` bounds the whole: attempts, bytes and seconds. Uses the standard library
+only.
 """
 
 from __future__ import annotations
@@ -13,59 +14,100 @@ import json
 import os
 import random
 import shutil
-import socket
 import ssl
 import sys
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOCK = 2**18
+from ood.data.fetch.connection import Broken, Guard, Patience, Refused, opener, shown
+
+BLOCK = 2**18  # bytes read at once; an attempt that gets this much further counts as progress
 AGENT = "Mozilla/5.0 (compatible; ood-download/1.0)"  # some hosts refuse Python's own name
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # worth another try at the same host
-REDIRECTS = 10
 SPARE_BYTES = 2**26  # left free on the disk
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to try.
-
-    Attributes:
-        tries: attempts per mirror that bring next to nothing, in a row; one that brings more
-            starts the count again.
-        timeout: seconds without any byte.
-        pause: seconds before the second attempt, doubled each time, up to `longest`.
-        rate, window: a transfer below `rate` bytes/s over `window` seconds counts as broken.
-    """
-
-    tries: int = 5
-    timeout: float = 30.0
-    pause: float = 1.0
-    longest: float = 60.0
-    rate: float = 1024.0
-    window: float = 30.0
+LOOK_AT_DISK = 2**26  # bytes written between two looks at how much is free
 
 
 class DownloadError(RuntimeError):
     """No mirror gave the file; the message says what each of them answered."""
 
 
-class _Refused(Exception):
-    """This mirror will not give the file; try the next one."""
+class _Spent(Exception):
+    """The attempts or the seconds of the whole file are used up."""
 
 
-class _Broken(Exception):
-    """This attempt failed; another one at the same mirror may succeed."""
+@dataclass
+class _Wanted:
+    """The file that is wanted: where it grows, and what it must be. None means unknown.
 
-    def __init__(self, reason: str, wait: float | None = None):
-        super().__init__(reason)
-        self.wait = wait
+    Attributes:
+        accept: returns what is wrong with the finished file, or None.
+    """
+
+    part: Path
+    size: int | None
+    md5: str | None
+    sha256: str | None
+    accept: Callable[[Path], str | None]
+
+    @property
+    def known(self) -> bool:
+        return bool(self.md5 or self.sha256)
+
+    @property
+    def length(self) -> int:
+        """Bytes that are there."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    @property
+    def note(self) -> Path:
+        """The file beside the part: {"url", "tag", "total"} of the answer that began it."""
+        return self.part.with_name(self.part.name + ".json")
+
+    def read_note(self) -> dict:
+        try:
+            note = json.loads(self.note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def fault(self) -> tuple[str | None, str]:
+        """Return (what is wrong with the part, or None; its sha256)."""
+        wrong, digest = fault(self.part, self.size, self.md5, self.sha256)
+        return wrong or self.accept(self.part), digest
+
+
+class _Budget:
+    """What is left of the attempts and of the time for one file."""
+
+    def __init__(self, patience: Patience):
+        self.patience, self.attempts = patience, 0
+        self.end = time.monotonic() + patience.deadline
+
+    def attempt(self) -> Guard:
+        """Begin an attempt. Raises _Spent if there is none left."""
+        if self.attempts >= self.patience.attempts:
+            raise _Spent(f"given up after {self.attempts} attempts")
+        if time.monotonic() >= self.end:
+            raise _Spent(f"given up after {self.patience.deadline:,g} s")
+        self.attempts += 1
+        return Guard(self.patience, self.end)
+
+    def pause(self, failed: int, asked: float | None) -> float:
+        """Return the seconds to wait after `failed` failures; `asked`: by the server."""
+        wait = asked
+        if wait is None:
+            wait = self.patience.pause * 2 ** min(failed - 1, 30) * (0.5 + random.random())
+        return max(0.0, min(wait, self.patience.longest, self.end - time.monotonic()))
 
 
 def fetch(
@@ -77,13 +119,15 @@ def fetch(
     sha256: str | None = None,
     patience: Patience = Patience(),
     log: Callable[[str], None] = lambda line: None,
-    accept: Callable[[Path], str | None] | None = None,
+    accept: Callable[[Path], str | None] = lambda part: None,
 ) -> str:
     """Download to `path` from the first mirror that gives the right file. Returns its sha256.
 
     Args:
         urls: http(s) addresses of the same file, best first.
         size, md5, sha256: what the file must have; None: unknown.
+        patience: bounds of the whole transfer.
+        log: gets one line for each failure.
         accept: looks at the finished file, still under its .part name, and returns what is wrong
             with it, or None.
 
@@ -92,16 +136,20 @@ def fetch(
             arrived stays for the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part, failures = path.with_name(path.name + ".part"), []
+    wanted = _Wanted(path.with_name(path.name + ".part"), size, md5, sha256, accept)
+    budget, failures = _Budget(patience), []
     for url in urls:
         try:
-            digest = _from_mirror(url, part, size, md5, sha256, patience, log, accept)
-        except _Refused as reason:
+            digest = _from_mirror(url, wanted, budget, log)
+        except Refused as reason:
             failures.append(f"{url}: {reason}")
             log(f"{path.name}: {url}: {reason}")
             continue
-        os.replace(part, path)
-        _note(part).unlink(missing_ok=True)
+        except _Spent as reason:
+            failures.append(f"{url}: {reason}; the next call goes on from here")
+            break
+        os.replace(wanted.part, path)
+        wanted.note.unlink(missing_ok=True)
         return digest
     raise DownloadError(
         f"could not download '{path.name}' ({'; '.join(failures) or 'no mirror is known'})"
@@ -132,120 +180,196 @@ def fault(
     return None, got_sha256
 
 
-def _from_mirror(url, part, size, md5, sha256, patience, log, accept) -> str:
-    """Get the whole file from one mirror, in as many attempts as it takes.
+def _from_mirror(url: str, wanted: _Wanted, budget: _Budget, log) -> str:
+    """Get the whole file from one mirror, in several attempts if need be. Returns its sha256.
 
-    A complete file that is wrong is fetched once more from its beginning, if it was put together
-    from parts.
+    An attempt makes progress if it gets further than all before it; beginning again from the
+    first byte does not count. A complete file that was put together from parts and is wrong is
+    fetched from its beginning, once.
+
+    Raises:
+        Refused: this mirror does not give the file.
+        _Spent: no attempt is left at any mirror.
     """
-    failed, known = 0, bool(md5 or sha256)
+    failed, again = 0, False
+    furthest = _kept(wanted, url)
     while True:
-        begun = _kept(part, url, known, size)
+        begun = _kept(wanted, url)
         try:
-            _attempt(url, part, begun, size, known, patience)
-        except _Broken as error:
-            failed = 1 if _length(part) - begun >= BLOCK else failed + 1
-            if failed >= patience.tries:
-                raise _Refused(f"{error}, {failed} times") from None
-            wait = (
-                error.wait
-                if error.wait is not None
-                else patience.pause * 2 ** (failed - 1) * (0.5 + random.random())
-            )
-            wait = min(patience.longest, wait)
-            log(f"{part.stem}: {error}; again in {wait:.0f} s from byte {_length(part):,}")
+            _attempt(url, wanted, begun, budget.attempt())
+        except Broken as error:
+            failed = 1 if wanted.length - furthest >= BLOCK else failed + 1
+            furthest = max(furthest, wanted.length)
+            if failed >= budget.patience.tries:
+                raise Refused(f"{error}, {failed} times") from None
+            wait = budget.pause(failed, error.wait)
+            log(f"{wanted.part.stem}: {error}; again in {wait:.0f} s from byte {wanted.length:,}")
             time.sleep(wait)
             continue
-        wrong, digest = fault(part, size, md5, sha256)
-        wrong = wrong or (accept(part) if accept else None)
+        wrong, digest = wanted.fault()
         if wrong is None:
             return digest
-        _discard(part)
-        if not begun:
-            raise _Refused(f"the file {wrong}")
-        log(f"{part.stem}: the file {wrong}; once more from the beginning")
+        wanted.discard()
+        if not begun or again:
+            raise Refused(f"the file {wrong}")
+        failed, furthest, again = 0, 0, True
+        log(f"{wanted.part.stem}: the file {wrong}; once more from the beginning")
 
 
-def _attempt(
-    url: str, part: Path, begun: int, size: int | None, known: bool, patience: Patience
-) -> None:
-    """Append what is missing to `part`. Raises _Broken or _Refused."""
-    if size is not None and begun == size:
+def _kept(wanted: _Wanted, url: str) -> int:
+    """Return how many bytes of the part to go on from; remove what must not be continued.
+
+    Without a checksum, only the mirror that began a file may finish it, and only if it named the
+    version of its file.
+    """
+    note, length = wanted.read_note(), wanted.length
+    same_file = wanted.known or (note.get("url") == url and note.get("tag"))
+    if not note or not same_file or (wanted.size is not None and length > wanted.size):
+        wanted.discard()
+        return 0
+    return length
+
+
+def _attempt(url: str, wanted: _Wanted, begun: int, guard: Guard) -> None:
+    """Append what is missing to the part. Raises Broken or Refused."""
+    if wanted.size is not None and begun == wanted.size:
         return
-    headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+    headers, before = {"User-Agent": AGENT, "Accept-Encoding": "identity"}, {}
     if begun:
         headers["Range"] = f"bytes={begun}-"
-        tag = json.loads(_note(part).read_text()).get("tag")
-        if tag and json.loads(_note(part).read_text()).get("url") == url:
-            headers["If-Range"] = tag
-    request = urllib.request.Request(url, headers=headers)
-    with _translated(part, begun), _opener(known).open(request, timeout=patience.timeout) as answer:
-        begun, total = _where(answer, begun, part)
-        kind = answer.headers.get_content_type()
-        if kind == "text/html" and not part.stem.endswith((".html", ".htm")):
-            raise _Refused(
-                "sent a web page instead of the file (it may be over its quota, or ask for a login)"
-            )
-        if size is not None and total is not None and total != size:
-            raise _Refused(f"offers {total:,} bytes instead of {size:,}")
-        _check_space(part, (size or total or 0) - begun)
-        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        _note(part).write_text(
-            json.dumps({"url": url, "tag": None if (tag or "").startswith("W/") else tag})
-        )
-        _copy(answer, part, begun, size or total, patience)
+        note = wanted.read_note()
+        if note.get("url") == url:
+            before = note
+        if before.get("tag"):
+            headers["If-Range"] = before["tag"]
+    with _translated(wanted, begun):
+        with _open(url, headers, guard, wanted.known) as answer:
+            begun, total = _where(answer, begun, wanted, before)
+            _check_offer(answer, wanted, total)
+            total = total if wanted.size is None else wanted.size
+            _check_space(wanted, (total or 0) - begun)
+            tag = _tag(answer)
+            note = {"url": url, "tag": tag or before.get("tag"), "total": total}
+            wanted.note.write_text(json.dumps(note), encoding="utf-8")
+            guard.begin_body(guard.patience.unannounced if total is None else total - begun)
+            _copy(answer, wanted, begun, total, guard)
 
 
-def _where(answer, begun: int, part: Path) -> tuple[int, int | None]:
+def _open(url: str, headers: dict, guard: Guard, known: bool):
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        return opener(guard, known).open(request, timeout=guard.seconds())
+    except ValueError as error:
+        raise Refused(f"leads to an address that cannot be read ({shown(error)})") from None
+
+
+def _where(answer, begun: int, wanted: _Wanted, before: dict) -> tuple[int, int | None]:
     """Return (number of the first byte that follows, size of the whole file or None).
 
-    A server that sends the whole file again may do so.
+    A server that sends the whole file again may do so. A part of another version of the file is
+    not joined to what is there.
     """
-    length = answer.headers.get("Content-Length")
-    length = int(length) if length and length.isdigit() else None
-    if answer.status == 206:
-        span = answer.headers.get("Content-Range", "")
-        first, _, total = span.removeprefix("bytes ").partition("/")
-        if first.split("-")[0] != str(begun):
-            _discard(part)
-            raise _Broken(f"sent the range '{span}' when asked for byte {begun}")
-        return begun, int(total) if total.isdigit() else None
-    return 0, length
+    if answer.status == 200:
+        return 0, _number(answer.headers.get("Content-Length"))
+    if answer.status != 206:
+        raise Refused(f"answered {answer.status}")
+    span = answer.headers.get("Content-Range", "")
+    first, _, total = span.removeprefix("bytes ").partition("/")
+    if first.split("-")[0] != str(begun):
+        wanted.discard()
+        raise Broken(f"sent the range '{shown(span)}' when asked for byte {begun}")
+    total, tag = _number(total), _tag(answer)
+    if begun and not wanted.known:
+        if tag != before.get("tag") or before.get("total") not in (None, total):
+            wanted.discard()
+            raise Broken("has another version of the file than the one that was begun")
+    return begun, total
 
 
-def _copy(answer, part: Path, begun: int, total: int | None, patience: Patience) -> None:
-    """Write the body into `part` from byte `begun`, never more than announced."""
+def _check_offer(answer, wanted: _Wanted, total: int | None) -> None:
+    """Raise Refused if the headers say that this is another file."""
+    kind = answer.headers.get_content_type()
+    if kind == "text/html" and not wanted.part.stem.endswith((".html", ".htm")):
+        raise Refused(
+            "sent a web page instead of the file (it may be over its quota, or ask for a login)"
+        )
+    if wanted.size is not None and total not in (None, wanted.size):
+        raise Refused(f"offers {total:,} bytes instead of {wanted.size:,}")
+
+
+def _tag(answer) -> str | None:
+    """Return what names the version of the file, or None. Weak tags do not name the bytes."""
+    tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+    return None if not tag or tag.startswith("W/") else tag
+
+
+def _number(text: str | None) -> int | None:
+    """Read a number of a header; None if it is none, or has more digits than any file has bytes."""
+    plain = text is not None and text.isascii() and text.isdigit() and len(text) < 19
+    return int(text) if plain else None
+
+
+def _copy(answer, wanted: _Wanted, begun: int, total: int | None, guard: Guard) -> None:
+    """Write the body into the part from byte `begun`, never more than announced."""
+    part, most = wanted.part, guard.patience.unannounced if total is None else total
+    looked = at = begun
+    full = False
     with (
         open(part, "r+b" if begun and part.exists() else "wb") as file,
         _bar(part.stem, begun, total) as moved,
     ):
         file.seek(begun)
         file.truncate()
-        at, since, base = begun, time.monotonic(), begun
-        while True:
-            block = answer.read1(BLOCK)
-            if not block:
+        while block := answer.read1(BLOCK):
+            if full:
                 break
             at += len(block)
-            if total is not None and at > total:
-                raise _Refused(f"sends more than the {total:,} bytes it should")
+            if at > most:
+                break
             file.write(block)
             moved(len(block))
-            now = time.monotonic()
-            if now - since > patience.window:
-                if (at - base) / (now - since) < patience.rate:
-                    file.flush()
-                    raise _Broken(f"sends less than {patience.rate:,.0f} bytes/s")
-                since, base = now, at
+            if at - looked >= LOOK_AT_DISK:
+                looked, full = at, _free(wanted) < SPARE_BYTES
+        else:
+            full = False  # the end of the body: nothing more has to fit
         file.flush()
         os.fsync(file.fileno())
+    if full:
+        _check_space(wanted, 0 if total is None else total - at)
+    if at > most:
+        if total is None:
+            wanted.discard()
+        raise Refused(f"sends more than the {most:,} bytes it should")
     if total is not None and at < total:
-        raise _Broken(f"the connection ended after {at:,} of {total:,} bytes")
+        raise Broken(f"the connection ended after {at:,} of {total:,} bytes")
+
+
+def _check_space(wanted: _Wanted, missing: int) -> None:
+    """Raise an error if the disk has no place for so many more bytes.
+
+    Raises:
+        DownloadError: the publisher says how large the file is, so no mirror can help.
+        Refused: the server says how large it is, or nobody does; then what arrived is removed.
+    """
+    free = _free(wanted)
+    if missing + SPARE_BYTES <= free:
+        return
+    if wanted.size is None and not wanted.read_note().get("total"):
+        wanted.discard()
+        raise Refused(f"sends a file of unknown size, and only {free:,} bytes are free")
+    raise (Refused if wanted.size is None else DownloadError)(
+        f"'{wanted.part.stem}' needs {missing:,} more bytes, "
+        f"but only {free:,} are free in '{wanted.part.parent}'"
+    )
+
+
+def _free(wanted: _Wanted) -> int:
+    return shutil.disk_usage(wanted.part.parent).free
 
 
 @contextmanager
-def _translated(part: Path, begun: int):
-    """Turn network errors into _Refused (trying again is no use) or _Broken."""
+def _translated(wanted: _Wanted, begun: int):
+    """Turn network errors into Refused (trying again is no use) or Broken."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -253,95 +377,18 @@ def _translated(part: Path, begun: int):
             if error.code == 416 and begun:  # our part is as long as the file, or longer than it
                 if error.headers.get("Content-Range", "").rpartition("/")[2] == str(begun):
                     return
-                _discard(part)
-                raise _Broken("has no such range (416)", wait=0) from None
+                wanted.discard()
+                raise Broken("has no such range (416)", wait=0) from None
+            answered = f"answered {error.code} {shown(error.reason)}".strip()
             if error.code not in TEMPORARY:
-                raise _Refused(
-                    f"answered {error.code} {str(error.reason).splitlines()[0]}"
-                ) from None
-            after = error.headers.get("Retry-After", "")
-            raise _Broken(
-                f"answered {error.code} {error.reason}", float(after) if after.isdigit() else None
-            ) from None
+                raise Refused(answered) from None
+            raise Broken(answered, _number(error.headers.get("Retry-After"))) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise _Refused(f"has no valid certificate ({error.reason.verify_message})") from None
-        raise _Broken(f"cannot be reached ({error.reason})") from None
-    except (TimeoutError, socket.timeout):
-        raise _Broken("sent nothing in time") from None
+            raise Refused(f"has no valid certificate ({error.reason.verify_message})") from None
+        raise Broken(f"cannot be reached ({error.reason})") from None
     except (http.client.HTTPException, ConnectionError) as error:
-        raise _Broken(f"broke the connection ({type(error).__name__})") from None
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to http(s) only, and from https to http only if a checksum is known."""
-
-    max_redirections = REDIRECTS
-
-    def __init__(self, known: bool):
-        self.known = known
-
-    def redirect_request(self, request, file, code, message, headers, target):
-        before, after = (
-            urllib.parse.urlsplit(request.full_url).scheme,
-            urllib.parse.urlsplit(target).scheme,
-        )
-        if after not in ("http", "https"):
-            raise _Refused(f"redirects to '{target}', which is no web address")
-        if before == "https" and after == "http" and not self.known:
-            raise _Refused("redirects from https to http, and no checksum of the file is known")
-        return super().redirect_request(request, file, code, message, headers, target)
-
-
-def _opener(known: bool) -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects(known))
-
-
-def _kept(part: Path, url: str, known: bool, size: int | None) -> int:
-    """Return how many bytes of `part` to go on from; remove what must not be continued.
-
-    Without a checksum, only the mirror that began a file may finish it, and only if it named the
-    version of its file.
-    """
-    if not part.exists() or not _note(part).exists():
-        _discard(part)
-        return 0
-    try:
-        note = json.loads(_note(part).read_text())
-    except ValueError:
-        note = {}
-    length = _length(part)
-    if (
-        size is not None
-        and length > size
-        or not known
-        and (note.get("url") != url or not note.get("tag"))
-    ):
-        _discard(part)
-        return 0
-    return length
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _note(part).unlink(missing_ok=True)
-
-
-def _note(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _length(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
-
-
-def _check_space(part: Path, missing: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if missing + SPARE_BYTES > free:
-        raise DownloadError(
-            f"'{part.stem}' needs {missing:,} more bytes, "
-            f"but only {free:,} are free in '{part.parent}'"
-        )
+        raise Broken(f"broke the connection ({type(error).__name__})") from None
 
 
 @contextmanager

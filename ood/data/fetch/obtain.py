@@ -24,7 +24,8 @@ from pathlib import Path
 from ood.cli import progress
 from ood.config import InputError
 from ood.data.fetch import inventory, prepare
-from ood.data.fetch.download import DownloadError, Patience, fault, fetch
+from ood.data.fetch.connection import Patience
+from ood.data.fetch.download import DownloadError, fault, fetch
 from ood.data.fetch.unpack import UnpackError, is_archive, unpack
 from ood.data.folders import EXTENSIONS
 from ood.data.registry.entry import Archive, DatasetInfo
