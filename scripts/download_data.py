@@ -27,6 +27,7 @@ from ood.data.fetch.connection import Patience
 from ood.data.registry.table import info, is_folder_path
 
 ALL = "all_benchmarks"
+MOST = {"tries": 1000, "timeout": 3600, "hours": 24 * 90}  # largest values of these flags
 
 
 def read_flags():
@@ -75,9 +76,10 @@ def read_flags():
         default=False,
     )
     flags = parser.parse_args()
-    for name in ("tries", "timeout", "hours"):
-        if not getattr(flags, name) > 0:
-            raise InputError(f"-{name} is {getattr(flags, name)}; it must be above 0")
+    for name, most in MOST.items():
+        value = getattr(flags, name)
+        if not 0 < value <= most:
+            raise InputError(f"-{name} is {value:g}; it must be above 0 and at most {most:,}")
     return flags
 
 
