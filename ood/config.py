@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
+import math
+import numbers
 import types
 import typing
 from dataclasses import dataclass, field
@@ -67,7 +70,8 @@ def build(cls, values: dict, where: str = "config"):
             'N/A' as None where a field may be None.
         where: how messages begin, for example the file's name.
 
-    Raises: InputError for an unknown or missing key and for a value of the wrong type.
+    Raises: InputError for an unknown or missing key, for a value of the wrong type, and for a
+        number outside its `Range` or not finite.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
@@ -76,9 +80,8 @@ def build(cls, values: dict, where: str = "config"):
                 f"{where}: unknown key '{key}'{nearest(key, fields)}; "
                 f"known keys: {', '.join(fields)}"
             )
-    hints = typing.get_type_hints(cls)
     checked = {
-        key: _convert(value, hints[key], f"{where}: '{key}'") for key, value in values.items()
+        key: check_setting(cls, key, value, f"{where}: '{key}'") for key, value in values.items()
     }
     unset = dataclasses.MISSING
     required = [n for n, f in fields.items() if f.default is unset and f.default_factory is unset]
@@ -99,6 +102,77 @@ def merge(*layers: dict) -> dict:
 def to_dict(settings) -> dict:
     """Return a dataclass as plain JSON values (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may take; they are always finite.
+
+    Attributes:
+        low, high: the smallest and the largest number that is allowed.
+        above, below: bounds that are not allowed themselves.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value) -> bool:
+        return (
+            -math.inf < value < math.inf  # false for NaN
+            and (self.low is None or self.low <= value)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or self.above < value)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {
+            "at least": self.low,
+            "above": self.above,
+            "at most": self.high,
+            "below": self.below,
+        }
+        words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+        return " and ".join(words) or "finite"
+
+
+def ranged(default, low=None, high=None, *, above=None, below=None):
+    """Declare a dataclass field whose numbers must lie in a `Range`.
+
+    It holds for every number of a tuple, and None passes where the type allows it:
+
+        percentile: float = ranged(90.0, 0, 100)
+        temperature: float = ranged(1.0, above=0)
+    """
+    return field(default=default, metadata={"range": Range(low, high, above, below)})
+
+
+def check_setting(cls, name: str, value, where: str):
+    """Return `value` in the type of the field `name` of the dataclass `cls`.
+
+    Raises: InputError for a wrong type, for a number outside the field's `Range`, and for one that
+        is not finite.
+    """
+    hint, allowed = _declared(cls)[name]
+    value = _convert(value, hint, where)
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            if number not in allowed:
+                large = isinstance(number, int) and number.bit_length() > 100
+                shown = "a number of more than 30 digits" if large else repr(number)
+                raise InputError(f"{where} is {shown}; it must be {allowed}")
+    return value
+
+
+@functools.cache
+def _declared(cls) -> dict[str, tuple[object, Range]]:
+    """{field: (type, range)} of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {
+        f.name: (hints[f.name], f.metadata.get("range", Range())) for f in dataclasses.fields(cls)
+    }
 
 
 def _convert(value, hint, where: str):
@@ -125,11 +199,20 @@ def _convert(value, hint, where: str):
     kind = origin or hint
     if kind is typing.Any:
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if kind in (int, float) and not isinstance(value, bool):
+        number = numbers.Integral if kind is int else numbers.Real  # NumPy's numbers too
+        if isinstance(value, number):
+            return _number(kind, value, where)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise InputError(f"{where} must be of type {kind.__name__}, got {value!r}")
     return value
+
+
+def _number(kind: type, value, where: str):
+    try:
+        return kind(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise InputError(f"{where} is beyond the numbers that a float can hold") from None
 
 
 @dataclass(frozen=True)

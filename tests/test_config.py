@@ -5,10 +5,11 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from ood.config import InputError, build, merge, nearest, read_json
+from ood.config import InputError, build, merge, nearest, ranged, read_json
 from ood.evaluation.workbench import make_detectors, read_config
 
 
@@ -66,6 +67,43 @@ def test_bad_files(tmp_path, content, words):
         file.write_text(content)
     with pytest.raises(InputError, match=words):
         read_json(file)
+
+
+@dataclass(frozen=True)
+class Bounded:
+    share: float = ranged(0.5, above=0, high=1)
+    count: int = ranged(3, 1, 10)
+    weights: tuple[float, ...] | None = ranged(None, 0)
+    free: float = 1.0
+    on: bool = False
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"share": 0}, "'share' is 0.0; it must be above 0 and at most 1"),
+        ({"share": 1.01}, "at most 1"),
+        ({"share": float("nan")}, "'share' is nan"),
+        ({"share": -float("inf")}, "'share' is -inf"),
+        ({"share": 10**5000}, "beyond the numbers that a float can hold"),
+        ({"count": 0}, "'count' is 0; it must be at least 1 and at most 10"),
+        ({"count": 10**5000}, "a number of more than 30 digits"),
+        ({"count": 2.5}, "must be of type int"),
+        ({"count": np.float64(2)}, "must be of type int"),
+        ({"weights": [1, -1]}, "'weights' is -1.0; it must be at least 0"),
+        ({"free": float("inf")}, "'free' is inf; it must be finite"),
+        ({"on": 1}, "must be of type bool"),
+    ],
+)
+def test_numbers_stay_in_their_range(values, words):
+    with pytest.raises(InputError) as refused:
+        build(Bounded, values)
+    assert words in str(refused.value)
+
+
+def test_bounds_that_belong_to_a_range_are_taken():
+    made = build(Bounded, {"share": 1, "count": np.int64(10), "weights": [0], "on": True})
+    assert made == Bounded(1.0, 10, (0.0,), 1.0, True) and type(made.count) is int
 
 
 def test_nearest():
