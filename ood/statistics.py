@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ood.config import InputError
-from ood.outputs import Outputs
+from ood.outputs import Head, Outputs
 
 SINGULAR = 1e-12  # eigenvalues below this share of the largest one count as zero
+SIGNED = 0.01  # share of negative values above which features do not count as rectified
+HALF = (torch.float16, torch.bfloat16)
 GROUP = 1 << 24  # values of one feature group that `feature_quantiles` holds
 
 
@@ -33,7 +36,8 @@ def known(train: Outputs) -> Iterator[Outputs]:
     for chunk in train.chunks():
         if (chunk.labels < 0).any():
             chunk = chunk[(chunk.labels >= 0).nonzero().flatten()]
-        if not torch.isfinite(chunk.features.sum()) or not torch.isfinite(chunk.logits.sum()):
+        chunk = single(chunk)
+        if not all_finite(chunk.features) or not all_finite(chunk.logits):
             raise InputError(
                 "the training features or logits hold NaN or infinite values: "
                 "no detector can be fitted to them"
@@ -45,6 +49,34 @@ def known(train: Outputs) -> Iterator[Outputs]:
         raise InputError(
             f"no ID image to fit a detector to: {len(train)} rows, none with a label >= 0"
         )
+
+
+def all_finite(values: Tensor) -> bool:
+    """Tell whether no value is NaN or infinite.
+
+    One sum answers it nearly always. A sum that overflows, as it does in half precision, says
+    nothing, so then every value is looked at.
+    """
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
+def single(batch: Outputs) -> Outputs:
+    """Return outputs of half precision (float16, bfloat16) in float32, and any others as they are.
+
+    Use it on chunks: it copies the arrays.
+    """
+    if batch.features.dtype not in HALF and batch.logits.dtype not in HALF:
+        return batch
+    head = batch.head
+    if isinstance(head, Head):
+        head = Head(head.weight.float(), head.bias.float())
+    return replace(
+        batch,
+        features=batch.features.float(),
+        logits=batch.logits.float(),
+        taps=tuple(tap.float() for tap in batch.taps),
+        head=head,
+    )
 
 
 def vectors(outputs: Outputs, view: str = "features") -> Tensor:
@@ -71,6 +103,16 @@ def remembered(function):
 def count(train: Outputs) -> int:
     """Count the ID rows."""
     return sum(len(chunk) for chunk in known(train))
+
+
+@remembered
+def signed(train: Outputs) -> bool:
+    """Tell whether the features take both signs: more than SIGNED of the values are negative.
+
+    ReLU networks pool rectified features, which are never negative.
+    """
+    negative = sum((chunk.features < 0).sum().item() for chunk in known(train))
+    return negative > SIGNED * count(train) * train.features.shape[1]
 
 
 @remembered
@@ -170,6 +212,11 @@ def eigen(train: Outputs, view: str = "features", around: str = "mean") -> tuple
         matrix = matrix + torch.outer(offset, offset)
     values, columns = torch.linalg.eigh(matrix)
     return values.flip(0).clamp(min=0), columns.flip(1)
+
+
+def rank(values: Tensor) -> int:
+    """Count the eigenvalues that are not zero: above SINGULAR of the largest."""
+    return int((values > SINGULAR * values.amax().clamp(min=1e-300)).sum())
 
 
 @remembered

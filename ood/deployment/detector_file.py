@@ -160,7 +160,7 @@ def load(
     """
     meta, arrays = _read(Path(path))
     try:
-        detector = detectors.create(meta["detector"], **meta["hyperparameters"])
+        detector = detectors.restore(meta["detector"], meta["hyperparameters"])
         state = {key: _meant(value) for key, value in meta["values"].items()}
         state |= {
             key.removeprefix("state/"): torch.from_numpy(value)

@@ -15,6 +15,6 @@ from ood.detectors import (  # noqa: F401
     shaping,
     subspaces,
 )
-from ood.detectors.base import Detector, ImageDetector, create, names, parse
+from ood.detectors.base import Detector, ImageDetector, create, names, parse, restore
 
-__all__ = ["Detector", "ImageDetector", "create", "names", "parse"]
+__all__ = ["Detector", "ImageDetector", "create", "names", "parse", "restore"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -13,12 +14,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ood.config import InputError, build, nearest
+from ood import statistics
+from ood.config import InputError, build, check_setting, nearest
 from ood.outputs import Outputs, Pass
 
 _REGISTRY: dict[str, type[Detector]] = {}
 _ALIASES: dict[str, str] = {}
 COMMA = re.compile(r",(?![^\[]*\])")  # not a comma inside [...], which belongs to a list
+SEEDS = (0, 2**63 - 1)  # the least and largest seed of a random draw
+COUNTS = (1, 2**31 - 1)  # of numbers that the images or features at hand limit anyway
 
 
 class NotFitted(InputError, AttributeError):
@@ -28,7 +32,8 @@ class NotFitted(InputError, AttributeError):
 def register(name: str, *aliases: str):
     """Class decorator: make the class a dataclass and list it under its short name.
 
-    The fields of the dataclass are the hyper-parameters.
+    The fields of the dataclass are the hyper-parameters. `ood.config.ranged` gives a field the
+    range of its numbers.
     """
 
     def decorate(cls):
@@ -57,13 +62,24 @@ def aliases() -> dict[str, str]:
 def create(name: str, **hyperparameters) -> Detector:
     """Make the detector called `name`, which is a short name or an alias.
 
-    Raises: InputError for an unknown name or hyper-parameter.
+    Raises: InputError for an unknown name or hyper-parameter, and for a value out of its range.
     """
     known = _ALIASES.get(name, name)
     if known not in _REGISTRY:
         hint = nearest(name, [*_REGISTRY, *_ALIASES])
         raise InputError(f"unknown detector '{name}'{hint}; detectors: {', '.join(names())}")
     return build(_REGISTRY[known], hyperparameters, f"detector '{name}'")
+
+
+def restore(name: str, hyperparameters: dict) -> Detector:
+    """Make a detector that was saved, perhaps before some of its hyper-parameters existed.
+
+    A field that is missing takes the value that its absence meant then (`formerly`).
+
+    Raises: InputError as `create` does.
+    """
+    formerly = type(create(name)).formerly
+    return create(name, **{**formerly, **hyperparameters})
 
 
 def parse(text: str) -> tuple[str, dict]:
@@ -97,13 +113,25 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
+    # the value that a field had before it existed, for what was saved then: {field: value}
+    formerly: ClassVar[dict] = {}
     # the parts of `Outputs` that it reads: logits, features, taps, maps, images
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     @property
     def requires_fit(self) -> bool:
-        """Whether `fit` must see the training set's outputs before `score`."""
-        return False
+        """Whether `fit` must see the training set's outputs before `score`.
+
+        By default that is so for every class that writes a `fit` of its own.
+        """
+        return type(self).fit is not Detector.fit
+
+    def __setattr__(self, name: str, value) -> None:
+        """Check a hyper-parameter whenever it is set. Raises InputError."""
+        if name in _fields(type(self)):
+            label = getattr(type(self), "name", type(self).__name__)
+            value = check_setting(type(self), name, value, f"detector '{label}': '{name}'")
+        object.__setattr__(self, name, value)
 
     def check(self, network: nn.Module) -> None:  # noqa: B027
         """Raise InputError if this detector cannot work with the network.
@@ -139,8 +167,11 @@ class Detector(ABC):
         """
         lists: dict[str, dict[int, Tensor | float]] = {}
         nested: dict[str, dict] = {}
+        taken = {*dir(type(self)), *_fields(type(self))}
         for key, value in state.items():
             name, dot, rest = key.partition(".")
+            if name in taken or not name.isidentifier() or name.startswith("_"):
+                raise InputError(f"detector '{self.name}' learns no '{name}': '{key}' is no part")
             if not dot:
                 setattr(self, name, value)
             elif isinstance(self.__dict__.get(name), Detector):
@@ -167,11 +198,10 @@ class Detector(ABC):
         return self
 
     def _learned(self) -> Iterator[tuple[str, object]]:
-        fields = {f.name for f in dataclasses.fields(self)}
         return (
             (name, held)
             for name, held in list(vars(self).items())
-            if name not in fields and not name.startswith("_")
+            if name not in _fields(type(self)) and not name.startswith("_")
         )
 
     def __getattr__(self, name: str):
@@ -181,6 +211,13 @@ class Detector(ABC):
                 "fit it on the training set's outputs first"
             )
         raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
+
+
+@functools.cache
+def _fields(cls: type[Detector]) -> frozenset[str]:
+    """Names of the hyper-parameters of a detector's class."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return frozenset(f.name for f in fields)
 
 
 class ImageDetector(Detector):
@@ -258,9 +295,10 @@ def chunked_score(detector: Detector, outputs: Outputs) -> Tensor:
 
 def _scored(detector: Detector, chunk: Outputs) -> Tensor:
     """Score one chunk. A row gets NaN where an array that the detector reads is not finite."""
+    chunk = statistics.single(chunk)
     scores = detector.score(chunk).double().reshape(-1)
     for values in _read_by(detector, chunk):
-        if not torch.isfinite(values.sum()):
+        if not statistics.all_finite(values):
             finite = torch.isfinite(values).reshape(len(scores), -1).all(1)
             scores = scores.masked_fill(~finite, float("nan"))
     return scores

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ood import statistics
-from ood.config import InputError
+from ood.config import InputError, ranged
 from ood.detectors.base import Detector, register
 from ood.outputs import Outputs
 
@@ -34,7 +34,6 @@ class Mahalanobis(Detector):
     """
 
     needs = frozenset({"features"})
-    requires_fit = True
     view: ClassVar[str] = "features"
 
     def fit(self, train: Outputs) -> Mahalanobis:
@@ -112,7 +111,6 @@ class MahalanobisEnsemble(Detector):
 
     weights: tuple[float, ...] | None = None
     needs = frozenset({"taps"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> MahalanobisEnsemble:
         if not train.taps:
@@ -146,16 +144,15 @@ class GaussianMixture(Detector):
     It needs C x D x D numbers, in contrast to the tied covariance of `mds`.
 
     Args:
-        reg: added to the diagonal of every class covariance, in squared feature units; 1e-6 as in
-            pytorch-ood. Raise it when classes have fewer images than features.
+        reg: >= 0, added to the diagonal of every class covariance, in squared feature units; 1e-6
+            as in pytorch-ood. Raise it when classes have fewer images than features.
 
     Source: class-conditional densities as in Mukhoti et al. (DDU), arXiv 2102.11582. OpenOOD's
     `gmm` instead fits several mixture components, and a regression over layers.
     """
 
-    reg: float = 1e-6
+    reg: float = ranged(1e-6, 0)
     needs = frozenset({"features"})
-    requires_fit = True
 
     def check(self, network: nn.Module) -> None:
         self._require_room(*network.fc.weight.shape)
@@ -209,18 +206,23 @@ class SSD(Detector):
     score = min_k (u - m_k)^T S_k^-1 (u - m_k), u = z / |z|.
 
     Args:
-        clusters: number of k-means clusters; 1 is the paper's choice for features without labels.
+        clusters: number of k-means clusters, from 1 to 10,000; 1 is the paper's choice for
+            features without labels.
 
     Source: Sehwag, Chiang & Mittal, ICLR 2021, arXiv 2103.12051. Their features come from
     contrastive training; ours from any network. Our clusters start at images far from each other,
     which is deterministic, and follow ten rounds of Lloyd's algorithm.
     """
 
-    clusters: int = 1
+    clusters: int = ranged(1, 1, 10_000)
     needs = frozenset({"features"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> SSD:
+        if self.clusters > statistics.count(train):
+            raise InputError(
+                f"ssd: {self.clusters} clusters need at least as many training images; there are "
+                f"{statistics.count(train)} images"
+            )
         if self.clusters == 1:
             self.means = [statistics.mean(train, "unit")]
             self.whiteners = [statistics.whitener(train, "unit", False)]

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, linear, normalize, pad
 
 from ood import statistics
-from ood.detectors.base import Detector, register
+from ood.config import ranged
+from ood.detectors.base import COUNTS, SEEDS, Detector, register
 from ood.detectors.neighbours import draw
 from ood.outputs import Head, Outputs
 
@@ -40,17 +41,16 @@ class WeiPer(Detector):
     0.025 to the densities of the perturbed logits.
     """
 
-    repeats: int = 100
-    delta: float = 1.8
-    bins: int = 100
-    lambda_1: float = 2.5
-    lambda_2: float = 0.1
-    smooth: int = 4
-    smooth_perturbed: int = 15
-    samples: int = 1000
-    seed: int = 0
+    repeats: int = ranged(100, 1, 1000)
+    delta: float = ranged(1.8, 0)
+    bins: int = ranged(100, 2, 10_000)
+    lambda_1: float = ranged(2.5, 0)
+    lambda_2: float = ranged(0.1, 0)
+    smooth: int = ranged(4, 1, 10_000)
+    smooth_perturbed: int = ranged(15, 1, 10_000)
+    samples: int = ranged(1000, *COUNTS)
+    seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> WeiPer:
         parts, _ = draw(train, min(1.0, self.samples / statistics.count(train)), self.seed)

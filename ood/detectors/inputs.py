@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ood import statistics
-from ood.config import InputError
-from ood.detectors.base import ImageDetector, register
+from ood.config import InputError, ranged
+from ood.detectors.base import COUNTS, SEEDS, ImageDetector, register
 from ood.detectors.distances import Mahalanobis
-from ood.detectors.shaping import Shaping, nonzero
+from ood.detectors.shaping import Shaping, nonzero, rising
 from ood.outputs import Outputs, Pass
 
 NO_DROPOUT = "dropout: this network has no dropout (build it with dropout > 0)"
@@ -31,8 +31,8 @@ class ODIN(ImageDetector):
     x' = x - eps * sign(grad CE(z / T, argmax z)).
 
     Args:
-        temperature: T > 0; 1000 in the paper.
-        magnitude: eps >= 0, in pixel units of [0, 1]; 0.0014 is the paper's value for CIFAR-10,
+        temperature: T, in (0, 1e6]; 1000 in the paper.
+        magnitude: eps in pixel units, in [0, 1]; 0.0014 is the paper's value for CIFAR-10,
             0.002 for CIFAR-100. 0 leaves the perturbation out.
         unit: 'pixel' divides the step by the normalisation's std, so that eps is a step in raw
             pixels (the authors' code). 'normalised' takes the step on the normalised image as it
@@ -43,8 +43,8 @@ class ODIN(ImageDetector):
     because scores lie close together at T = 1000.
     """
 
-    temperature: float = 1000.0
-    magnitude: float = 0.0014
+    temperature: float = ranged(1000.0, above=0, high=1e6)
+    magnitude: float = ranged(0.0014, 0, 1)
     unit: Literal["pixel", "normalised"] = "pixel"
 
     def score_images(self, batch: Pass) -> Tensor:
@@ -73,20 +73,21 @@ def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ..
 class MahalanobisODIN(ImageDetector):
     """Mahalanobis distance of the perturbed image: score = MD(z(x')), MD as in `mds`.
 
-    x' = x - eps * sign(grad MD(z(x))).
+    x' = x - eps * sign(grad MD(z(x))). It is the variant on the penultimate layer alone: one
+    distance, no sum over layers.
 
     Args:
-        magnitude: eps >= 0, in pixel units of [0, 1]; 0.0014 in the authors' search, 0.002 in
+        magnitude: eps in pixel units, in [0, 1]; 0.0014 in the authors' search, 0.002 in
             pytorch-ood. 0 leaves the perturbation out.
         unit: see `odin`.
 
-    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, on the penultimate layer. A zero gradient
-    counts as +1, as in their code.
+    Source: Lee et al., NeurIPS 2018, arXiv 1807.03888, and their code, which perturbs once per
+    layer and weighs the layers' distances by a logistic regression on OOD data. A zero gradient
+    counts as +1, as there.
     """
 
-    magnitude: float = 0.0014
+    magnitude: float = ranged(0.0014, 0, 1)
     unit: Literal["pixel", "normalised"] = "pixel"
-    requires_fit = True
     uses_fit: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -112,7 +113,7 @@ class MonteCarloDropout(ImageDetector):
     """Softmax p over several passes with dropout: score = mean_c of the variance of p_c.
 
     Args:
-        samples: number of passes; 30 as in pytorch-ood.
+        samples: number of passes, at least 2; 30 as in pytorch-ood.
         mode: 'var' for the formula above, or 'mean' for score = -max_c of the mean of p_c.
         seed: of the dropout masks of every batch.
 
@@ -121,9 +122,9 @@ class MonteCarloDropout(ImageDetector):
     size by chance.
     """
 
-    samples: int = 30
+    samples: int = ranged(30, 2, 10_000)
     mode: Literal["var", "mean"] = "var"
-    seed: int = 0
+    seed: int = ranged(0, *SEEDS)
     needs_gradient: ClassVar[bool] = False
 
     def check(self, network: nn.Module) -> None:
@@ -203,18 +204,21 @@ class AdaSCALE(Shaping, ImageDetector):
     training images, they from validation images.
     """
 
-    lower: float = 80.0
-    upper: float = 85.0
-    k1: float = 5.0
-    k2: float = 1.0
-    weight: float = 10.0
-    share: float = 0.05
-    step: float = 0.5
-    samples: int = 5000
+    lower: float = ranged(80.0, 0, 100)
+    upper: float = ranged(85.0, 0, 100)
+    k1: float = ranged(5.0, above=0, high=100)
+    k2: float = ranged(1.0, above=0, high=100)
+    weight: float = ranged(10.0, 0)
+    share: float = ranged(0.05, above=0, high=1)
+    step: float = ranged(0.5, above=0)
+    samples: int = ranged(5000, *COUNTS)
     needs = frozenset({"images", "features", "logits"})
-    learns = True
     measures_train: ClassVar[bool] = True
     measured_by: ClassVar[tuple[str, ...]] = ("k1", "k2", "share", "step")
+
+    def __post_init__(self):
+        super().__post_init__()
+        rising(self)
 
     def score_images(self, batch: Pass) -> Tensor:
         """The two sums that Q is made of, (B, 2): over z', and over the changes |z - z'|."""

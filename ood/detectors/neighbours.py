@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ood import statistics
-from ood.config import InputError
-from ood.detectors.base import Detector, register
+from ood.config import InputError, ranged
+from ood.detectors.base import COUNTS, SEEDS, Detector, register
 from ood.detectors.distances import Mahalanobis
 from ood.detectors.logits import energy
 from ood.outputs import Outputs
@@ -26,8 +26,8 @@ class KNN(Detector):
     """Distance to the k-th nearest training feature: score = |u - u_(k)|, u = z / |z|.
 
     Args:
-        k: 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet in the paper (10 with a share of
-            1 %).
+        k: at least 1; 50 for CIFAR-10, 200 for CIFAR-100, 1000 for ImageNet in the paper (10 with
+            a share of 1 %).
         normalise: False compares the features as they are.
         fraction: share of the training set that is kept, in (0, 1]; the paper's alpha, 1 in its
             main tables. It is drawn once.
@@ -37,12 +37,11 @@ class KNN(Detector):
     gives the squared distance, which orders the images equally.
     """
 
-    k: int = 50
+    k: int = ranged(50, *COUNTS)
     normalise: bool = True
-    fraction: float = 1.0
-    seed: int = 0
+    fraction: float = ranged(1.0, above=0, high=1)
+    seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> KNN:
         self.bank = keep(train, self.fraction, self.seed, "unit" if self.normalise else "features")
@@ -65,7 +64,8 @@ class NNGuide(Detector):
     S = logsumexp of the logits; z_i are the training features.
 
     Args:
-        k: 10 in pytorch-ood; 100 with a share of 1 % in the paper (ImageNet).
+        k: how many neighbours, at least 1; 10 in pytorch-ood; 100 with a share of 1 % in the paper
+            (ImageNet).
         fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
         seed: of the draw.
 
@@ -74,11 +74,10 @@ class NNGuide(Detector):
     such training images (`not_positive`), and ood.evaluation.diagnosis warns.
     """
 
-    k: int = 10
-    fraction: float = 1.0
-    seed: int = 0
+    k: int = ranged(10, *COUNTS)
+    fraction: float = ranged(1.0, above=0, high=1)
+    seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> NNGuide:
         parts, _ = draw(train, self.fraction, self.seed)
@@ -103,20 +102,19 @@ class Relation(Detector):
     r_i = max(0, cos(z, z_i)) * <p, p_i>, where p is the softmax and i runs over the training set.
 
     Args:
-        power: the kernel's temperature, > 0; 1 by default. OpenOOD searches 1, 2, 4, 6, 8.
-        threshold: smaller relations count as no edge; 0.03 in the authors' code.
+        power: the kernel's temperature, in (0, 100]; 1 by default. OpenOOD searches 1, 2, 4, 6, 8.
+        threshold: smaller relations count as no edge, in [0, 1); 0.03 in the authors' code.
         fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
         seed: of the draw.
 
     Source: Kim et al., NeurIPS 2023, arXiv 2301.12321, and the authors' code.
     """
 
-    power: float = 1.0
-    threshold: float = 0.03
-    fraction: float = 1.0
-    seed: int = 0
+    power: float = ranged(1.0, above=0, high=100)
+    threshold: float = ranged(0.03, 0, below=1)
+    fraction: float = ranged(1.0, above=0, high=1)
+    seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> Relation:
         parts, _ = draw(train, self.fraction, self.seed)
@@ -141,22 +139,24 @@ class CombOOD(Mahalanobis):
     """Nearest neighbour and Mahalanobis together: score = D log d_k(z) + MD_0(z).
 
     d_k is the squared distance to the k-th neighbour among features of length 1. MD_0 is the
-    squared Mahalanobis distance to one Gaussian over all classes.
+    squared Mahalanobis distance to one Gaussian over all classes. It is the variant on penultimate
+    features alone, not the paper's main one.
 
     Args:
-        k: neighbour whose distance counts; ours is 50, as in `knn`.
+        k: neighbour whose distance counts, at least 1; ours is 50, as in `knn`.
         fraction: share of the training set that is kept, in (0, 1]. It is drawn once.
         seed: of the draw.
 
     Source: Rajasekaran et al., SDM 2024, arXiv 2602.07042, who add the log-density of a k-NN
-    estimate to the log-density of one Gaussian. Their Gaussian is over power-transformed minima
-    and maxima of every layer. Ours is over the penultimate features, as in their second variant,
-    without the power transform. Their near-OOD numbers on ImageNet are disputed (OpenOOD #307).
+    estimate to the log-density of one Gaussian. In their main variant that Gaussian is over
+    power-transformed minima and maxima of every layer. In their second one it is over the
+    penultimate features, as here; we leave the power transform out. Their near-OOD numbers on
+    ImageNet are disputed (OpenOOD #307).
     """
 
-    k: int = 50
-    fraction: float = 1.0
-    seed: int = 0
+    k: int = ranged(50, *COUNTS)
+    fraction: float = ranged(1.0, above=0, high=1)
+    seed: int = ranged(0, *SEEDS)
     view: ClassVar[str] = "features"
 
     def fit(self, train: Outputs) -> CombOOD:
@@ -179,8 +179,6 @@ def draw(train: Outputs, fraction: float, seed: int) -> tuple[list[Outputs], int
 
     Returns the rows as chunks, and how many there are.
     """
-    if not 0 < fraction <= 1:
-        raise InputError(f"fraction is {fraction}; it must lie in (0, 1]")
     total = statistics.count(train)
     wanted = max(1, round(fraction * total))
     chosen = torch.zeros(total, dtype=torch.bool)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ood import statistics
+from ood.config import ranged
 from ood.detectors.base import Detector, create, register
 from ood.outputs import Outputs
 
@@ -32,7 +33,6 @@ class SHE(Detector):
 
     metric: Literal["inner", "cosine", "euclidean"] = "inner"
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> SHE:
         self.patterns = statistics.means_of_all(train, "features", "correct")  # (C, D)
@@ -60,9 +60,8 @@ class NCI(Detector):
     Source: Liu & Qin, CVPR 2025, arXiv 2311.01479.
     """
 
-    alpha: float = 1e-4
+    alpha: float = ranged(1e-4, 0)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> NCI:
         self.mean = statistics.mean(train)
@@ -92,7 +91,6 @@ class FDBD(Detector):
 
     normalise: Literal["distance", "norm"] = "distance"
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> FDBD:
         self.mean = statistics.mean(train)
@@ -123,7 +121,6 @@ class ORA(Detector):
     """
 
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> ORA:
         self.mean = statistics.class_means(train).mean(0)
@@ -156,7 +153,6 @@ class CARef(Detector):
     """
 
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> CARef:
         self.means = statistics.means_of_all(train, "features", "predicted")  # (C, D)
