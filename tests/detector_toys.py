@@ -38,6 +38,12 @@ def outputs(n, seed=0, shift=0.0, classes=6, dimension=24, rectified=True):
     return Outputs(features, head(features), labels, head, taps)
 
 
+def auroc(known, novel):
+    """Share of pairs in which the novel image has the larger score; ties count half."""
+    above, equal = novel[:, None] > known, novel[:, None] == known
+    return above.double().mean().item() + equal.double().mean().item() / 2
+
+
 class Gratings(nn.Module):
     """The smallest classifier with features, feature_maps, embed and fc.
 

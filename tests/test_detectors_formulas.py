@@ -19,7 +19,7 @@ from ood import detectors, statistics
 from ood.data import Preprocess
 from ood.detectors.base import chunked_score
 from ood.detectors.gradients import bin_edges, squared_gradients
-from ood.detectors.maps import gram_rows, remove_rank1
+from ood.detectors.maps import gram_rows, positions, remove_rank1
 from ood.outputs import extract
 
 peer = pytest.importorskip(
@@ -96,6 +96,12 @@ def test_gen_is_the_papers_sum_where_pytorch_ood_takes_the_mean(arrays):
         torch.testing.assert_close(
             score("gen", mild, gamma=0.3, top=top), theirs * top, rtol=1e-5, atol=1e-6
         )
+    confident = torch.tensor([[40.0, 20.0, 0.0], [40.0, 5.0, 0.0]])  # all but one p below 1e-7
+    ours, theirs = (
+        detectors.create("gen").score(dataclasses.replace(mild[1], logits=confident)),
+        peer.GEN(None).predict_logits(confident),
+    )
+    assert ours[0] > ours[1] and theirs[0] == theirs[1], "their clamp makes these images equal"
     p = arrays[1].logits[0].double().softmax(0).sort(descending=True).values[:3]
     assert score("gen", arrays, gamma=0.3, top=3)[0].item() == pytest.approx(
         sum((float(v) * (1 - float(v))) ** 0.3 for v in p), rel=1e-9
@@ -156,6 +162,29 @@ def test_openmax_equals_pytorch_ood_where_a_batch_holds_every_class(weight, arra
     detector = detectors.create("openmax", tail=20, alpha=4, euclid_weight=weight).fit(train)
     torch.testing.assert_close(
         chunked_score(detector, one_class), found[test.logits.argmax(1) == 0]
+    )
+
+
+def test_openmax_is_fitted_to_correctly_classified_images(arrays):
+    """A wrongly labelled image changes nothing, and a class without a correct one takes all."""
+    train, test = arrays
+    labels = torch.where(torch.arange(600) % 5 == 0, (train.labels + 1) % 6, train.labels)
+    labels[train.labels == 3] = 2  # now no image of class 3 and 4 * 20 wrong ones of class 2
+    labels[(train.labels == 4) & (torch.arange(600) % 4 == 0)] = 3
+    noisy = dataclasses.replace(train, labels=labels, memo={})
+    right = train.logits.argmax(1) == labels
+    detector = detectors.create("openmax").fit(noisy)
+    for c in range(6):
+        used = (labels == c) & (right if (right & (labels == c)).any() else True)
+        centre = train.logits[used].double().mean(0)
+        torch.testing.assert_close(detector.centres[c], centre)
+        distances = (train.logits[used].double() - centre).norm(dim=1)
+        least = distances.sort().values[-20:][0] if used.sum() >= 20 else distances.min()
+        assert detector.least[c].item() == pytest.approx(least.item(), rel=1e-9)
+    assert not (right & (labels == 3)).any() and (labels == 3).any()
+    kept = noisy[(right | (labels == 3)).nonzero().flatten()]
+    torch.testing.assert_close(
+        chunked_score(detector, test), chunked_score(detectors.create("openmax").fit(kept), test)
     )
 
 
@@ -244,10 +273,21 @@ def test_vra_of_the_paper_zeroes_below(arrays):
     """
     train, test = arrays
     low, high = np.quantile(train.features.double(), (0.5, 0.9))
-    for i, found in enumerate(score("vra", arrays, lower=50.0, upper=90.0, gamma=0.3)):
+    pooled = score("vra", arrays, lower=50.0, upper=90.0, gamma=0.3, per_feature=False)
+    for i, found in enumerate(pooled):
         v = torch.tensor(
             [0.0 if h < low else high if h > high else h + 0.3 for h in test.features[i].tolist()]
         )
+        assert found.item() == pytest.approx(-test.head(v.float()).logsumexp(0).item(), rel=1e-5)
+
+
+def test_vra_by_default_takes_each_features_own_percentiles(arrays):
+    """The authors' command for CIFAR-10: the 60th and the 90th percentile of every feature."""
+    train, test = arrays
+    low, high = np.quantile(train.features.double(), (0.6, 0.9), axis=0)
+    for i, found in enumerate(score("vra", arrays)):
+        h = test.features[i].double().numpy()
+        v = torch.from_numpy(np.where(h < low, 0.0, np.minimum(h, high)))
         assert found.item() == pytest.approx(-test.head(v.float()).logsumexp(0).item(), rel=1e-5)
 
 
@@ -329,6 +369,12 @@ def test_residual_neco_and_kernel_pca_by_singular_vectors(arrays):
         rtol=1e-6,
         atol=1e-6,
     )
+    right = torch.linalg.svd(x - mean, full_matrices=False)[2][
+        :5
+    ]  # the authors' PCA of raw features
+    share = ((z - mean) @ right.T).norm(dim=1) / z.norm(dim=1)
+    raw = score("neco", arrays, dim=5, standardise=False)
+    torch.testing.assert_close(raw, -share, rtol=1e-6, atol=1e-6)
     u, v = normalize(x, dim=1), normalize(z, dim=1)
     left, values, right = torch.linalg.svd(u - u.mean(0), full_matrices=False)
     q = next(i for i in range(1, 24) if values[:i].square().sum() / values.square().sum() >= 0.85)
@@ -570,6 +616,10 @@ def test_weiper_one_image_at_a_time(arrays):
 def test_nac_one_neuron_at_a_time(arrays):
     train, test = arrays
     detector = detectors.create("nac", bins=10, alpha=0.3, saturation=40.0).fit(train)
+    # the authors' M = 50: 25 thresholds up to 1/2, their mirror images, and one beyond every state
+    theirs = np.log(np.linspace(1, 1000**0.5, 25)) / np.log(1000)
+    theirs = [*theirs[1:-1], *(1 - theirs)[::-1][:-1]]
+    np.testing.assert_allclose(bin_edges(detectors.create("nac").bins), theirs, rtol=1e-12)
     edges = [0, *bin_edges(10).tolist(), 1]
     assert len(edges) == 11 and edges == sorted(edges) and edges[5] == 0.5
 
@@ -669,15 +719,20 @@ def test_dropout_is_the_variance_over_passes(network, passed):
     assert not any(m.training for m in network.modules())
 
 
-def test_gram_one_class_at_a_time(network, passed):
-    detector = detectors.create("gram", powers=[1, 3])
+@pytest.mark.parametrize("by_confidence", [True, False])
+def test_gram_one_class_at_a_time(by_confidence, network, passed):
+    detector = detectors.create("gram", powers=[1, 3], by_confidence=by_confidence)
     training, images = gratings(150, 0), gratings(15, 3)
     found = chunked_score(detector, passed(detector, images))
     with torch.no_grad():
         maps, tested = (
             [m.double() for m in network.feature_maps(batches(i))] for i in (training, images)
         )
-        y, predicted = (network(batches(i)).argmax(1) for i in (training, images))
+        logits = [network(batches(i)).double() for i in (training, images)]
+        y, predicted = (f.argmax(1) for f in logits)
+        confidences = [
+            f.softmax(1).amax(1) if by_confidence else f.new_ones(len(f)) for f in logits
+        ]
 
     def rows(m, p):
         f = m.flatten(2) ** p
@@ -687,7 +742,10 @@ def test_gram_one_class_at_a_time(network, passed):
     torch.testing.assert_close(
         gram_rows(maps[0].float(), 3).double(), rows(maps[0], 3), rtol=1e-3, atol=1e-3
     )
-    held = torch.arange(150) % 10 == 9
+    held, seen = torch.zeros(150, dtype=torch.bool), {}
+    for i, c in enumerate(y.tolist()):  # every tenth image of its predicted class
+        held[i] = (seen.get(c, 0) + c) % 10 == 9
+        seen[c] = seen.get(c, 0) + 1
     expected = torch.zeros(15, dtype=torch.float64)
     for m, t in zip(maps, tested):
         deviation = {
@@ -696,20 +754,47 @@ def test_gram_one_class_at_a_time(network, passed):
         }
         for p in (1, 3):
             g = rows(m, p)
-            for name, values, classes in (
-                ("held", g[held], y[held]),
-                ("test", rows(t, p), predicted),
+            for name, values, classes, confidence in (
+                ("held", g[held], y[held], confidences[0][held]),
+                ("test", rows(t, p), predicted, confidences[1]),
             ):
                 for i, (v, c) in enumerate(zip(values, classes)):
                     low, high = g[~held & (y == c)].amin(0), g[~held & (y == c)].amax(0)
-                    deviation[name][i] += (
-                        (low - v).clamp(min=0) / (low + 1e-6).abs()
-                        + (v - high).clamp(min=0) / (high + 1e-6).abs()
-                    ).sum()
+                    outside = (low - v).clamp(min=0) / (low + 1e-6).abs()
+                    outside = outside + (v - high).clamp(min=0) / (high + 1e-6).abs()
+                    deviation[name][i] += outside.sum() / confidence[i]
         expected += deviation["test"] / (
             deviation["held"].mean() if deviation["held"].mean() > 0 else 1
         )
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-2)
+
+
+def test_gram_holds_out_a_tenth_of_every_class_however_the_classes_are_ordered(network):
+    """With ten classes in turn, every tenth image is always of one class."""
+    seen = torch.zeros(10, dtype=torch.long)
+    for start in (0, 70):
+        classes = torch.arange(start, start + 70) % 10
+        found = positions(classes, seen)
+        assert found.tolist() == [(start + i) // 10 for i in range(70)]
+        seen += classes.bincount(minlength=10)
+
+    generator = torch.Generator().manual_seed(0)
+    levels, y = torch.tensor([1.0, 20.0]), torch.arange(2000) % 10  # class 9 varies by itself
+    rows = torch.randn(2000, 200, generator=generator) * levels[(y == 9).long()][:, None] + 50
+    made = outputs(2000)
+    logits = torch.nn.functional.one_hot(y, 10).float() * 9
+    expected = []
+    for order in (torch.arange(2000), torch.randperm(2000, generator=generator)):
+        detector = detectors.create("gram", powers=[1])
+        train = dataclasses.replace(
+            made,
+            logits=logits[order],
+            labels=y[order],
+            taps=(rows[order],),
+            scores={detector.key: rows[order]},
+        )
+        expected.append(detector.fit(train).expected.item())
+    assert 0.5 < expected[0] / expected[1] < 2, "one class does not set the scale of all"
 
 
 @pytest.mark.parametrize("name", ["adascale_a", "adascale_l"])

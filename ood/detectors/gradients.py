@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, binary_cross_entropy_with_logits
 
 from ood import statistics
-from ood.config import InputError
+from ood.config import InputError, ranged
 from ood.detectors.base import Detector, ImageDetector, register
 from ood.outputs import Outputs, Pass
 
@@ -27,13 +27,13 @@ class GradNorm(Detector):
     backward pass is needed.
 
     Args:
-        temperature: T > 0; 1 in the paper.
+        temperature: T, in (0, 1e6]; 1 in the paper.
 
     Source: Huang, Geng & Li, NeurIPS 2021, arXiv 2110.00218 (last layer). The authors' loss sums
     over the classes, so their score is C times larger. pytorch-ood's default takes all layers.
     """
 
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, above=0, high=1e6)
     needs = frozenset({"features", "logits"})
 
     def score(self, batch: Outputs) -> Tensor:
@@ -117,22 +117,23 @@ class NAC(Detector):
     neuron has no influence.
 
     Args:
-        bins: M, even (two mirrored halves); 50 in the paper for CIFAR-10.
-        alpha: steepness of the sigmoid; 100 in the paper for CIFAR-10 and in pytorch-ood. The
+        bins: how many bins, even (two mirrored halves), from 2 to 10,000. 48 is the M = 50 of the
+            authors' code for CIFAR-10: their M counts thresholds, the last of which lie beyond
+            every state, so M - 2 bins can be filled.
+        alpha: steepness of the sigmoid, > 0; 100 in the paper for CIFAR-10 and in pytorch-ood. The
             authors sum z over the positions of the map; our z is the mean. So ours corresponds to
             their alpha times the number of positions.
-        saturation: O, how many training images fill a bin; 50 as in pytorch-ood. The authors tune
-            it per layer.
+        saturation: O > 0, how many training images fill a bin; 50 as in pytorch-ood. The authors
+            tune it per layer.
 
     Source: Liu et al., ICLR 2024, arXiv 2306.02879, and the authors' code. `nac_stages` covers all
     stages.
     """
 
-    bins: int = 50
-    alpha: float = 100.0
-    saturation: float = 50.0
+    bins: int = ranged(48, 2, 10_000)
+    alpha: float = ranged(100.0, above=0)
+    saturation: float = ranged(50.0, above=0)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def __post_init__(self):
         if self.bins < 2 or self.bins % 2:

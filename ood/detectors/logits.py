@@ -6,14 +6,15 @@ Any of them can also score the logits behind a feature shaping (`detector=` ther
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from ood import statistics
-from ood.config import InputError
-from ood.detectors.base import Detector, register
+from ood.config import InputError, ranged
+from ood.detectors.base import COUNTS, Detector, register
 from ood.outputs import Outputs
 
 # bounds of a fitted temperature: a training set without errors has no finite optimum
@@ -26,12 +27,12 @@ class MaxSoftmax(Detector):
     """Maximum softmax probability: score = -max_c softmax(z / T)_c.
 
     Args:
-        temperature: T > 0; 1 in the paper.
+        temperature: T, in (0, 1e6]; 1 in the paper.
 
     Source: Hendrycks & Gimpel, ICLR 2017, arXiv 1610.02136.
     """
 
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, above=0, high=1e6)
 
     def score(self, batch: Outputs) -> Tensor:
         return -(batch.logits.double() / self.temperature).softmax(1).amax(1)
@@ -53,12 +54,12 @@ class Energy(Detector):
     """Free energy: score = -T * logsumexp_c(z_c / T).
 
     Args:
-        temperature: T > 0; 1 in the paper.
+        temperature: T, in (0, 1e6]; 1 in the paper.
 
     Source: Liu et al., NeurIPS 2020, arXiv 2010.03759, eq. 4.
     """
 
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, above=0, high=1e6)
 
     def score(self, batch: Outputs) -> Tensor:
         return energy(batch.logits, self.temperature)
@@ -105,8 +106,6 @@ class TemperatureScaling(Detector):
     set, used here, asks for a lower T. Give `fit` validation outputs to do as they did.
     """
 
-    requires_fit = True
-
     def fit(self, train: Outputs) -> TemperatureScaling:
         sharpest, flattest = 1 / TEMPERATURES[0], 1 / TEMPERATURES[1]
         sharpness = 1.0  # s = 1 / T
@@ -151,16 +150,19 @@ class GEN(Detector):
     """Generalised entropy: score = sum over the M largest p_c of p_c^gamma (1 - p_c)^gamma.
 
     Args:
-        gamma: > 0; 0.1 in the paper, which keeps it in (0, 1). OpenOOD searches 0.01 to 10.
-        top: M, how many of the largest probabilities count; 100 in the paper (ImageNet). All
-            count where there are fewer classes.
+        gamma: in (0, 100]; 0.1 in the paper, which keeps it in (0, 1). OpenOOD searches 0.01 to
+            10.
+        top: M, how many of the largest probabilities count, at least 1; 100 in the paper
+            (ImageNet). All count where there are fewer classes.
 
     Source: Liu, Lochman & Zach, CVPR 2023 (CVF open access; no arXiv version), and the authors'
-    code. The paper sums; pytorch-ood takes the mean over M, which orders the images equally.
+    code. The paper sums; pytorch-ood takes the mean over M of probabilities that it first clamps
+    to [1e-7, 1 - 1e-7]. The mean changes no order, but the clamp does: on a confident network most
+    probabilities lie below it, and images that we tell apart get one score there.
     """
 
-    gamma: float = 0.1
-    top: int = 100
+    gamma: float = ranged(0.1, above=0, high=100)
+    top: int = ranged(100, *COUNTS)
 
     def score(self, batch: Outputs) -> Tensor:
         p = batch.logits.double().softmax(1)
@@ -179,8 +181,6 @@ class KLMatching(Detector):
     Source: Hendrycks et al., ICML 2022, arXiv 1911.11132. They fit on a validation set, we on the
     training set.
     """
-
-    requires_fit = True
 
     def fit(self, train: Outputs) -> KLMatching:
         classes, device = train.logits.shape[1], train.logits.device
@@ -203,43 +203,54 @@ class KLMatching(Detector):
 class OpenMax(Detector):
     """Probability of an unknown class after the top logits are recalibrated by their distances.
 
-    The distance d_c = |z - mean_c| in logit space is compared with the largest distances that
-    training images of class c have. With rank i = 1 .. alpha of a logit among the largest:
+    mean_c is the mean of the logits z of the training images that are correctly classified as c.
+    The distance d_c = |z - mean_c| is compared with the largest distances that these images have.
+    With rank i = 1 .. alpha of a logit among the largest:
 
     w_c = 1 - (alpha + 1 - i) / alpha * Weibull_c(d_c) for the alpha largest logits, else 1;
     score = softmax([sum_c z_c (1 - w_c), z_1 w_1, ..., z_C w_C])_0.
 
     Args:
-        tail: how many of a class's largest distances the Weibull distribution is fitted to; 20 in
-            the paper, 25 in pytorch-ood.
-        alpha: how many top classes are recalibrated; 10 in the paper.
+        tail: how many of a class's largest distances the Weibull distribution is fitted to, from
+            2 to 10,000; 20 in the paper, 25 in pytorch-ood.
+        alpha: how many top classes are recalibrated, at least 1; 10 in the paper, 3 in OpenOOD.
         euclid_weight: 1 for Euclidean distances, 0 for cosine distances; between them, their
-            weighted sum (the paper's "eucos"). 1 as in pytorch-ood; OpenOOD has 0.5.
+            weighted sum (the paper's "eucos"). 1 as in pytorch-ood and OpenOOD. The authors' eucos
+            divides the Euclidean distance by 200, a number made for the logits of their network.
 
     Source: Bendale & Boult, CVPR 2016, arXiv 1511.06233, algorithms 1 and 2. As in the authors'
     libMR, 10,000 is added to the distances before the two-parameter fit. We solve the fit by
-    Newton steps; libMR and scipy use simplex search. Class means are over labelled images, as in
-    pytorch-ood; the paper takes correctly classified images. In pytorch-ood a score depends on
+    Newton steps; libMR and scipy use simplex search. A class without a correctly classified image
+    takes all its images. pytorch-ood takes all images of every class, and there a score depends on
     which classes the other images of a batch are predicted as; here it does not.
     """
 
-    tail: int = 25
-    alpha: int = 10
-    euclid_weight: float = 1.0
-    requires_fit = True
+    tail: int = ranged(20, 2, 10_000)
+    alpha: int = ranged(10, *COUNTS)
+    euclid_weight: float = ranged(1.0, 0, 1)
 
     def fit(self, train: Outputs) -> OpenMax:
-        counts, _ = statistics.class_sums(train, "features", "label")
-        classes, device = len(counts), train.logits.device
+        correct, _ = statistics.class_sums(train, "features", "correct")
+        classes, device = len(correct), train.logits.device
+
+        def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+            """Logits and labels of the images that count."""
+            for chunk in statistics.known(train):
+                right = chunk.logits.argmax(1) == chunk.labels
+                rows = (right | (correct[chunk.labels] == 0)).nonzero().flatten()
+                yield chunk.logits[rows].double(), chunk.labels[rows]
+
         sums = torch.zeros(classes, train.logits.shape[1], dtype=torch.float64, device=device)
-        for chunk in statistics.known(train):
-            sums.index_add_(0, chunk.labels, chunk.logits.double())
+        counts = torch.zeros(classes, dtype=torch.float64, device=device)
+        for logits, labels in chunks():
+            sums.index_add_(0, labels, logits)
+            counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         self.centres = sums / counts.clamp(min=1)[:, None]  # (K, C)
         largest = torch.full((classes, self.tail), -torch.inf, dtype=torch.float64, device=device)
-        for chunk in statistics.known(train):
-            distance = self.distances(chunk.logits.double()).gather(1, chunk.labels[:, None])[:, 0]
-            for label in chunk.labels.unique():
-                both = torch.cat([largest[label], distance[chunk.labels == label]])
+        for logits, labels in chunks():
+            distance = self.distances(logits).gather(1, labels[:, None])[:, 0]
+            for label in labels.unique():
+                both = torch.cat([largest[label], distance[labels == label]])
                 largest[label] = both.topk(self.tail).values
         fitted = [_weibull(row[row > -torch.inf]) for row in largest]
         self.shape, self.scale, self.least = (
@@ -305,12 +316,12 @@ class MCM(Detector):
     cosine form of it.
 
     Args:
-        temperature: T > 0; 1 in the paper.
+        temperature: T, in (0, 1e6]; 1 in the paper.
 
     Source: Ming et al., NeurIPS 2022, arXiv 2211.13445.
     """
 
-    temperature: float = 1.0
+    temperature: float = ranged(1.0, above=0, high=1e6)
     needs = frozenset({"features"})
 
     def score(self, batch: Outputs) -> Tensor:

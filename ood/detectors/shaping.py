@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ood import statistics
-from ood.config import InputError
+from ood.config import InputError, ranged
 from ood.detectors.base import Detector, create, parse, register
+from ood.detectors.logits import energy
 from ood.outputs import Outputs
 
 
@@ -32,16 +33,23 @@ class Shaping(Detector):
 
     detector: str = "energy"
     needs = frozenset({"features"})
-    learns: ClassVar[bool] = False  # whether `learn` needs ID training images
 
     def __post_init__(self):
         name, values = parse(self.detector)
-        self.scorer = create(name, **values)
+        try:
+            self.scorer = create(name, **values)
+        except InputError as error:
+            raise InputError(f"{self.name}: detector='{self.detector}': {error}") from None
         if self.scorer.needs != {"logits"}:
             raise InputError(
                 f"{self.name}: detector='{self.detector}' must look at logits alone, "
                 "like energy, msp, maxlogit, gen, klm"
             )
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` needs ID training images: so for every class that writes its own."""
+        return type(self).learn is not Shaping.learn
 
     @property
     def requires_fit(self) -> bool:
@@ -83,28 +91,38 @@ class _WithLogits:
         return len(self.train)
 
     def __getitem__(self, rows) -> Outputs:
-        return replace(self.train[rows], logits=self.made(self.train[rows]))
+        part = statistics.single(self.train[rows])
+        return replace(part, logits=self.made(part))
 
     def chunks(self, size: int | None = None) -> Iterator[Outputs]:
-        return (replace(chunk, logits=self.made(chunk)) for chunk in self.train.chunks(size))
+        for chunk in map(statistics.single, self.train.chunks(size)):
+            yield replace(chunk, logits=self.made(chunk))
 
 
 @register("react")
 class ReAct(Shaping):
     """Rectified activations: score = energy of W min(h, c) + b.
 
+    It assumes that OOD images have a few activations far above those of ID images, so that the clip
+    takes much of their energy and little of the ID images'. Where nearly all activations are close
+    to zero, a percentile of all values lies far below the few that carry the class, and the clip
+    takes most of the ID energy. On DICE's CIFAR-10 DenseNet, percentile 90 is 0.4 and takes 79 % of
+    the ID energy but 54 % of iSUN's; percentile 99 is 2.0 and takes 10 % and 5 %. Then a higher
+    percentile or a `threshold` is needed. `fit` measures the share (`removed`), and
+    ood.evaluation.diagnosis warns.
+
     Args:
         detector: see `Shaping`.
-        percentile: c is this percentile (0-100) of all training features; 90 in the paper.
-        threshold: c itself, in feature units. It overrides `percentile` and needs no training set;
-            1.0 for the ResNet-50 of the paper.
+        percentile: c is this percentile of all training features, in (0, 100]; 90 in the paper.
+        threshold: c itself, > 0, in feature units. It overrides `percentile` and needs no training
+            set; 1.0 for the ResNet-50 of the paper.
 
     Source: Sun, Guo & Li, NeurIPS 2021, arXiv 2111.12797. The authors take the percentile over
     about 2,000 ID validation images, we over the whole training set.
     """
 
-    percentile: float = 90.0
-    threshold: float | None = None
+    percentile: float = ranged(90.0, above=0, high=100)
+    threshold: float | None = ranged(None, above=0)
 
     @property
     def learns(self) -> bool:
@@ -114,6 +132,16 @@ class ReAct(Shaping):
         self.clip = self.threshold
         if self.threshold is None:
             self.clip = statistics.quantile(train, self.percentile / 100)
+        if (train.labels >= 0).any():
+            self.removed = self._removed(train)
+
+    def _removed(self, train: Outputs) -> float:
+        """Share of the training energy that the clip takes; 0 where the energy is negative."""
+        whole = kept = 0.0
+        for chunk in statistics.known(train):
+            whole -= energy(chunk.logits).double().sum().item()
+            kept -= energy(self.logits(chunk)).double().sum().item()
+        return 1 - kept / whole if whole > 0 else 0.0
 
     def shape(self, features: Tensor) -> Tensor:
         return features.clamp(max=self.clip if self.threshold is None else self.threshold)
@@ -127,24 +155,25 @@ class DICE(Shaping):
 
     Args:
         detector: see `Shaping`.
-        percentile: p, the share of contributions that is cut off, 0-100, over all C*D entries at
-            once. The paper takes 90 for CIFAR and 70 for ImageNet, and writes fractions.
+        percentile: p, the share of contributions that is cut off, in [0, 100), over all C*D
+            entries at once. The paper takes 90 for CIFAR and 70 for ImageNet, and writes
+            fractions. (100 would leave no contribution.)
         feature_mean: .npy file with the mean training feature, (D,), as the authors publish it.
             None fits it.
-        clip: largest feature value (ReAct before DICE), in feature units; None for no clipping.
-            The authors pair percentile 10 with clip 1.0, or 15 with 1.5, on ImageNet.
-        clip_percentile: the same as a percentile (0-100) of the training features. The mean is
-            taken over unclipped features, as in the released code.
+        clip: largest feature value (ReAct before DICE), > 0, in feature units; None for no
+            clipping. The authors pair percentile 10 with clip 1.0, or 15 with 1.5, on ImageNet.
+        clip_percentile: the same as a percentile of the training features, in (0, 100]. The mean
+            is taken over unclipped features, as in the released code.
 
     Source: Sun & Li, ECCV 2022, arXiv 2111.09805, eq. 3-5. We use one matrix product with a masked
     weight; the released code broadcasts to (B, C, D) and sums. As there, contributions are signed,
     the comparison is strict and the bias stays.
     """
 
-    percentile: float = 90.0
+    percentile: float = ranged(90.0, 0, below=100)
     feature_mean: str | None = None
-    clip: float | None = None
-    clip_percentile: float | None = None
+    clip: float | None = ranged(None, above=0)
+    clip_percentile: float | None = ranged(None, above=0, high=100)
 
     @property
     def learns(self) -> bool:
@@ -174,14 +203,14 @@ class DICEReAct(DICE):
 
     Args:
         detector, percentile, feature_mean, clip: as in `dice`.
-        clip_percentile: percentile (0-100) of the training features that clips; 90 is ReAct's
-            value. For a fixed value set `clip` and make this null.
+        clip_percentile: percentile of the training features that clips, in (0, 100]; 90 is
+            ReAct's value. For a fixed value set `clip` and make this null.
 
     Source: Sun & Li, ECCV 2022, table 1 (DICE + ReAct). The released code offers it for ImageNet
     only.
     """
 
-    clip_percentile: float | None = 90.0
+    clip_percentile: float | None = ranged(90.0, above=0, high=100)
 
 
 def contribution_mask(weight: Tensor, mean: Tensor, percentile: float) -> tuple[Tensor, float]:
@@ -236,7 +265,7 @@ class ASH(Shaping):
     """
 
     variant: Literal["s", "b", "p"] = "s"
-    percentile: float = 90.0
+    percentile: float = ranged(90.0, 0, 100)
 
     def shape(self, features: Tensor) -> Tensor:
         values, where = largest(features, self.percentile)
@@ -261,7 +290,7 @@ class SCALE(Shaping):
     Source: Xu et al., ICLR 2024, arXiv 2310.00227. The formula assumes rectified features.
     """
 
-    percentile: float = 85.0
+    percentile: float = ranged(85.0, 0, 100)
 
     def shape(self, features: Tensor) -> Tensor:
         return features * scaling(features, self.percentile).exp()
@@ -280,7 +309,7 @@ class LTS(Shaping):
     Source: Djurisic et al., arXiv 2409.01175.
     """
 
-    share: float = 0.05
+    share: float = ranged(0.05, above=0, high=1)
 
     def logits(self, batch: Outputs) -> Tensor:
         s = scaling(batch.features.clamp(min=0), 100 * (1 - self.share)).square()
@@ -295,31 +324,31 @@ class VRA(Shaping):
 
     Args:
         detector: see `Shaping`.
-        lower: percentile (0-100) of the training features that gives a; 60 is ours, within the
-            paper's search of 50-70.
-        upper: percentile that gives b; 95 is ours, within the paper's search of 80-99.
-        gamma: added between a and b; 0 is VRA, 0.2-0.7 the paper's VRA+.
+        lower: percentile of the training features that gives a, in [0, 100]; 60 in the authors'
+            command for CIFAR-10.
+        upper: percentile that gives b, in (0, 100], not below `lower`; 90 in that command. For
+            CIFAR-100 the authors take 95.
+        gamma: >= 0, added between a and b. 0 is VRA; VRA+ takes 0.6 with an `upper` of 95 on CIFAR.
         below: 'zero' as in the paper. 'clip' lifts small activations to a, as OpenOOD and
             pytorch-ood do.
-        per_feature: take a and b of each feature by itself (pytorch-ood), not of all values
-            together (the paper, OpenOOD).
+        per_feature: take a and b of each feature by itself, as the authors' code for CIFAR and
+            pytorch-ood do. False takes them of all values together, as OpenOOD does.
 
-    Source: Xu et al., NeurIPS 2023, arXiv 2302.11716.
+    Source: Xu et al., NeurIPS 2023, arXiv 2302.11716, and the authors' code. For ImageNet their
+    code has two fixed numbers (0.5 and 1 for ResNet-50) instead of percentiles.
     """
 
-    lower: float = 60.0
-    upper: float = 95.0
-    gamma: float = 0.0
+    lower: float = ranged(60.0, 0, 100)
+    upper: float = ranged(90.0, above=0, high=100)
+    gamma: float = ranged(0.0, 0)
     below: Literal["zero", "clip"] = "zero"
-    per_feature: bool = False
-    learns = True
+    per_feature: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        rising(self)
 
     def learn(self, train: Outputs) -> None:
-        if not 0 <= self.lower <= self.upper <= 100:
-            raise InputError(
-                "vra: percentiles must rise from lower to upper within 0-100, "
-                f"got {self.lower} and {self.upper}"
-            )
         wanted = (self.lower / 100, self.upper / 100)
         if self.per_feature:
             self.low, self.high = statistics.feature_quantiles(train, wanted)  # (D,) each
@@ -353,7 +382,6 @@ class RAS(Shaping):
     """
 
     order: Literal["value", "magnitude"] = "value"
-    learns = True
 
     def learn(self, train: Outputs) -> None:
         ordered = (self.ranked(c.features).sort(1).values for c in statistics.known(train))
@@ -384,17 +412,17 @@ class OptFS(Shaping):
             (default of the authors' code). Any detector of `Shaping` scores the logits
             W (theta(h) h) + b instead; 'energy' is the authors' other choice.
         bins: number of bins of equal width; 100 in the paper.
-        tail: quantile (0-1) of the training features left out at either end; 0.001 in the paper.
+        tail: quantile of the training features left out at either end, in [0, 0.5); 0.001 in the
+            paper.
 
     Source: Zhao et al., ICLR 2024, arXiv 2402.00865, and the authors' code (use_ood_score,
     'vanilla' or 'energy').
     """
 
     detector: str = "vanilla"
-    bins: int = 100
-    tail: float = 0.001
+    bins: int = ranged(100, 1, 100_000)
+    tail: float = ranged(0.001, 0, below=0.5)
     needs = frozenset({"features", "logits"})
-    learns = True
 
     def __post_init__(self):
         if self.detector != "vanilla":
@@ -429,6 +457,15 @@ class OptFS(Shaping):
 
     def shape(self, features: Tensor) -> Tensor:
         return features * self.theta[self.bin(features)].to(features)
+
+
+def rising(detector) -> None:
+    """Raise InputError where the percentile `lower` of a detector lies above its `upper`."""
+    if detector.lower > detector.upper:
+        raise InputError(
+            f"{detector.name}: percentiles must rise from lower to upper, "
+            f"got {detector.lower:g} and {detector.upper:g}"
+        )
 
 
 def largest(features: Tensor, percentile: float) -> torch.return_types.topk:

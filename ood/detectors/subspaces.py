@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ood import statistics
-from ood.config import InputError
-from ood.detectors.base import Detector, register
+from ood.config import InputError, ranged
+from ood.detectors.base import COUNTS, SEEDS, Detector, register
 from ood.detectors.logits import energy
 from ood.outputs import Outputs
 
@@ -23,20 +23,22 @@ class Residual(Detector):
 
     Args:
         dim: dimension of the principal subspace, 1 to D - 1. None for the ViM authors' rule: 1000
-            for 2,048 features or more, 512 from 768 on, else half of the features.
+            for 2,048 features or more, 512 from 768 on, else half of the features. Where the
+            training features fill less than half of the rest, as with fewer images than features,
+            the rule is applied to their rank instead.
 
     Source: Wang et al. (ViM), CVPR 2022, arXiv 2203.10807, where it is the baseline "Residual".
     """
 
-    dim: int | None = None
+    dim: int | None = ranged(None, *COUNTS)
     needs = frozenset({"features"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> Residual:
         self.origin = statistics.origin(train)  # (D,)
-        columns = statistics.eigen(train, "features", "origin")[1]
-        dim = principal(self.dim, len(self.origin), self.name)
-        self.rest = columns[:, dim:].contiguous()  # (D, D - dim)
+        values, columns = statistics.eigen(train, "features", "origin")
+        self.rank = statistics.rank(values)
+        self.dimension = principal(self.dim, len(self.origin), self.rank, self.name)
+        self.rest = columns[:, self.dimension :].contiguous()  # (D, D - dim)
         return self
 
     def score(self, batch: Outputs) -> Tensor:
@@ -50,7 +52,10 @@ class ViM(Residual):
     alpha = sum of the largest logits / sum of the residual norms, over the training set.
 
     Args:
-        dim: as in `residual`.
+        dim: as in `residual`, and below the rank of the training features.
+
+    Raises: InputError in `fit` when `dim` leaves no training feature outside the subspace: alpha
+        would have nothing to divide by.
 
     Source: Wang et al., CVPR 2022, arXiv 2203.10807. Their score is the softmax probability of a
     virtual logit alpha |P_rest (z - o)|; ours is a monotone function of it.
@@ -60,6 +65,12 @@ class ViM(Residual):
 
     def fit(self, train: Outputs) -> ViM:
         super().fit(train)
+        if self.dimension >= self.rank:
+            raise InputError(
+                f"vim: dim is {self.dimension}, but the training features span only {self.rank} "
+                "dimensions, so nothing is left as residual; choose a smaller dim or fit to more "
+                "images"
+            )
         largest_logits, residual_norms = 0.0, 0.0
         for chunk in statistics.known(train):
             largest_logits += chunk.logits.double().amax(1).sum().item()
@@ -71,13 +82,18 @@ class ViM(Residual):
         return self.alpha * super().score(batch) + energy(batch.logits.double())
 
 
-def principal(dim: int | None, features: int, name: str) -> int:
-    """Return the dimension asked for, or the default.
+def principal(dim: int | None, features: int, rank: int, name: str) -> int:
+    """Return the dimension of a principal subspace: `dim`, or the ViM authors' rule for None.
 
-    Raises: InputError when nothing would be left outside the subspace.
+    Args:
+        features: D, how many features there are.
+        rank: in how many directions the training features lie.
+
+    Raises: InputError when no dimension would be left outside the subspace.
     """
     if dim is None:
-        return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
+        dim = _rule(features)
+        return dim if rank - dim >= (features - dim) / 2 else max(1, _rule(rank))
     if not 0 < dim < features:
         raise InputError(
             f"{name}: dim is {dim}, the principal subspace of {features} features must have "
@@ -86,45 +102,62 @@ def principal(dim: int | None, features: int, name: str) -> int:
     return dim
 
 
+def _rule(features: int) -> int:
+    return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
+
+
 @register("neco")
 class NECO(Detector):
-    """Share of the norm inside the principal subspace: score = -|P_d x| / |x|.
+    """Share of the norm inside the principal subspace: score = -|P_d (x - m)| / |x|.
 
-    x are the standardised features: each one minus its mean, divided by its deviation.
+    x are the standardised features: each one minus its mean, divided by its deviation. m is the
+    mean of x, which is zero unless `standardise` is False.
 
     Args:
-        dim: d, 1 to D - 1. None for 100, or for half of the features where there are fewer than
-            200. The paper tunes it per network.
+        dim: d, 1 to D - 1. None for 100, or for half of the dimensions in which the training
+            features vary where these are fewer than 200. The paper tunes it per network.
         standardise: False for the raw features. The authors advise it when classes have collapsed
             (ViT on CIFAR).
         max_logit: multiply by the largest logit, as the authors do for every network but ResNet.
+            None multiplies where the training features take both signs (more than 1 % negative).
+            Without the logit, the score falls below chance on such networks.
 
-    Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. For DeiT
-    and Swin their code divides the projection of standardised features by the norm of raw ones;
-    here `standardise` holds for both. With `max_logit` the largest logit has to be positive, else
-    the order reverses. `fit` counts the training images where it is not (`not_positive`), and
+    Source: Ben Ammar et al., ICLR 2024, arXiv 2310.06823, eq. 6, and the authors' code. As there,
+    raw features are centred in the projection and not in the norm. For DeiT and Swin their code
+    divides the projection of standardised features by the norm of raw ones; here `standardise`
+    holds for both. With the logit as factor, the largest logit has to be positive, else the order
+    reverses. `fit` counts the training images where it is not (`not_positive`), and
     ood.evaluation.diagnosis warns.
     """
 
-    dim: int | None = None
+    dim: int | None = ranged(None, *COUNTS)
     standardise: bool = True
-    max_logit: bool = False
+    max_logit: bool | None = None
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> NECO:
         matrix, mean = statistics.covariance(train), statistics.mean(train)
         deviation = matrix.diagonal().clamp(min=0).sqrt()
         alive = deviation > 1e-12 * deviation.amax()  # a dead feature is left as it is
         deviation = torch.where(alive, deviation, 1.0)
-        if not self.standardise:
-            mean, deviation = torch.zeros_like(mean), torch.ones_like(mean)
-        self.shift, self.scale = mean, deviation
-        columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)[1].flip(1)
-        dim = principal(self.dim or min(100, max(1, len(mean) // 2)), len(mean), self.name)
-        self.principal = columns[:, :dim].contiguous()  # (D, d)
-        self.not_positive = self._share_not_positive(train) if self.max_logit else 0.0
+        if self.standardise:
+            self.shift, self.scale, self.mean = mean, deviation, torch.zeros_like(mean)
+        else:
+            self.shift, self.scale = torch.zeros_like(mean), torch.ones_like(mean)
+            self.mean = mean
+        values, columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)
+        self.rank = statistics.rank(values)
+        dim = min(100, max(1, self.rank // 2)) if self.dim is None else self.dim
+        self.dimension = principal(dim, len(mean), self.rank, self.name)
+        self.principal = columns.flip(1)[:, : self.dimension].contiguous()  # (D, d)
+        self.signed = statistics.signed(train)
+        self.not_positive = self._share_not_positive(train) if self.multiplies else 0.0
         return self
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the largest logit is a factor of the score."""
+        return self.signed if self.max_logit is None else self.max_logit
 
     def _share_not_positive(self, train: Outputs) -> float:
         lowest = sum((c.logits.amax(1) <= 0).sum().item() for c in statistics.known(train))
@@ -132,8 +165,9 @@ class NECO(Detector):
 
     def score(self, batch: Outputs) -> Tensor:
         x = (batch.features.double() - self.shift) / self.scale
-        share = (x @ self.principal).norm(dim=1) / x.norm(dim=1).clamp(min=1e-12)
-        return -share * (batch.logits.double().amax(1) if self.max_logit else 1.0)
+        mean = self.__dict__.get("mean", 0.0)  # not in files of older versions, which took zero
+        share = ((x - mean) @ self.principal).norm(dim=1) / x.norm(dim=1).clamp(min=1e-12)
+        return -share * (batch.logits.double().amax(1) if self.multiplies else 1.0)
 
 
 @register("kpca")
@@ -144,21 +178,22 @@ class KernelPCA(Detector):
         kernel: 'cosine' for phi(u) = u (the paper's CoP), or 'cosine-gaussian' for random Fourier
             features of u (CoRP).
         variance: share of the variance that the kept components explain, in (0, 1]. CoP: 0.85 on
-            CIFAR-10, 0.99 on ImageNet. CoRP: 0.8 and 0.5.
+            CIFAR-10, 0.99 on ImageNet. CoRP: 0.8 and 0.5. At most the directions in which the
+            training features vary are kept, and one direction always stays outside.
         gamma: > 0, of the Gaussian kernel exp(-gamma |u - v|^2); 2 on CIFAR-10, 3 on ImageNet.
-        features: number of random Fourier features; 2048 on CIFAR-10, 4096 on ImageNet.
+        features: number of random Fourier features, up to 32,768; 2048 on CIFAR-10, 4096 on
+            ImageNet.
         seed: of the random features.
 
     Source: Fang et al., NeurIPS 2024, arXiv 2402.02949, and the authors' code.
     """
 
     kernel: Literal["cosine", "cosine-gaussian"] = "cosine"
-    variance: float = 0.85
-    gamma: float = 2.0
-    features: int = 2048
-    seed: int = 0
+    variance: float = ranged(0.85, above=0, high=1)
+    gamma: float = ranged(2.0, above=0)
+    features: int = ranged(2048, 1, 32768)
+    seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> KernelPCA:
         if self.kernel == "cosine":
@@ -168,7 +203,8 @@ class KernelPCA(Detector):
             self._draw(train)
             values, columns = self._eigen_of_mapped(train)
         explained = values.cumsum(0) / values.sum().clamp(min=1e-300)
-        count = min(int((explained < self.variance).sum()) + 1, len(values))
+        count = int((explained < self.variance).sum()) + 1
+        count = min(count, statistics.rank(values), len(values) - 1)  # something is left outside
         self.kept = columns[:, :count].contiguous()  # (M, q)
         return self
 
@@ -214,7 +250,7 @@ class PNML(Detector):
     Args:
         logits: what p is the softmax of. 'normalised' is the head at u (the authors' released
             code), 'network' the network's own logits.
-        eps: p is clamped to [eps, 1 - eps]; 1e-12 as in pytorch-ood.
+        eps: p is clamped to [eps, 1 - eps], in (0, 0.5); 1e-12 as in pytorch-ood.
 
     Source: Bibas, Feder & Hassner, NeurIPS 2021, arXiv 2110.09246, eq. 20, and the authors' code.
     Their code also weighs the part of u outside the training span. That part is empty as soon as
@@ -222,9 +258,8 @@ class PNML(Detector):
     """
 
     logits: Literal["normalised", "network"] = "normalised"
-    eps: float = 1e-12
+    eps: float = ranged(1e-12, above=0, below=0.5)
     needs = frozenset({"features", "logits"})
-    requires_fit = True
 
     def fit(self, train: Outputs) -> PNML:
         second = statistics.second_moment(train, "unit") * statistics.count(train)
