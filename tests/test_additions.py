@@ -1,4 +1,4 @@
-"""The table 'To add something' of docs/architecture.md: what it names is enough, tried in a copy."""
+"""The table 'To add something' of docs/architecture.md: what it names suffices."""
 
 from __future__ import annotations
 

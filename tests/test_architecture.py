@@ -1,6 +1,6 @@
-"""The import graph of models/, ood/ and the scripts: no circle, no import that climbs, few modules at the root.
+"""The import graph of models/, ood/ and the scripts: no circle, no import that climbs.
 
-Floors are those of docs/architecture.md. A module may import its own part and parts on floors below.
+Floors are those of docs/architecture.md. A module may import its own part and lower floors.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def part(module: str) -> str:
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import each other: what is left when leaves are taken away, again and again."""
+    """Modules that import each other: what is left when leaves are taken away, again and again."""
     left = {module: set(targets) for module, targets in edges.items()}
     while leaves := {module for module, targets in left.items() if not targets & left.keys()}:
         left = {module: targets for module, targets in left.items() if module not in leaves}

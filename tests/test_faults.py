@@ -1,4 +1,4 @@
-"""Bad input ends in one clear line and leaves nothing behind: the tables of tests/faults, row by row."""
+"""Bad input ends in one clear line and leaves nothing behind: every row of tests/faults."""
 
 from __future__ import annotations
 
