@@ -26,6 +26,7 @@ from ood import cli, losses
 from ood.config import InputError, merge
 from ood.data.transforms import KINDS
 from ood.training import loop, pretraining
+from ood.training.settings import DIGITS, read_settings
 
 parser = cli.Parser(
     "Train a classifier.",
@@ -72,7 +73,7 @@ parser.flag(
     "-augment",
     choices=KINDS,
     help=f"of training images: {', '.join(KINDS)} [default: crop_flip; resized_crop_flip for tinyimagenet; "
-    f"{pretraining.DIGITS} for digits]",
+    f"{DIGITS} for digits]",
 )
 parser.flag(
     "-valid_split",
@@ -212,7 +213,7 @@ def main() -> None:
     flags["ood_dataset"] = flags["ood_dataset"] and "+".join(flags["ood_dataset"])
     pretraining.train_classifier(
         models,
-        merge(pretraining.read_settings(config), flags),
+        merge(read_settings(config), flags),
         root=root,
         out_dir=out_dir,
         resume=resume,

@@ -18,6 +18,7 @@ from ood import cli, methods
 from ood.config import InputError, build, merge, read_json, split
 from ood.outputs import Cache
 from ood.training import pretraining, runs
+from ood.training.settings import Settings, read_settings
 
 SETTINGS = (
     "num_ood",
@@ -135,7 +136,7 @@ def main() -> None:
     kind, name = (
         (method.Settings, f"method {method.name}")
         if method
-        else (pretraining.Settings, f"loss {values['loss']}")
+        else (Settings, f"loss {values['loss']}")
     )
     overrides = {
         name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None
@@ -146,7 +147,7 @@ def main() -> None:
         raise InputError(f"-{key} means nothing to {name} of {flags.config}; leave it out")
     if method is None:
         given = merge(
-            pretraining.read_settings(flags.config),
+            read_settings(flags.config),
             {
                 **overrides,
                 **{

@@ -112,25 +112,29 @@ def training(
             objective,
             network,
             batches,
-            epochs=epochs,
-            optimizer=optimizer,
-            schedule=loop.Schedule(optimizer, "cosine", 3),
-            run=run,
-            resume=resume,
-            clip_norm=clip,
-            ema=ema,
-            select="valid_loss",
-            mode="min",
-            say=lambda line: None,
-            before_epoch=crash,
-            pack=lambda epoch, metrics: {
+            loop.Plan(
+                epochs=epochs,
+                optimizer=optimizer,
+                schedule=loop.Schedule(optimizer, "cosine", 3),
+                select="valid_loss",
+                mode="min",
+                clip_norm=clip,
+                ema=ema,
+            ),
+            run,
+            lambda epoch, metrics: {
                 "state_dict": network.state_dict(),
                 "epoch": epoch,
                 "metrics": metrics,
             },
-            validate=lambda epoch: {
-                f"valid_{k}": v for k, v in loop.measure(network, held_out).items()
-            },
+            loop.Hooks(
+                validate=lambda epoch: {
+                    f"valid_{k}": v for k, v in loop.measure(network, held_out).items()
+                },
+                before_epoch=crash,
+                say=lambda line: None,
+            ),
+            resume=resume,
         )
     except KeyboardInterrupt:
         distributed.barrier()
@@ -167,14 +171,12 @@ def with_loss(folder: Path, name: str, count: int):
         lambda batch: objective(*batch),
         network,
         batches,
-        epochs=3,
-        optimizer=optimizer,
-        schedule=loop.Schedule(optimizer, "cosine", 3),
-        run=run,
-        ema=0.9,
-        say=lambda line: None,
-        state={"objective": objective.own},
-        pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
+        loop.Plan(
+            epochs=3, optimizer=optimizer, schedule=loop.Schedule(optimizer, "cosine", 3), ema=0.9
+        ),
+        run,
+        lambda epoch, metrics: {"state_dict": network.state_dict()},
+        loop.Hooks(state={"objective": objective.own}, say=lambda line: None),
     )
     return {
         "weights": {

@@ -16,6 +16,7 @@ from ood.data.auxiliary import load_outliers
 from ood.data.images import JoinedImages
 from ood.training import loop, pretraining, runs
 from ood.training.batches import ImageBatches, MixedBatches
+from ood.training.settings import read_settings, resolve, with_known_names
 
 CPU = torch.device("cpu")
 SMALL = {"vos": {"sample_number": 5, "sample_from": 50}, "energy_margin": {"full_train_loss": 0.3}}
@@ -190,15 +191,16 @@ def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
             lambda batch: objective(*batch),
             objective.network,
             batches(digits, indices=range(96)),
-            epochs=epochs,
-            optimizer=optimizer,
-            run=run,
-            schedule=loop.Schedule(optimizer, "constant", 2),
-            pack=pack,
-            ema=0.6,
+            loop.Plan(
+                epochs=epochs,
+                optimizer=optimizer,
+                schedule=loop.Schedule(optimizer, "constant", 2),
+                ema=0.6,
+            ),
+            run,
+            pack,
+            loop.Hooks(state={"objective": objective.own}, say=lambda line: None),
             resume=resume,
-            state={"objective": objective.own},
-            say=lambda line: None,
         )
         average = seen[0]
         for t, weights in enumerate(seen[1:], 1):
@@ -310,12 +312,10 @@ def test_means_of_an_epoch_are_those_of_the_id_images(digits, outliers, tmp_path
         objective,
         network,
         stream,
-        epochs=2,
-        optimizer=optimizer,
-        schedule=loop.Schedule(optimizer, "constant", 2),
-        say=lambda line: None,
-        run=runs.create("toy", {}, out_dir=tmp_path),
-        pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
+        loop.Plan(epochs=2, optimizer=optimizer, schedule=loop.Schedule(optimizer, "constant", 2)),
+        runs.create("toy", {}, out_dir=tmp_path),
+        lambda epoch, metrics: {"state_dict": network.state_dict()},
+        loop.Hooks(say=lambda line: None),
     )
     second = seen[3:]
     assert [known for _, known, _ in second] == [8, 8, 4]
@@ -613,14 +613,12 @@ def test_config_gives_the_same_keys(tmp_path, call_script):
 )
 def test_published_configs_are_complete(name):
     """They resolve (one that continues a trained network: with -init), and the loss is made with what they say; the data is not at hand here."""
-    given = pretraining.with_known_names(
-        models, pretraining.read_settings(ROOT / "configs" / f"{name}.json")
-    )
+    given = with_known_names(models, read_settings(ROOT / "configs" / f"{name}.json"))
     if given.get("needs_init"):
         with pytest.raises(InputError, match="-init FILE"):
-            pretraining.resolve(given)
+            resolve(given)
         given["init"] = "best.pt"
-    settings = pretraining.resolve(given)
+    settings = resolve(given)
     assert losses.get(settings.loss).outliers == "needed" and settings.ood_dataset
     if settings.id_dataset == "cifar10":
         network = models.build(

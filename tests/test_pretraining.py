@@ -25,7 +25,7 @@ from ood.evaluation import workbench
 from ood.methods import heatmap
 from ood.methods.heatmap.classifier import load_classifier
 from ood.training import pretraining, runs
-from ood.training.pretraining import resolve
+from ood.training.settings import resolve
 
 SCRIPT = ROOT / "classifier_pretraining.py"
 TINY = ("-device", "cpu", "-limit", "120", "-epochs", "2", "-batch_size", "32", "-width", "4")

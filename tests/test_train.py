@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import models
 from ood.cli import RunError
 from ood.config import InputError
 from ood.training import loop, runs
+from ood.training.batches import balanced_order, split
 
 
 class Toy(nn.Module):
@@ -71,7 +73,7 @@ def experiment(
     network = Toy()
     batches = loop.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"), seed=3)
     opt = loop.make_optimizer(optimizer, network.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    plan = loop.Schedule(opt, schedule, 6, milestones=(2, 4), gamma=0.3, patience=0)
+    recipe = {"milestones": (2, 4), "gamma": 0.3, "patience": 0}
     calls = []
 
     def objective(batch):
@@ -96,26 +98,29 @@ def experiment(
         device=torch.device("cpu"),
         shuffle=False,
     )
-    defaults = dict(
-        before_epoch=poison,
-        validate=lambda epoch: {f"valid_{k}": v for k, v in loop.measure(network, clean).items()},
-        select="valid_accuracy",
-        pack=lambda epoch, metrics: {
-            "state_dict": network.state_dict(),
-            "epoch": epoch,
-            "metrics": metrics,
+
+    def pack(epoch, metrics):
+        return {"state_dict": network.state_dict(), "epoch": epoch, "metrics": metrics}
+
+    hooks = {f.name: options.pop(f.name) for f in fields(loop.Hooks) if f.name in options}
+    defaults = {
+        "before_epoch": poison,
+        "validate": lambda epoch: {
+            f"valid_{k}": v for k, v in loop.measure(network, clean).items()
         },
-    )
+        "say": lambda line: None,
+    }
+    options = {"select": "valid_accuracy", **options}
+    plan = loop.Plan(epochs, opt, loop.Schedule(opt, schedule, 6, **recipe), **options)
     history = loop.fit(
         objective,
         network,
         batches,
-        epochs=epochs,
-        optimizer=opt,
-        schedule=plan,
-        run=run,
+        plan,
+        run,
+        pack,
+        loop.Hooks(**{**defaults, **hooks}),
         resume=resume,
-        **{"say": lambda line: None, **defaults, **options},
     )
     return network, history, run
 
@@ -319,12 +324,12 @@ def test_what_is_learned_beside_the_network_must_be_finite_too(tmp_path):
             ),
             network,
             batches,
-            epochs=1,
-            optimizer=optimizer,
-            schedule=loop.Schedule(optimizer, "constant", 1),
-            run=runs.create("toy", {}, out_dir=tmp_path),
-            say=lambda line: None,
-            pack=lambda epoch, metrics: {"state_dict": network.state_dict()},
+            loop.Plan(
+                epochs=1, optimizer=optimizer, schedule=loop.Schedule(optimizer, "constant", 1)
+            ),
+            runs.create("toy", {}, out_dir=tmp_path),
+            lambda epoch, metrics: {"state_dict": network.state_dict()},
+            loop.Hooks(say=lambda line: None),
         )
     assert not (tmp_path / "last.pt").exists()
 
@@ -365,17 +370,19 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
         lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
         network,
         batches,
-        epochs=2,
-        optimizer=optimizer,
-        schedule=loop.Schedule(optimizer, "constant", 2),
-        run=run,
-        precision="bf16",
-        say=lambda line: None,
-        pack=lambda epoch, metrics: {
+        loop.Plan(
+            epochs=2,
+            optimizer=optimizer,
+            schedule=loop.Schedule(optimizer, "constant", 2),
+            precision="bf16",
+        ),
+        run,
+        lambda epoch, metrics: {
             "state_dict": network.state_dict(),
             "epoch": epoch,
             "metrics": metrics,
         },
+        loop.Hooks(say=lambda line: None),
     )
     assert set(seen) == {torch.bfloat16} and all(
         p.dtype == torch.float32 for p in network.parameters()
@@ -408,17 +415,16 @@ def test_ema_equals_an_explicit_average(tmp_path):
         lambda batch: (F.cross_entropy(network(batch[0]), batch[1]), {}),
         network,
         batches,
-        epochs=3,
-        optimizer=optimizer,
-        ema=0.6,
-        run=run,
-        schedule=loop.Schedule(optimizer, "constant", 3),
-        say=lambda line: None,
-        pack=lambda epoch, metrics: {
+        loop.Plan(
+            epochs=3, optimizer=optimizer, schedule=loop.Schedule(optimizer, "constant", 3), ema=0.6
+        ),
+        run,
+        lambda epoch, metrics: {
             "state_dict": network.state_dict(),
             "epoch": epoch,
             "metrics": metrics,
         },
+        loop.Hooks(say=lambda line: None),
     )
     average = seen[0]
     for t, weights in enumerate(seen[1:], 1):
@@ -629,13 +635,13 @@ def test_targets_replace_labels():
 
 def test_balanced_order_takes_classes_in_turn():
     labels = torch.tensor([0] * 50 + [1] * 7 + [2] * 3)
-    order = loop.balanced_order(labels, torch.Generator().manual_seed(0))
+    order = balanced_order(labels, torch.Generator().manual_seed(0))
     assert len(order) == 60 and torch.bincount(labels[order]).tolist() == [20, 20, 20]
     assert all(sorted(labels[part].tolist()) == [0, 1, 2] for part in order.split(3))
     assert len(set(order[labels[order] == 0].tolist())) == 20  # no image twice before all came
     rare = order[labels[order] == 2].tolist()
     assert all(len(set(rare[n : n + 3])) == 3 for n in range(0, 18, 3))
-    assert order.tolist() != loop.balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
+    assert order.tolist() != balanced_order(labels, torch.Generator().manual_seed(1)).tolist()
     images = Images()
     images.labels = labels.numpy()
     batches = loop.ImageBatches(
@@ -664,18 +670,14 @@ def test_measure_equals_a_loop():
 
 
 def test_split_is_seeded_disjoint_and_complete():
-    kept, valid = loop.split(1000, 0.01, seed=0)
+    kept, valid = split(1000, 0.01, seed=0)
     assert (
         len(valid) == 10
         and sorted([*kept, *valid]) == list(range(1000))
         and list(valid) == sorted(valid)
     )
-    assert (
-        loop.split(1000, 0.01, 0)[1].tolist()
-        == valid.tolist()
-        != loop.split(1000, 0.01, 1)[1].tolist()
-    )
-    assert len(loop.split(10, 0.01, 0)[1]) == 1 and len(loop.split(10, 0.0, 0)[1]) == 0
+    assert split(1000, 0.01, 0)[1].tolist() == valid.tolist() != split(1000, 0.01, 1)[1].tolist()
+    assert len(split(10, 0.01, 0)[1]) == 1 and len(split(10, 0.0, 0)[1]) == 0
 
 
 # ---- schedules ---------------------------------------------------------------------------------------------------------------

@@ -1,19 +1,25 @@
 """The training loop: any objective, any source of batches, resumable to the bit.
 
-    batches.epoch(3)  ->  objective(batch) = (loss, parts)  ->  optimiser, schedule  ->  validate()  ->  best.pt, last.pt, one line
+    batches.epoch(3)  ->  objective(batch) = (loss, parts)  ->  optimiser, schedule
+                      ->  validate()  ->  best.pt, last.pt, one line in the log
 
-`fit` knows nothing of images or classes. What it needs of its parts:
+`fit` knows nothing of images or classes. It needs these parts:
 
-    objective(batch) -> (loss, {name: number or 0-d tensor})    a function, or a method's `loss`
-    batches          -> len(batches) and batches.epoch(number), number = 1, 2, ...; the order may depend on nothing but the seed, the
-                        number and what its own state_dict() holds: then a resumed run sees the batches that it would have seen.
-                        batches.counted, where there is one: how many of the last batch's items the epoch's means count (outliers
-                        that come with the images do not)
-    validate(epoch)  -> {name: number}, or None for a method that has nothing to select by
-    pack(epoch, metrics) -> the weight file's content; `fit` puts the state of the training beside it in last.pt
+    objective(batch) -> (loss, {name: number or 0-d tensor})
+        A function, or a method's `loss`.
+    batches
+        len(batches), and batches.epoch(number) for number = 1, 2, ... The order may depend only on
+        the seed, the number and what its own state_dict() holds. A resumed run then sees the
+        batches that it would have seen. `batches.counted`, where there is one, says how many
+        items of the last batch the epoch's means count; outliers beside the images do not count.
+    validate(epoch) -> {name: number}
+        None for a method that has nothing to select by.
+    pack(epoch, metrics) -> what the weight file holds
+        See `runs.payload`. `fit` adds the state of the training to it for last.pt.
 
-The order within an epoch: before_epoch, training, validate, schedule, log line, best.pt, last.pt. A run that is killed anywhere
-loses at most the epoch that it was in. Under torchrun every process calls `fit` with the same arguments: see ood/distributed.py.
+The order within an epoch: before_epoch, training, validate, schedule, log line, best.pt, last.pt. A
+run that is killed anywhere loses at most the epoch that it was in. Under torchrun every process
+calls `fit` with the same arguments, see ood/distributed.py.
 """
 
 from __future__ import annotations
@@ -35,20 +41,27 @@ from torch import Tensor, nn
 from ood import distributed
 from ood.cli import RunError, log, progress
 from ood.config import InputError, nearest
-from ood.training.batches import RESIDENT_BYTES, ImageBatches, balanced_order, mix, split  # noqa: F401  (what a training script needs, under one name)
+from ood.training.batches import ImageBatches, mix
 from ood.training.runs import Run
 
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("plateau", "steps", "cosine", "onecycle", "constant")
 PRECISIONS = ("fp32", "bf16")
-CHECK_EVERY = (
-    50  # batches between looks at the losses on a GPU (a look waits for the device); 1 on the CPU
-)
+
+# Batches between two looks at the losses on a GPU, because a look waits for it. The CPU looks
+# at every batch.
+CHECK_EVERY = 50
 
 
 @dataclass
 class History:
-    """What `fit` gives back: epochs done, the best value of the selection metric with its epoch, the metrics of the last epoch."""
+    """What `fit` gives back.
+
+    Attributes:
+        epochs: how many are done.
+        best, best_epoch: the best value of the selection metric, and its epoch.
+        metrics: those of the last epoch.
+    """
 
     epochs: int = 0
     best: float | None = None
@@ -56,151 +69,169 @@ class History:
     metrics: dict = field(default_factory=dict)
 
 
+@dataclass
+class Plan:
+    """How long and how `fit` trains.
+
+    Attributes:
+        epochs: train to this number, those before a resume included.
+        optimizer, schedule: see `make_optimizer` and `Schedule`.
+        select, mode: the metric that best.pt is chosen by and that the plateau schedule looks at.
+            Strictly larger is better with mode "max", strictly smaller with "min". None: the
+            newest epoch counts as the best.
+        precision: "bf16" computes the objective under autocast; weights stay float32.
+        clip_norm: clip the gradient's Euclidean norm to this.
+        ema: decay of a moving average of the weights, in [0, 1), see `Average`. The average covers
+            everything the optimiser trains, including a loss's centres. It is used for validation,
+            it is saved in the weight files, and the network holds it when training ends.
+    """
+
+    epochs: int
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    select: str | None = None
+    mode: str = "max"
+    precision: str = "fp32"
+    clip_norm: float | None = None
+    ema: float | None = None
+
+    def better(self, value: float | None, than: float | None) -> bool:
+        """Whether the epoch with this value of the selection metric is the best one so far."""
+        if self.select is None or than is None:
+            return True
+        return value > than if self.mode == "max" else value < than
+
+
+@dataclass
+class Hooks:
+    """What a training does beside the steps.
+
+    Attributes:
+        validate: epoch -> metrics.
+        before_epoch: called with the epoch's number (to raise a margin, to unfreeze a layer), also
+            in the first epoch after a resume.
+        state: name -> object with state_dict() and load_state_dict() (a method's class means). It
+            is saved and restored with the rest. With several processes all go on with rank 0's
+            after every epoch.
+        say: takes the line of each epoch.
+        tell: called with the number and the record of each epoch (TensorBoard).
+    """
+
+    validate: Callable[[int], dict] | None = None
+    before_epoch: Callable[[int], None] | None = None
+    state: dict = field(default_factory=dict)
+    say: Callable[[str], None] = log
+    tell: Callable[[int, dict], None] | None = None
+
+
 def fit(
     objective: Callable,
     network: nn.Module,
     batches,
-    *,
-    epochs: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
+    plan: Plan,
     run: Run,
     pack: Callable[[int, dict], dict],
-    validate: Callable[[int], dict] | None = None,
-    select: str | None = None,
-    mode: str = "max",
+    hooks: Hooks | None = None,
+    *,
     resume: bool = False,
-    precision: str = "fp32",
-    clip_norm: float | None = None,
-    ema: float | None = None,
-    before_epoch: Callable[[int], None] | None = None,
-    state: dict | None = None,
-    say: Callable[[str], None] = log,
-    tell: Callable[[int, dict], None] | None = None,
 ) -> History:
-    """Train `network` to the given number of epochs.
+    """Train `network` to the number of epochs that the plan says.
 
     Args:
-        network: what is trained (frozen parts stay outside); its state must be `pack(...)["state_dict"]`.
-        select, mode: the metric by which best.pt is chosen (strictly better, "max" or "min") and on which the plateau schedule
-            looks. None: the newest epoch counts as the best.
-        resume: continue from run's last.pt where there is one; rank 0 looks.
-        precision: "bf16" computes the objective under autocast; weights stay float32.
-        clip_norm: clip the gradient's Euclidean norm to this.
-        ema: decay of an `Average` of the weights, those that the optimiser has beside the network's (a loss's centres) included. It
-            is what is validated, what the weight files hold and what the network ends with.
-        before_epoch: called with the epoch's number (a margin to raise, a layer to unfreeze), after a resume too.
-        state: name -> object with state_dict() and load_state_dict(), saved and restored with the rest (a method's class means).
-            Several processes go on with that of rank 0 after every epoch.
-        tell: called with the number and the record of each epoch (TensorBoard).
-    Returns: what the last epoch led to. In its records `loss` and the parts are means over the items counted (`batches`), of all
-        processes, and images_per_s is their number by the seconds of training: ID images (each view of one); outliers come on top.
-    Raises: RunError for a loss, weight or selection metric that is not finite, with epoch and batch; last.pt then still holds the
-        epoch before. RunError when processes restore different epochs.
+        objective, batches, pack: see the module's docstring.
+        network: what is trained; frozen parts stay outside. Its state must be the "state_dict" of
+            what `pack` returns.
+        resume: continue from the run's last.pt where there is one. Rank 0 looks.
+    Returns:
+        What the last epoch led to. `loss` and the parts in its records are means over the items
+        counted, of all processes. images_per_s is the number of these items by the seconds of
+        training. It counts ID images, and each view of one; outliers are not counted.
+    Raises:
+        RunError: a loss, weight or selection metric is not finite. The message names epoch and
+            batch; last.pt then still holds the epoch before. Or processes restore different epochs.
     """
-    stateful = {"optimizer": optimizer, "schedule": schedule, **(state or {})}
+    hooks = hooks or Hooks()
+    stateful = {"optimizer": plan.optimizer, "schedule": plan.schedule, **hooks.state}
     if hasattr(batches, "state_dict"):
         stateful["batches"] = batches
-    average = None if ema is None else Average(network, ema, _parameters(optimizer))
-    if average:
+    average = None
+    if plan.ema is not None:
+        average = Average(network, plan.ema, _parameters(plan.optimizer))
         stateful["average"] = average
     history = _resume(run, network, stateful) if resume else _begin()
     run.rewind(history.epochs)
     device = next(network.parameters()).device
-    for epoch in range(history.epochs + 1, epochs + 1):
+    for epoch in range(history.epochs + 1, plan.epochs + 1):
         began = time.perf_counter()
-        if before_epoch:
-            before_epoch(epoch)
-        network.train()
-        if average:
-            average.swap()
-        train, seen = _train_epoch(
-            objective,
-            network,
-            batches,
-            epoch,
-            epochs,
-            optimizer,
-            schedule,
-            device,
-            precision,
-            clip_norm,
-            average,
-        )
-        distributed.average_buffers(network)
-        if average:
-            average.swap()
-            distributed.average_buffers(network)
-        for thing in (state or {}).values() if distributed.world() > 1 else ():
-            thing.load_state_dict(distributed.from_first(thing.state_dict))
+        if hooks.before_epoch:
+            hooks.before_epoch(epoch)
+        train, seen = _train_epoch(objective, network, batches, epoch, plan, average)
+        if distributed.world() > 1:
+            for thing in hooks.state.values():
+                thing.load_state_dict(distributed.from_first(thing.state_dict))
         trained = time.perf_counter()
-        rate = optimizer.param_groups[0]["lr"]
-        validated = validate(epoch) if validate else {}
+        rate = plan.optimizer.param_groups[0]["lr"]
+        validated = hooks.validate(epoch) if hooks.validate else {}
         metrics = distributed.from_first(lambda: {**train, **validated})
-        if select:
-            _require_finite(metrics[select], select, epoch)
-            schedule.observe(metrics[select])
-        better = (
-            select is None
-            or history.best is None
-            or (metrics[select] > history.best if mode == "max" else metrics[select] < history.best)
-        )
-        history = History(
-            epoch,
-            metrics.get(select) if better else history.best,
-            epoch if better else history.best_epoch,
-            metrics,
-        )
+        history, best = _judge(history, epoch, metrics, plan)
         record = {
             "epoch": epoch,
             **metrics,
             "lr": rate,
-            "best": better,
+            "best": best,
             "images_per_s": round(seen / (trained - began), 1),
             "seconds": round(time.perf_counter() - began, 3),
         }
         run.log(record)
-        payload = pack(epoch, metrics)
-        if better:
-            run.save("best.pt", payload)
-        run.save("last.pt", {**payload, "trainer": _trainer_state(history, stateful, device)})
-        say(_line(record, epochs))
-        if tell:
-            tell(epoch, record)
+        content = pack(epoch, metrics)
+        if best:
+            run.save("best.pt", content)
+        run.save("last.pt", {**content, "trainer": _trainer_state(history, stateful, device)})
+        hooks.say(_line(record, plan.epochs))
+        if hooks.tell:
+            hooks.tell(epoch, record)
     distributed.barrier()  # best.pt is there when anyone goes on to read it
     network.eval()
     return history
 
 
+def _judge(history: History, epoch: int, metrics: dict, plan: Plan) -> tuple[History, bool]:
+    """Return the history with this epoch, and whether it is the best. Tell the schedule."""
+    value = None
+    if plan.select:
+        value = metrics[plan.select]
+        _require_finite(value, plan.select, epoch)
+        plan.schedule.observe(value)
+    if plan.better(value, history.best):
+        return History(epoch, value, epoch, metrics), True
+    return History(epoch, history.best, history.best_epoch, metrics), False
+
+
 def _train_epoch(
-    objective,
-    network,
-    batches,
-    epoch,
-    epochs,
-    optimizer,
-    schedule,
-    device,
-    precision,
-    clip_norm,
-    average,
+    objective, network: nn.Module, batches, epoch: int, plan: Plan, average: Average | None
 ) -> tuple[dict, int]:
-    """One pass over the batches. Returns (mean loss and parts over the items counted, their number), of all processes."""
+    """Make one pass over the batches.
+
+    Returns: mean loss and parts over the items counted, and their number, of all processes.
+    """
+    device = next(network.parameters()).device
     means = Means(epoch, check_every=1 if device.type == "cpu" else CHECK_EVERY)
-    parameters = _parameters(optimizer)
+    optimizer, parameters = plan.optimizer, _parameters(plan.optimizer)
     steps, step = len(batches), distributed.Step(objective, network, optimizer)
-    for number, batch in enumerate(
-        progress(batches.epoch(epoch), f"epoch {epoch}/{epochs}", total=steps)
-    ):
-        schedule.start(epoch - 1 + number / steps)
+    network.train()
+    if average:
+        average.swap()
+    shown = progress(batches.epoch(epoch), f"epoch {epoch}/{plan.epochs}", total=steps)
+    for number, batch in enumerate(shown):
+        plan.schedule.start(epoch - 1 + number / steps)
         items = _items(batch)
-        with autocast(device, precision):
+        with autocast(device, plan.precision):
             loss, parts = step(batch, items)
         means.add(loss, parts, getattr(batches, "counted", items))
         optimizer.zero_grad(set_to_none=True)
         step.backward()
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        if plan.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, plan.clip_norm)
         optimizer.step()
         if average:
             average.update()
@@ -208,16 +239,22 @@ def _train_epoch(
     floats = [t for t in (*network.state_dict().values(), *parameters) if t.is_floating_point()]
     if not torch.stack([t.isfinite().all() for t in floats]).all():
         raise RunError(
-            f"the weights are not finite after epoch {epoch}; lower the learning rate (-lr) and continue with -resume"
+            f"the weights are not finite after epoch {epoch}; "
+            "lower the learning rate (-lr) and continue with -resume"
         )
+    distributed.average_buffers(network)
+    if average:
+        average.swap()
+        distributed.average_buffers(network)
     return result, means.items
 
 
 class Means:
-    """Means over the items of an epoch, kept on the device; a loss that is not finite stops the run at the next look.
+    """Means over the items of an epoch. A loss that is not finite stops the run.
 
-    A batch weighs as much as it has items. With outliers these are its ID images: the accuracy is then that of all ID images, and the
-    loss the mean over them of their batch's loss.
+    The losses stay on the device until the next look. A batch weighs as much as it has items. With
+    outliers the items are the ID images: the accuracy is then over all ID images, and the loss is
+    the mean over them of their batch's loss.
     """
 
     def __init__(self, epoch: int, check_every: int = 1):
@@ -231,7 +268,7 @@ class Means:
             self._look()
 
     def result(self) -> dict[str, float]:
-        """Means over the items of all processes; `items` counts those from now on."""
+        """Return the means over all processes. From now on `items` counts their items, too."""
         self._look()
         sums: dict[str, float] = {}
         self.items, theirs = 0, distributed.gathered((self.items, self.sums))
@@ -250,7 +287,7 @@ class Means:
             if not math.isfinite(values["loss"]):
                 raise RunError(
                     f"the loss is {values['loss']} in epoch {self.epoch}, batch {self.batches}; "
-                    f"lower the learning rate (-lr) and continue the epochs before with -resume"
+                    "lower the learning rate (-lr) and continue the epochs before with -resume"
                 )
             self.items += items
             for name, value in values.items():
@@ -259,14 +296,20 @@ class Means:
 
 
 class Average:
-    """Exponential moving average of a network's weights and running averages, and of further parameters, after every step t = 1, 2, ...
+    """Exponential moving average of a network's weights and running statistics.
 
-        a <- d a + (1 - d) w,   d = min(decay, (1 + t) / (10 + t))         so that the first, random weights are soon forgotten
+    After every step t = 1, 2, ...
 
-    `swap` exchanges the two: the network holds a where it is validated and saved, and w where it is trained. What it does not hold
-    is the state here.
+        a <- d a + (1 - d) w,   d = min(decay, (1 + t) / (10 + t))
 
-    Args: further: parameters that are trained beside the network's; those that are its own are counted once.
+    The small first d lets the random weights of the beginning be forgotten soon. `swap` exchanges
+    a and w: the network holds w while it is trained, and a while it is validated and saved. This
+    object holds the other one.
+
+    Args:
+        decay: in [0, 1).
+        further: parameters that are trained beside the network's. The network's own may be among
+            them.
     """
 
     def __init__(self, network: nn.Module, decay: float, further: Iterable[Tensor] = ()):
@@ -305,17 +348,26 @@ class Average:
             mine.copy_(stored)
 
 
-# ---- learning rates ----------------------------------------------------------------------------------------------------------
+# ---- learning rates --------------------------------------------------------------------------
 
 
 class Schedule:
-    """Learning rates as a factor on each group's first rate, a function of the epochs done; only `plateau` remembers anything.
+    """Learning rates: each group's first rate times a factor that depends on the epochs done.
+
+    Only "plateau" remembers anything. The schedules:
+
+        plateau     times gamma after `patience` epochs in which the selection metric did not rise
+                    by 1e-4 of itself (PyTorch's defaults, and the heatmap recipe)
+        steps       times gamma at each of `milestones`, in epochs done
+        cosine      along a cosine to 0, per batch
+        onecycle    up from 1/25 over 30 % of the run, then down to 1e-4 / 25, both along a cosine,
+                    per batch
+        constant
 
     Args:
-        name: "plateau" (gamma after `patience` epochs in which the selection metric did not rise by 1e-4 of itself: the library's
-            defaults, and the heatmap recipe), "steps" (gamma at each of `milestones`, in epochs done), "cosine" (to 0, per batch),
-            "onecycle" (up from 1/25 over 30 % of the run, down to 1e-4 / 25, both along a cosine, per batch), "constant".
         epochs: length of the run; cosine and onecycle depend on it.
+        mode: "max" or "min", whether a larger or a smaller selection metric is better.
+    Raises: InputError for an unknown name.
     """
 
     def __init__(
@@ -331,7 +383,8 @@ class Schedule:
     ):
         if name not in SCHEDULES:
             raise InputError(
-                f"schedule '{name}' is unknown{nearest(name, SCHEDULES)}; allowed: {', '.join(SCHEDULES)}"
+                f"schedule '{name}' is unknown{nearest(name, SCHEDULES)}; "
+                f"allowed: {', '.join(SCHEDULES)}"
             )
         self.name, self.epochs, self.milestones, self.gamma = name, epochs, tuple(milestones), gamma
         self.optimizer = optimizer
@@ -344,28 +397,27 @@ class Schedule:
             )
 
     def start(self, position: float) -> None:
-        """Set the rates for the batch at `position` (in epochs: 2.5 is the middle of the third one)."""
+        """Set the rates for the batch at `position`, in epochs: 2.5 is the middle of the third."""
         if self.plateau is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * self.factor(position)
 
     def observe(self, value: float) -> None:
-        """Tell the selection metric of the epoch that just ended."""
+        """Take the selection metric of the epoch that just ended."""
         if self.plateau is not None:
             self.plateau.step(value)
 
     def factor(self, position: float) -> float:
+        """Return the factor at `position`, in epochs."""
         if self.name == "steps":
             return self.gamma ** sum(position >= m for m in self.milestones)
         t = position / self.epochs
         if self.name == "cosine":
             return _cosine(1.0, 0.0, t)
+        if self.name == "onecycle" and t < 0.3:
+            return _cosine(1 / 25, 1.0, t / 0.3)
         if self.name == "onecycle":
-            return (
-                _cosine(1 / 25, 1.0, t / 0.3)
-                if t < 0.3
-                else _cosine(1.0, 1e-4 / 25, (t - 0.3) / 0.7)
-            )
+            return _cosine(1.0, 1e-4 / 25, (t - 0.3) / 0.7)
         return 1.0
 
     def state_dict(self) -> dict:
@@ -386,7 +438,11 @@ def make_optimizer(
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
-    """SGD or Adam over all parameters given (weight decay on every one of them, as all four papers have it)."""
+    """Make SGD or Adam over all parameters given.
+
+    Weight decay acts on every one of them, as in all four papers. Raises InputError for an unknown
+    name.
+    """
     if name == "sgd":
         return torch.optim.SGD(
             parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
@@ -394,22 +450,25 @@ def make_optimizer(
     if name == "adam":
         return torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
     raise InputError(
-        f"optimizer '{name}' is unknown{nearest(name, OPTIMIZERS)}; allowed: {', '.join(OPTIMIZERS)}"
+        f"optimizer '{name}' is unknown{nearest(name, OPTIMIZERS)}; "
+        f"allowed: {', '.join(OPTIMIZERS)}"
     )
 
 
-# ---- classifiers -------------------------------------------------------------------------------------------------------------
+# ---- classifiers -----------------------------------------------------------------------------
 
 
 def measure(
     network: nn.Module, batches: ImageBatches, *, precision: str = "fp32", epoch: int = 0
 ) -> dict[str, float]:
-    """Mean cross-entropy and accuracy (a fraction) of a classifier in eval mode over unshuffled batches, of all processes."""
+    """Return mean cross-entropy and accuracy (a fraction) of a classifier, over all processes.
+
+    Args: batches: unshuffled. The network is put into eval mode.
+    """
     network.eval()
     device = next(network.parameters()).device
-    sums = torch.zeros(
-        3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device
-    )  # loss, correct, images
+    exact = torch.float64 if device.type != "mps" else torch.float32
+    sums = torch.zeros(3, dtype=exact, device=device)  # loss, correct, images
     with torch.inference_mode(), autocast(device, precision):
         for images, labels in batches.epoch(epoch):
             logits = network(images).float()
@@ -421,12 +480,17 @@ def measure(
 
 
 def compiled(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let torch.compile translate `network` at its first call, in place: its names, weights and files stay as they are."""
-    if device.type == "cpu" and not any(
-        map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))
-    ):
+    """Let torch.compile translate `network` at its first call, in place.
+
+    Its names, weights and files stay as they are.
+
+    Raises: InputError on a CPU without a C++ compiler.
+    """
+    compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise InputError(
-            "-compile on the CPU needs a C++ compiler and there is none (g++ or clang++); install one, or leave the flag out"
+            "-compile on the CPU needs a C++ compiler and there is none (g++ or clang++); "
+            "install one, or leave the flag out"
         )
     network.compile()
     if hasattr(network, "features"):
@@ -435,40 +499,44 @@ def compiled(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def autocast(device: torch.device, precision: str):
-    """bf16 autocast, or nothing for fp32."""
-    return (
-        torch.autocast(device.type, torch.bfloat16)
-        if precision == "bf16"
-        else contextlib.nullcontext()
-    )
+    """Give the context for a precision: bf16 autocast, or nothing for fp32."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
 
 
-# ---- state -------------------------------------------------------------------------------------------------------------------
+# ---- state -----------------------------------------------------------------------------------
 
 
 def _begin() -> History:
-    """Every process but the first gets random numbers of its own (dropout); the weights were drawn alike before."""
+    """Begin a run. Every process but the first gets random numbers of its own (dropout).
+
+    The weights were drawn before, alike in all processes.
+    """
     if distributed.rank():
         torch.manual_seed(mix(torch.initial_seed(), distributed.rank()) % 2**63)
     return History()
 
 
 def _resume(run: Run, network: nn.Module, stateful: dict) -> History:
-    """Go on from last.pt in every process, or begin in every one: as rank 0 finds it. Raises RunError when they would differ."""
+    """Go on from last.pt in every process when rank 0 finds one, else begin in every process.
+
+    Raises: RunError when the processes would differ.
+    """
     if not distributed.from_first(run.last.exists):
         return _begin()
-    blind = [
-        rank for rank, there in enumerate(distributed.gathered(run.last.exists())) if not there
-    ]
-    if blind:
+    seen = distributed.gathered(run.last.exists())
+    if not all(seen):
         raise RunError(
-            f"process {blind[0]} does not see '{run.last}', which process 0 does; the run folder must lie on a disk that all machines share"
+            f"process {seen.index(False)} does not see '{run.last}', which process 0 does; "
+            "the run folder must lie on a disk that all machines share"
         )
     history = _restore(run, network, stateful)
     epochs = distributed.gathered(history.epochs)
     if len(set(epochs)) > 1:
         raise RunError(
-            f"the processes find different epochs in '{run.last}' ({', '.join(map(str, epochs))}); the run folder must be the same one for all"
+            f"the processes find different epochs in '{run.last}' "
+            f"({', '.join(map(str, epochs))}); the run folder must be the same one for all"
         )
     return history
 
@@ -487,7 +555,10 @@ def _trainer_state(history: History, stateful: dict, device: torch.device) -> di
 
 
 def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
-    """Everything as it was when last.pt was written. Raises InputError when that file is of another network or training."""
+    """Restore everything as it was when last.pt was written.
+
+    Raises: InputError when that file is of another network or training.
+    """
     payload = run.load("last.pt")
     try:
         trainer = payload["trainer"]
@@ -504,13 +575,13 @@ def _restore(run: Run, network: nn.Module, stateful: dict) -> History:
         )
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"'{run.last}' does not fit this training ({str(error).splitlines()[0]}); give the run's own settings, "
-            f"or another -out_dir without -resume"
+            f"'{run.last}' does not fit this training ({str(error).splitlines()[0]}); "
+            "give the run's own settings, or another -out_dir without -resume"
         ) from None
 
 
 def random_state(device: torch.device) -> dict:
-    """State of every global random generator, as tensors and numbers."""
+    """Return the state of every global random generator, as tensors and numbers."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -542,7 +613,7 @@ def _require_finite(value: float, name: str, epoch: int) -> None:
 
 
 def _items(batch) -> int:
-    """Number of items: the length of the first tensor in a batch of any nesting."""
+    """Count the items of a batch: the length of its first tensor, whatever the nesting."""
     if isinstance(batch, dict):
         batch = next(iter(batch.values()))
     return _items(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
@@ -553,7 +624,7 @@ def _cosine(start: float, end: float, t: float) -> float:
 
 
 def _line(record: dict, epochs: int) -> str:
-    """epoch 3/100 loss=0.5123 valid_accuracy=0.941 lr=0.1 images_per_s=812.1 seconds=1.2 best"""
+    """Format a record: epoch 3/100 loss=0.5123 valid_accuracy=0.941 lr=0.1 seconds=1.2 best."""
     words = [f"epoch {record['epoch']}/{epochs}"]
     words += [f"{key}={value:.5g}" for key, value in record.items() if key not in ("epoch", "best")]
     return " ".join(words + (["best"] if record["best"] else []))

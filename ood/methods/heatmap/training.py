@@ -110,15 +110,16 @@ def _fit(method, batches: DecoderBatches, run: runs.Run) -> None:
             method.loss,
             decoder,
             batches,
-            epochs=settings.n_epochs,
-            optimizer=optimizer,
-            schedule=schedule,
-            run=run,
-            pack=pack,
+            loop.Plan(
+                epochs=settings.n_epochs,
+                optimizer=optimizer,
+                schedule=schedule,
+                precision=settings.precision,
+            ),
+            run,
+            pack,
+            loop.Hooks(say=context.log, tell=tell),
             resume=context.resume,
-            precision=settings.precision,
-            say=context.log,
-            tell=tell,
         )
 
 

@@ -138,17 +138,21 @@ class Fold:
                 self.loss,
                 self.network,
                 self.batches(),
-                epochs=s.epochs,
-                optimizer=optimizer,
-                schedule=schedule,
-                run=run,
-                pack=self.pack,
-                validate=self.validate if self.selecting else None,
-                select="valid_auroc" if self.selecting else None,
+                loop.Plan(
+                    epochs=s.epochs,
+                    optimizer=optimizer,
+                    schedule=schedule,
+                    select="valid_auroc" if self.selecting else None,
+                    precision=s.precision,
+                ),
+                run,
+                self.pack,
+                loop.Hooks(
+                    validate=self.validate if self.selecting else None,
+                    say=self.context.log,
+                    tell=tell,
+                ),
                 resume=resumed,
-                precision=s.precision,
-                say=self.context.log,
-                tell=tell,
             )
 
     def batches(self) -> PairedBatches:

@@ -24,7 +24,7 @@ from ood.methods.base import Method
 from ood.methods.vmdls.settings import require
 from ood.methods.vmdls.training import open_run
 from ood.training import loop, runs
-from ood.training.batches import FirstBatches, ImageBatches
+from ood.training.batches import FirstBatches, ImageBatches, split
 from ood.training.context import Context
 
 
@@ -145,7 +145,7 @@ class _Training:
     def __init__(self, settings: Settings, context: Context, images: ImageSet):
         self.settings, self.context, self.images = settings, context, images
         share = min(settings.valid_images / len(images), 0.5)
-        self.kept, self.held_out = loop.split(len(images), share, settings.seed)
+        self.kept, self.held_out = split(len(images), share, settings.seed)
         self.preprocess = _preprocess(settings)
         network = build(settings, context)
         self.network = network.to(context.device, memory_format=torch.channels_last)
@@ -168,18 +168,18 @@ class _Training:
                 self.loss,
                 self.network,
                 batches,
-                epochs=s.epochs,
-                optimizer=optimizer,
-                schedule=loop.Schedule(optimizer, "constant", s.epochs),
-                run=run,
-                pack=self.pack,
-                validate=self.validate,
-                select="valid_mse",
-                mode="min",
+                loop.Plan(
+                    epochs=s.epochs,
+                    optimizer=optimizer,
+                    schedule=loop.Schedule(optimizer, "constant", s.epochs),
+                    select="valid_mse",
+                    mode="min",
+                    precision=s.precision,
+                ),
+                run,
+                self.pack,
+                loop.Hooks(validate=self.validate, say=self.context.log, tell=tell),
                 resume=self.context.resume,
-                precision=s.precision,
-                say=self.context.log,
-                tell=tell,
             )
 
     def transform(self, pixels: Tensor, chance) -> Tensor:

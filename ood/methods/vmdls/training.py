@@ -101,18 +101,22 @@ class Training:
                 self.objective,
                 self.network,
                 self.batches(),
-                epochs=s.epochs,
-                optimizer=self.optimizer,
-                schedule=schedule,
-                run=run,
-                pack=self.pack,
-                validate=self.validate,
+                loop.Plan(
+                    epochs=s.epochs,
+                    optimizer=self.optimizer,
+                    schedule=schedule,
+                    precision=s.precision,
+                ),
+                run,
+                self.pack,
+                loop.Hooks(
+                    validate=self.validate,
+                    before_epoch=self.before_epoch,
+                    state={"classes": self.objective.classes},
+                    say=self.context.log,
+                    tell=tell,
+                ),
                 resume=self.context.resume,
-                precision=s.precision,
-                before_epoch=self.before_epoch,
-                state={"classes": self.objective.classes},
-                say=self.context.log,
-                tell=tell,
             )
 
     def batches(self) -> BalancedBatches:
