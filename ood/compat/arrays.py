@@ -92,7 +92,7 @@ class GEN(LogitsDetector):
 
     @staticmethod
     def score(logits: Tensor, gamma: float = 0.1, M: int | None = None) -> Tensor:
-        return direct("gen", logits, gamma=float(gamma), top=int(M or logits.shape[1]))
+        return direct("gen", logits, gamma=float(gamma), top=int(M or 1 << 30))
 
     def __init__(self, model, gamma: float = 0.1, M: int | None = None):
         super().__init__(detectors.create("gen"), model)

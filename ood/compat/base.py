@@ -60,6 +60,7 @@ class Detector:
     fields: dict[str, tuple[str, Callable]] = {}
     formula: Formula | None = None
     source = head = _device = None
+    _fitted = None  # the shapes that a fit saw, see _shapes
 
     def __init__(self, formula: Formula | None = None, source=None, head=None):
         self.formula, self.source, self.head = formula, source, head
@@ -163,11 +164,30 @@ class Detector:
             raise TypeError(f"{type(self).__name__} is fitted per class: it needs the labels")
         if self.requires_fit:
             self._ours().fit(self._outputs(z, labels))
+            self._fitted = self._shapes(z)
         return self
 
     def _score(self, z) -> Tensor:
-        formula, outputs = self._ours(), self._outputs(z)
+        formula = self._ours()
+        self._check_shapes(z)
+        outputs = self._outputs(z)
         return chunked_score(formula.to(outputs.features.device), outputs)
+
+    def _shapes(self, z) -> list[tuple[int, ...]]:
+        """Shapes of one image's arrays, which may not change between fit and score."""
+        return [tuple(part.shape[1:]) for part in (z if isinstance(z, list) else [z])]
+
+    def _check_shapes(self, z) -> None:
+        """Raise InputError for arrays of other shapes than those of the fit."""
+        if self._fitted is not None and self._shapes(z) != self._fitted:
+            now, then = (", ".join(map(str, shapes)) for shapes in (self._shapes(z), self._fitted))
+            raise InputError(
+                f"{self._name}: an image has the shape {now} here, and had {then} in the fit"
+            )
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     def _ours(self) -> Formula:
         if self.formula is None:
@@ -194,11 +214,22 @@ class LogitsDetector(Detector):
 
     @also(y="labels")
     def fit_logits(self, logits: Tensor, labels: Tensor | None = None) -> Detector:
-        return self._fit(self._here(logits).detach(), labels)
+        """Fit to logits and labels (N,). For maps, every position has a label: (N, H, W)."""
+        logits = self._here(logits).detach()
+        places = check_logits(logits, self._name)
+        if labels is not None and logits.dim() > 2:
+            if labels.numel() != places.numel():
+                raise InputError(
+                    f"{self._name}: the labels have the shape {tuple(labels.shape)}; "
+                    f"logits {tuple(logits.shape)} need a label per position, {tuple(places)}"
+                )
+            labels = labels.reshape(-1)
+        return self._fit(by_position(logits), labels)
 
     @torch.no_grad()
     def predict_logits(self, logits: Tensor) -> Tensor:
-        return pixelwise(self._score, self._here(logits))
+        """Score logits (N, C): (N,), or maps of logits (N, C, H, W): (N, H, W)."""
+        return pixelwise(self._score, self._here(logits), self._name)
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:
         return self.fit_logits(z, labels)
@@ -207,7 +238,7 @@ class LogitsDetector(Detector):
         return self.predict_logits(z)
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
-        return Outputs(z.new_zeros(len(z), 0), z, labels_of(labels, z), None)
+        return logits_alone(z, labels)
 
 
 class FeaturesDetector(Detector):
@@ -217,12 +248,14 @@ class FeaturesDetector(Detector):
 
     @also(z="x", features="x", labels="y")
     def fit_features(self, x: Tensor, y: Tensor | None = None) -> Detector:
-        return self._fit(self._here(x).detach(), y)
+        """Fit to features (N, D) and labels (N,). A trailing 1 x 1 map is dropped."""
+        return self._fit(pooled_features(self._here(x).detach(), self._name), y)
 
     @also(z="x", features="x")
     @torch.no_grad()
     def predict_features(self, x: Tensor) -> Tensor:
-        return self._score(self._here(x))
+        """Score features (N, D): (N,). A trailing 1 x 1 map is dropped."""
+        return self._score(pooled_features(self._here(x), self._name))
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:
         return self.fit_features(z, labels)
@@ -231,7 +264,8 @@ class FeaturesDetector(Detector):
         return self.predict_features(z)
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
-        head = _head(self.head, z)
+        head = _head(self.head, z, self._name)
+        z = real(z)
         with torch.no_grad():
             logits = head(z) if head is not None else z.new_zeros(len(z), 0)
         return Outputs(z, logits, labels_of(labels, z), head)
@@ -248,14 +282,27 @@ class FeatureMapsDetector(Detector):
 
     @also(z="feature_maps")
     def fit_feature_maps(self, feature_maps: Tensor, y: Tensor | None = None) -> Detector:
-        return self._fit(self._here(feature_maps).detach(), y)
+        """Fit to feature maps (N, C, H, W) and labels (N,)."""
+        return self._fit(self._here(self._checked(feature_maps)).detach(), y)
 
     @torch.no_grad()
     def predict_feature_maps(self, feature_maps: Tensor) -> Tensor:
-        if not torch.isfinite(feature_maps.sum()):
-            raise InputError(f"{type(self).__name__}: the feature maps hold NaN or infinite values")
-        scores = self._score(self._here(feature_maps))
+        """Score feature maps (N, C, H, W): (N,), or a score per position that `head` gives."""
+        scores = self._score(self._here(self._checked(feature_maps)))
         return scores.view(len(feature_maps), *getattr(self.formula.scorer, "_grid", ()))
+
+    def _checked(self, maps: Tensor) -> Tensor:
+        if maps.dim() < 2:
+            raise InputError(
+                f"{self._name}: feature maps have the shape (N, C, H, W), got {tuple(maps.shape)}"
+            )
+        if not torch.isfinite(maps).all():
+            raise InputError(f"{self._name}: the feature maps hold NaN or infinite values")
+        return maps
+
+    def _shapes(self, z: Tensor) -> list[tuple[int, ...]]:
+        """Maps of any size may follow a fit: the head pools them."""
+        return []
 
     def _learn(self, z: Tensor, labels: Tensor) -> Detector:
         return self.fit_feature_maps(z, labels)
@@ -269,8 +316,10 @@ class FeatureMapsDetector(Detector):
                 f"{type(self).__name__} was made without a head: "
                 "it cannot turn feature maps into logits"
             )
-        head = _Function(lambda flat: self.head(flat.view(-1, *z.shape[1:])))
-        return Outputs(z.flatten(1), z.new_zeros(len(z), 0), labels_of(labels, z), head)
+        kind, shape = z.dtype if z.is_floating_point() else torch.float32, z.shape[1:]
+        head = _Function(lambda flat: self.head(flat.view(-1, *shape).to(kind)))
+        z = real(z.flatten(1))
+        return Outputs(z, z.new_zeros(len(z), 0), labels_of(labels, z), head)
 
 
 class StructuredDetector(Detector):
@@ -318,11 +367,58 @@ class _Score(Formula):
         return scores
 
 
-def pixelwise(score: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Scores (N, ...) of logits (N, C, ...), given a score of rows (N, C)."""
-    if logits.dim() <= 2:
-        return score(logits)
-    return score(logits.movedim(1, -1).flatten(0, -2)).view(len(logits), *logits.shape[2:])
+def real(z: Tensor) -> Tensor:
+    """Values in float32 or float64. Halves and whole numbers become float32.
+
+    Raises: InputError for complex numbers.
+    """
+    if z.is_complex():
+        raise InputError(f"features and logits are real numbers, got {z.dtype}")
+    return z if z.dtype in (torch.float32, torch.float64) else z.float()
+
+
+def check_logits(logits: Tensor, owner: str) -> torch.Size:
+    """Return the shape of the scores of logits (N, C, ...): (N, ...).
+
+    Raises: InputError for logits without an axis of classes.
+    """
+    if logits.dim() < 2 or not logits.shape[1]:
+        raise InputError(
+            f"{owner}: logits have the shape (N, C) or (N, C, H, W), got {tuple(logits.shape)}"
+        )
+    return torch.Size((len(logits), *logits.shape[2:]))
+
+
+def by_position(logits: Tensor) -> Tensor:
+    """Turn maps (N, C, ...) into rows (M, C), one per position."""
+    return logits.movedim(1, -1).flatten(0, -2)
+
+
+def pixelwise(
+    score: Callable[[Tensor], Tensor], logits: Tensor, owner: str = "the score"
+) -> Tensor:
+    """Scores (N, ...) of logits (N, C, ...), given a score of rows (M, C)."""
+    places = check_logits(logits, owner)
+    return score(by_position(logits)).view(places)
+
+
+def pooled_features(z: Tensor, owner: str) -> Tensor:
+    """Return features (N, D). A map of one position, (N, D, 1, 1), becomes (N, D).
+
+    Raises: InputError for any other shape.
+    """
+    if z.dim() < 2 or any(side != 1 for side in z.shape[2:]):
+        raise InputError(
+            f"{owner}: features have the shape (N, D), got {tuple(z.shape)}; "
+            "pool feature maps first"
+        )
+    return z.flatten(1)
+
+
+def logits_alone(logits: Tensor, labels: Tensor | None = None) -> Outputs:
+    """Outputs that hold logits (N, C) and nothing else."""
+    logits = real(logits)
+    return Outputs(logits.new_zeros(len(logits), 0), logits, labels_of(labels, logits), None)
 
 
 def direct(name: str, logits: Tensor, **hyperparameters) -> Tensor:
@@ -331,13 +427,7 @@ def direct(name: str, logits: Tensor, **hyperparameters) -> Tensor:
     It can stand behind a shaping or in a loss of your own.
     """
     formula = detectors.create(name, **hyperparameters)
-
-    def score(rows: Tensor) -> Tensor:
-        return formula.score(
-            Outputs(rows.new_zeros(len(rows), 0), rows, labels_of(None, rows), None)
-        )
-
-    return pixelwise(score, logits)
+    return pixelwise(lambda rows: formula.score(logits_alone(rows)), logits, name)
 
 
 def shaped(name: str, detector, **hyperparameters) -> Formula:
@@ -356,20 +446,34 @@ def shaped(name: str, detector, **hyperparameters) -> Formula:
     return formula
 
 
-def _head(head, z: Tensor):
-    """A head for formulas: with weight and bias if it is linear, else one to be called."""
+def _head(head, z: Tensor, owner: str):
+    """A head for formulas: with weight and bias if it is linear, else one to be called.
+
+    Raises: InputError for a linear head of another width than the features `z`.
+    """
     if isinstance(head, nn.Linear):
         bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
         head = Head(head.weight.detach(), bias.detach())
     if isinstance(head, Head):
-        return Head(head.weight.to(z), head.bias.to(z))
-    return None if head is None else _Function(head)
+        if head.weight.shape[1:] != z.shape[1:]:
+            raise InputError(
+                f"{owner}: the head's weight has the shape {tuple(head.weight.shape)}, "
+                f"and the features have {z.shape[1]} columns"
+            )
+        kind = real(z)
+        return Head(head.weight.to(kind), head.bias.to(kind))
+    return None if head is None else _Function(lambda features: head(features.to(z.dtype)))
 
 
 def labels_of(labels: Tensor | None, z: Tensor) -> Tensor:
-    """Labels (N,) on the device of `z`; zeros where there are none."""
+    """Labels (N,) on the device of `z`; zeros where there are none.
+
+    Raises: InputError for labels that are not one per row.
+    """
     if labels is None:
         return torch.zeros(len(z), dtype=torch.long, device=z.device)
+    if labels.shape != (len(z),):
+        raise InputError(f"the labels have the shape {tuple(labels.shape)}, for {len(z)} rows")
     return labels.to(z.device).long()
 
 

@@ -19,7 +19,11 @@ from ood.compat.base import (
     also,
     fraction,
     labels_of,
+    logits_alone,
     network_as,
+    pixelwise,
+    pooled_features,
+    real,
     shaped,
 )
 from ood.config import InputError
@@ -90,6 +94,8 @@ class VRA(FeatureMapsDetector):
         for side in ("lower", "upper")
     }
 
+    _shapes = Detector._shapes  # a quantile belongs to a position
+
     def __init__(
         self,
         backbone,
@@ -112,8 +118,13 @@ class RankFeat(FeatureMapsDetector):
         super().__init__(shaped("rankfeat", detector), backbone, head)
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
+        if z.dim() < 3:
+            raise InputError(
+                f"RankFeat: feature maps have the shape (N, C, H, W), got {tuple(z.shape)}"
+            )
+        kind = z.dtype if z.is_floating_point() else torch.float32
         with torch.no_grad():
-            logits = self.head(remove_rank1(z.detach().float()))
+            logits = real(self.head(remove_rank1(real(z.detach())).to(kind)))
         scores = {self.formula.key: logits}
         return Outputs(z.new_zeros(len(z), 0), logits, labels_of(labels, z), None, scores=scores)
 
@@ -153,13 +164,15 @@ class MultiMahalanobis(StructuredDetector):
         return stages
 
     def _outputs(self, z: list[Tensor], labels: Tensor | None = None) -> Outputs:
-        last = z[-1]
-        logits = last.new_zeros(len(last), 0)
-        return Outputs(last, logits, labels_of(labels, last), None, taps=tuple(z))
+        taps = tuple(real(part) for part in z)
+        logits = taps[-1].new_zeros(len(taps[-1]), 0)
+        return Outputs(taps[-1], logits, labels_of(labels, logits), None, taps=taps)
 
 
 def _pooled(z: Tensor) -> Tensor:
-    """Average over positions: (N, C, ...) -> (N, C)."""
+    """Average over positions: (N, C, ...) -> (N, C). Raises InputError for fewer axes."""
+    if z.dim() < 2:
+        raise InputError(f"a stage has the shape (N, C) or (N, C, H, W), got {tuple(z.shape)}")
     return z.flatten(2).mean(2) if z.dim() > 2 else z
 
 
@@ -192,12 +205,14 @@ class Gram(StructuredDetector):
 
     def _measure(self, logits: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """Give what fit and score need: logits, Gram rows, and an array as wide as each map."""
-        if logits.shape[1] != self.num_classes:
+        if logits.dim() != 2 or logits.shape[1] != self.num_classes:
             raise InputError(
-                f"Gram: num_classes is {self.num_classes}, the logits have {logits.shape[1]}"
+                f"Gram: num_classes is {self.num_classes}, the logits have the shape "
+                f"{tuple(logits.shape)}"
             )
-        rows = [gram_rows(m.detach().float(), p) for m in maps for p in self.formula.powers]
-        return [logits, torch.cat(rows, 1), *(m.new_zeros(len(m), m.shape[1]) for m in maps)]
+        rows = [_gram_rows(m.detach(), p) for m in maps for p in self.formula.powers]
+        widths = (m.new_zeros(len(m), m.shape[1]) for m in maps)
+        return [real(logits), torch.cat(rows, 1), *widths]
 
     def fit_structured(
         self, logits: Tensor, feature_list: list[Tensor], y: Tensor | None = None
@@ -214,6 +229,11 @@ class Gram(StructuredDetector):
         logits, rows, *widths = z
         kept = {"taps": tuple(widths), "scores": {self.formula.key: rows}}
         return Outputs(rows, logits, labels_of(labels, logits), None, **kept)
+
+
+def _gram_rows(z: Tensor, power: int) -> Tensor:
+    """Gram rows of maps (N, C, ...). Features (N, C) count as maps of one position."""
+    return gram_rows(real(z) if z.dim() > 2 else real(z)[:, :, None], power)
 
 
 class _Coverage(NAC):
@@ -298,15 +318,18 @@ class NACUE(GradientDetector):
     def _fit(self, z: list[Tensor], labels: Tensor | None) -> NACUE:
         for coverage, states in zip(self.coverages, z):
             coverage.fit(self._outputs(states, labels))
+        self._fitted = self._shapes(z)
         return self
 
     def _score(self, z: list[Tensor]) -> Tensor:
+        self._check_shapes(z)
         return sum(
             chunked_score(coverage.to(states.device), self._outputs(states))
             for coverage, states in zip(self.coverages, z)
         )
 
     def _outputs(self, z: Tensor, labels: Tensor | None = None) -> Outputs:
+        z = real(z)
         return Outputs(z, z.new_zeros(len(z), 0), labels_of(labels, z), None)
 
 
@@ -326,11 +349,24 @@ def odin_preprocessing(
     """
     if model is None:
         raise ModelNotSetException("ODIN needs a network")
+    std = _std(norm_std, x, "ODIN")
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logits = model(x) / temperature
         loss = (criterion or cross_entropy)(logits, logits.detach().argmax(1) if y is None else y)
-    return perturb(x, loss, eps, tuple(norm_std or (1.0,) * x.shape[1]))
+    return perturb(x, loss, eps, std)
+
+
+def _std(norm_std: list[float] | None, x: Tensor, owner: str) -> tuple[float, ...]:
+    """The normalisation's std, one value per channel. Raises InputError for another number."""
+    if x.dim() < 2 or not x.is_floating_point():
+        raise InputError(
+            f"{owner}: inputs are floating-point numbers of the shape (N, C, ...), "
+            f"got {tuple(x.shape)} {x.dtype}"
+        )
+    if norm_std is not None and len(norm_std) not in (1, x.shape[1]):
+        raise InputError(f"{owner}: norm_std has {len(norm_std)} values for {x.shape[1]} channels")
+    return (1.0,) if norm_std is None else tuple(norm_std)
 
 
 class _Direct(GradientDetector):
@@ -365,8 +401,8 @@ class ODIN(_Direct):
         moved = odin_preprocessing(self.source, self._images(x), None, *settings)
         with torch.no_grad():
             logits = self.source(moved) / self.temperature
-        features = logits.new_zeros(len(logits), 0)
-        return chunked_score(self.formula, Outputs(features, logits, labels_of(None, logits), None))
+        score = lambda rows: chunked_score(self.formula, logits_alone(rows))
+        return pixelwise(score, logits, "ODIN")
 
 
 class MahalanobisODIN(GradientDetector):
@@ -379,17 +415,23 @@ class MahalanobisODIN(GradientDetector):
 
     @also(labels="y")
     def fit_features(self, z: Tensor, y: Tensor) -> Detector:
-        return self._fit(z.detach(), y)
+        """Fit to features (N, D) and labels (N,)."""
+        return self._fit(pooled_features(z.detach(), self._name), y)
 
     def predict(self, x: Tensor) -> Tensor:
         if self.source is None:
             raise ModelNotSetException("MahalanobisODIN needs a network")
+        std = _std(self.norm_std, x, self._name)
         with torch.inference_mode(False), torch.enable_grad():
             x = self._here(x).detach().clone().requires_grad_()
-            features = self.source(x)
-            std = tuple(self.norm_std or (1.0,) * x.shape[1])
-            images = Pass(_Encoder(self.source), x, features, features, std)
+            encoder = _Encoder(self._represent)
+            features = encoder.features(x)
+            self._check_shapes(features)
+            images = Pass(encoder, x, features, features, std)
             return self.formula.score_images(images).detach()
+
+    def _represent(self, x: Tensor) -> Tensor:
+        return pooled_features(super()._represent(x), self._name)
 
     _outputs = FeaturesDetector._outputs
 

@@ -60,12 +60,13 @@ class ODIN(ImageDetector):
 
 
 def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ...]) -> Tensor:
-    """Return images - magnitude * sign(d loss / d images) / std, with std per channel.
+    """Return images - magnitude * sign(d loss / d images) / std, with std per channel (axis 1).
 
     A zero gradient counts as +1. The result is detached; the graph of the loss is kept.
     """
     (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
-    step = magnitude / torch.tensor(std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    std = torch.tensor(std, device=images.device, dtype=images.dtype)
+    step = magnitude / std.view(1, -1, *[1] * (images.dim() - 2))
     return (images - step * torch.where(gradient >= 0, 1.0, -1.0)).detach()
 
 
