@@ -283,6 +283,16 @@ def test_energy_margin_and_its_multipliers():
     assert ours.lam != 0 and ours.lam2 != 0 and ours.in_constraint_weight > 1.3
 
 
+def test_energy_margin_of_a_network_without_training_loss():
+    """0 is a cross-entropy that pytorch-ood takes."""
+    found = [
+        kind.EnergyMarginLoss(full_train_loss=0)(LOGITS, targets=Y, logistic_regression=phi)
+        for phi in [nn.Linear(1, 1)]
+        for kind in (losses, peer)
+    ]
+    equal(*found)
+
+
 def test_energy_margin_refuses_a_batch_before_it_knows_the_first_loss():
     """Unknown L_0 would be a finite value with NaN gradients; known: given, measured, or loaded."""
     loss, phi = losses.EnergyMarginLoss(), nn.Linear(1, 1)

@@ -6,7 +6,9 @@ Gradients, batches without outliers or without ID rows, extreme inputs, one clas
 import copy
 import inspect
 import math
+import typing
 
+import numpy as np
 import pytest
 import torch
 from loss_toys import CLASSES, NAMES, SMALL, further, inputs, labels, make, value
@@ -327,23 +329,87 @@ def test_errors_name_the_nearest():
         ("outlier_exposure", {"alpha": math.nan}, "finite number"),
         ("outlier_exposure", {"balance": "both"}, "expectation, batch"),
         ("outlier_exposure", {"alpha": -1}, "at least 0"),
-        ("vos", {"select": 1.5}, "select must be a int"),
+        ("vos", {"select": 1.5}, "select must be a whole number"),
         ("cac", {"n_classes": 3}, "follows from the network"),
         ("deep_svdd", {"center": 1}, "follows from the network"),
         ("energy_bounded", {"reduction": "mid"}, "mean, sum, none"),
         ("ish", {"prune": 1}, "prune must be a bool"),
-        ("ish", {"percentile": 100}, "in \\[0, 100\\)"),
+        ("ish", {"percentile": 100}, "percentile is 100; it must be at least 0 and below 100"),
         ("confidence", {"budget": "big"}, "budget"),
         ("center", {"wieght": 1}, "did you mean 'weight'"),
-        ("energy_margin", {"full_train_loss": 0}, "above 0"),
-        ("deep_sad", {"eps": 0}, "eps above 0"),
-        ("cider", {"momentum": 1}, "momentum in"),
+        ("energy_margin", {"full_train_loss": -1}, "at least 0"),
+        ("deep_sad", {"eps": 0}, "eps is 0; it must be above 0"),
+        ("cider", {"momentum": 1}, "momentum is 1; it must be at least 0 and below 1"),
+        ("center", {"weight": -1}, "weight is -1"),
+        ("vos", {"sample_number": 10**12}, "sample_number is 1000000000000"),
+        ("vos", {"select": 30, "sample_from": 20}, "select must be at most sample_from"),
         ("mchad", {"margin": -1}, "at least 0"),
     ),
 )
 def test_bad_arguments_are_refused_before_any_work(name, args, words):
     with pytest.raises(InputError, match=words):
         losses.check(name, args)
+
+
+def numbers_of(name):
+    """Arguments of a loss that take a number: {name: whether it is whole}."""
+    hints = typing.get_type_hints(losses.get(name).__init__)
+    kinds = {key: typing.get_args(hint) or (hint,) for key, hint in hints.items()}
+    return {key: int in kind for key, kind in kinds.items() if int in kind or float in kind}
+
+
+def outside(allowed, whole):
+    """Numbers just outside a range, and values that are no number."""
+    step = lambda bound: 1 if whole else max(1e-6, 1e-6 * abs(bound))
+    least = allowed.above if allowed.low is None else allowed.low - step(allowed.low)
+    most = allowed.below if allowed.high is None else allowed.high + step(allowed.high)
+    return (least, most, math.nan, math.inf, -math.inf, "much", True, 1j, *([1.5] * whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_has_a_range_that_is_checked(name):
+    """Defaults and recipes lie inside; what lies outside is refused before anything is made."""
+    cls = losses.get(name)
+    fc = nn.Linear(6, CLASSES)
+    needed = {"n_classes": 4, "n_dim": 6, "n_embedding": 6, "fc": fc}
+    needed |= {"logistic_regression": nn.Linear(1, 2), "weights_energy": nn.Linear(CLASSES, 1)}
+    needed = {key: value for key, value in needed.items() if key in parameters(name)}
+    for key, whole in numbers_of(name).items():
+        allowed = cls.ranges[key]
+        default = parameters(name)[key].default
+        free = default is not inspect.Parameter.empty  # else the network gives it
+        for usual in (default if free else None, cls.recipe.get(key)):
+            assert usual is None or usual in allowed, key
+        for wrong in outside(allowed, whole):
+            with pytest.raises(InputError, match=f"{name}: {key} is "):
+                cls(**{**needed, key: wrong})
+            with pytest.raises(InputError, match=key):
+                losses.check(name, {key: wrong})
+    words = {key for key, kind in cls.ranges.items() if isinstance(kind, tuple)}
+    for key in words & set(parameters(name)):
+        with pytest.raises(InputError, match=f"{name}: {key} is 'mid'; allowed: "):
+            cls(**{**needed, key: "mid"})
+
+
+def test_ranges_of_modules_that_are_not_registered():
+    for call, words in (
+        (lambda: losses.CenterRegularizationLoss(-1.0), "margin is -1"),
+        (lambda: losses.CenterRegularizationLoss(1.0, "mid"), "reduction is 'mid'"),
+        (lambda: losses.ClassCenters(0, 3), "n_classes is 0"),
+        (lambda: losses.ClassCenters(3, n_features=2.5), "n_features is 2.5"),
+        (lambda: losses.RunningCenters(3, -1), "n_embedding is -1"),
+        (lambda: losses.logit_norm_loss(torch.ones(2, 2), torch.ones(2).long(), t=0), "t is 0"),
+        (lambda: losses.DeepSVDDLoss(2).fit_radius(torch.ones(3, 2), nu=0), "nu is 0"),
+        (lambda: losses.DeepSVDDLoss(2, center=torch.tensor([0.0, math.nan])), "NaN"),
+        (lambda: losses.DeepSVDDLoss(2, center=torch.zeros(3)), "shape"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+    assert losses.CACLoss(3, magnitude=torch.tensor(2.0)).magnitude == 2  # numbers of other kinds
+    assert losses.CACLoss(3, magnitude=np.float32(2.0)).magnitude == 2
+    with pytest.raises(TypeError, match="magnitud"):
+        losses.CACLoss(3, magnitud=2.0)
+    assert copy.deepcopy(losses.CACLoss(3, 2.0)).magnitude == 2
 
 
 def test_recipe_stands_behind_what_is_given():

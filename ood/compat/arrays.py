@@ -12,13 +12,13 @@ from ood.compat.base import (
     Detector,
     FeaturesDetector,
     LogitsDetector,
-    also,
     direct,
     fraction,
     labels_of,
     shaped,
 )
 from ood.config import InputError
+from ood.losses.base import also
 from ood.outputs import Head, Outputs
 
 

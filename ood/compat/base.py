@@ -13,6 +13,7 @@ from ood import detectors
 from ood.config import InputError
 from ood.detectors.base import Detector as Formula
 from ood.detectors.base import NotFitted, chunked_score
+from ood.losses.base import also
 from ood.outputs import Head, Outputs
 
 RequiresFittingException = NotFitted
@@ -25,24 +26,6 @@ class ModelNotSetException(InputError):
         self, msg: str = "this call needs the network, and the detector was made without one"
     ):
         super().__init__(msg)
-
-
-def also(**names: str):
-    """Accept an argument under pytorch-ood's other names too, as in also(z="x"). A decorator.
-
-    The decorated function has the names in its attribute `also`.
-    """
-
-    def decorate(method):
-        @functools.wraps(method)
-        def call(self, *arguments, **options):
-            renamed = {names.get(key, key): value for key, value in options.items()}
-            return method(self, *arguments, **renamed)
-
-        call.also = names
-        return call
-
-    return decorate
 
 
 class Detector:

@@ -16,7 +16,6 @@ from ood.compat.base import (
     GradientDetector,
     ModelNotSetException,
     StructuredDetector,
-    also,
     fraction,
     labels_of,
     logits_alone,
@@ -31,6 +30,7 @@ from ood.detectors.base import chunked_score
 from ood.detectors.gradients import NAC, squared_gradients
 from ood.detectors.inputs import perturb
 from ood.detectors.maps import gram_rows, remove_rank1
+from ood.losses.base import also
 from ood.outputs import Outputs, Pass
 
 

@@ -7,8 +7,10 @@ it. Nothing here knows images or networks: `ood.losses.objective` does.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import numbers
 import typing
 from collections.abc import Callable, Iterator
 from typing import ClassVar
@@ -17,15 +19,89 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood.config import InputError, nearest
+from ood.config import InputError, Range, nearest
 
 REDUCTIONS = ("mean", "sum", "none", None)
 OUTLIERS = ("ignored", "used", "needed")
 HEADS = ("trained", "joint", "probe", "computed")
 INPUTS = ("logits", "features", "distances", "confidence", "projections", "rotations")
 
+# Ranges of arguments. The bound of 1e9 keeps squares within float32.
+NUMBER = Range(-1e9, 1e9)
+AT_LEAST_0 = Range(0, 1e9)
+ABOVE_0 = Range(high=1e9, above=0)
+FRACTION = Range(0, 1)
+TEMPERATURE = Range(1e-6, 1e6)
+COUNT = Range(1, 2**24)
 
-class Loss(nn.Module):
+
+def also(**names: str):
+    """Accept an argument under pytorch-ood's other names too, as in also(target="y"). A decorator.
+
+    The decorated function has the names in its attribute `also`.
+    """
+
+    def decorate(function):
+        @functools.wraps(function)
+        def call(*arguments, **options):
+            for other in [key for key in options if key in names]:
+                if names[other] in options:
+                    raise TypeError(f"{function.__name__}: '{other}' is given twice")
+                options[names[other]] = options.pop(other)
+            return function(*arguments, **options)
+
+        call.also = names
+        return call
+
+    return decorate
+
+
+class Checked(nn.Module):
+    """A module whose constructor's arguments must lie in `ranges`.
+
+    They are checked before `__init__` runs. Raises: InputError.
+    """
+
+    ranges: ClassVar[dict[str, Range | tuple]] = {
+        "n_classes": COUNT,
+        "n_dim": COUNT,
+        "n_embedding": COUNT,
+        "n_features": COUNT,
+        "reduction": REDUCTIONS,
+    }
+
+    def __new__(cls, *args, **kwargs):
+        given = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs).arguments
+        whole = typing.get_type_hints(cls.__init__) if given else {}
+        label = getattr(cls, "name", cls.__name__)
+        for key, value in given.items():
+            if key in cls.ranges:
+                check_range(f"{label}: {key}", value, cls.ranges[key], whole.get(key) is int)
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs):
+        """Add the ranges of the base classes to those of the class."""
+        super().__init_subclass__(**kwargs)
+        cls.ranges = {**super(cls, cls).ranges, **cls.__dict__.get("ranges", {})}
+
+
+def check_range(what: str, value, allowed: Range | tuple, whole: bool = False) -> None:
+    """Raise InputError for a value that is not `allowed`, a range of numbers or a list of words.
+
+    None passes as a number: it stands for an argument that is not given. With `whole`, the number
+    must be a whole one.
+    """
+    if isinstance(allowed, tuple):
+        words = ", ".join(str(word) for word in allowed if word is not None)
+        require(value in allowed, f"{what} is {value!r}; allowed: {words}")
+    elif value is not None:
+        number = value.item() if getattr(value, "ndim", 1) == 0 else value
+        kind = numbers.Integral if whole else numbers.Real
+        fits = isinstance(number, kind) and not isinstance(number, bool) and number in allowed
+        require(fits, f"{what} is {value!r}; it must be {allowed}{' and whole' if whole else ''}")
+
+
+class Loss(Checked):
     """Base class: what a loss says about itself.
 
     Where pytorch-ood has a loss, its name and constructor arguments are used here.
@@ -50,6 +126,8 @@ class Loss(nn.Module):
         views: how many differently augmented copies of each image a batch holds.
         recipe: arguments that -loss sets where the constructor's defaults, which are pytorch-ood's,
             are not the paper's.
+        ranges: the numbers or words that each argument may be, see `Checked`.
+        info: None, for pytorch-ood's record of the paper.
     """
 
     name: ClassVar[str]
@@ -63,6 +141,7 @@ class Loss(nn.Module):
     pretrained: ClassVar[bool] = False
     views: ClassVar[int] = 1
     recipe: ClassVar[dict] = {}
+    info: ClassVar[None] = None
 
     def stage(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple]:
         """Change a batch before the network sees it.
@@ -145,10 +224,13 @@ def create(name: str, **args) -> Loss:
     return get(name)(**args)
 
 
-def check_arguments(name: str, args: dict, also: tuple[str, ...] = ()) -> None:
-    """Raise InputError for an argument that the loss does not take, or a value of a wrong type."""
+def check_arguments(name: str, args: dict, beside: tuple[str, ...] = ()) -> None:
+    """Raise InputError for an argument that the loss does not take, or a value of a wrong type.
+
+    Args: beside: further names that are allowed, of numbers from 0.
+    """
     known, hints = parameters(name), typing.get_type_hints(get(name).__init__)
-    allowed = [*known, *also]
+    allowed = [*known, *beside]
     for key, value in args.items():
         if key not in allowed:
             raise InputError(
@@ -157,8 +239,13 @@ def check_arguments(name: str, args: dict, also: tuple[str, ...] = ()) -> None:
             )
         hint = hints.get(key, float)
         if not any(_is(value, kind) for kind in typing.get_args(hint) or (hint,)):
-            kind = getattr(hint, "__name__", str(hint)) if hint is not float else "finite number"
+            kind = KINDS.get(hint) or getattr(hint, "__name__", str(hint))
             raise InputError(f"loss '{name}': {key} must be a {kind}, got {value!r}")
+        if key in beside:
+            check_range(f"loss '{name}': {key}", value, AT_LEAST_0)
+
+
+KINDS = {float: "finite number", int: "whole number", bool: "bool (true or false)"}
 
 
 def _is(value, kind: type) -> bool:
@@ -174,12 +261,6 @@ def require(condition: bool, message: str) -> None:
     """Raise InputError with a message unless a condition holds."""
     if not condition:
         raise InputError(message)
-
-
-def known_reduction(reduction: str | None) -> str | None:
-    """Return `reduction` if it is a known one. Raises InputError."""
-    require(reduction in REDUCTIONS, f"reduction is {reduction!r}; allowed: mean, sum, none")
-    return reduction
 
 
 # ---- shared formulas -----------------------------------------------------------------------------

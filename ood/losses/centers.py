@@ -11,18 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood.losses.base import (
+    ABOVE_0,
+    AT_LEAST_0,
+    Checked,
     Loss,
+    also,
     cross_entropy,
-    known_reduction,
     mean_where,
     reduced,
     register,
-    require,
     squared_distances,
 )
 
 
-class ClassCenters(nn.Module):
+class ClassCenters(Checked):
     """Class centres, one for every class, drawn from a standard normal distribution.
 
     `params` holds the centres (K, D). A call with x (N, D) gives squared distances (N, K).
@@ -52,7 +54,7 @@ class ClassCenters(nn.Module):
         return F.softmin(self(x), 1)
 
 
-class RunningCenters(nn.Module):
+class RunningCenters(Checked):
     """Running class means (K, D): for each class, the average of its means in the batches seen.
 
     Differs from pytorch-ood's: every class counts only the batches in which it occurred. The mean
@@ -74,11 +76,13 @@ class RunningCenters(nn.Module):
         self.running_centers.zero_()
         self.num_batches_tracked.zero_()
 
+    @also(embeddings="x", target="y")
     def calculate_centers(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean of each class in the batch: (N, D), (N,) -> (K, D). A class without rows has 0."""
         sums = x.new_zeros(self.num_classes, x.shape[1]).index_add(0, y, x)
         return sums / y.bincount(minlength=self.num_classes).clamp_min(1)[:, None]
 
+    @also(target="y")
     def update(self, x: Tensor, y: Tensor) -> Tensor:
         """Take a batch (labels >= 0) into the running means. Returns the batch's means (K, D)."""
         mu, present = self.calculate_centers(x, y), y.bincount(minlength=self.num_classes) > 0
@@ -125,6 +129,7 @@ class CenterLoss(Loss):
     brings = ("centres",)
     head = "joint"
     weight = 0.02
+    ranges = {"magnitude": ABOVE_0, "radius": AT_LEAST_0}
 
     def __init__(
         self,
@@ -135,7 +140,6 @@ class CenterLoss(Loss):
         fixed: bool = False,
     ):
         super().__init__()
-        require(radius >= 0, f"center: radius is {radius}; it must be at least 0")
         self.num_classes, self.radius = n_classes, radius
         self._centers = ClassCenters(n_classes, n_dim, fixed)
         with torch.no_grad():
@@ -151,6 +155,7 @@ class CenterLoss(Loss):
         """Squared distances (B, D) -> (B, C)."""
         return self._centers(z)
 
+    @also(distmat="distances", target="y")
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return mean_where((_own(distances, y) - self.radius).relu(), y >= 0) / self.num_classes
 
@@ -185,15 +190,12 @@ class CACLoss(Loss):
     brings = ("anchors",)
     space = "logits"
     recipe = {"magnitude": 10.0, "alpha": 0.1}
+    ranges = {"magnitude": ABOVE_0, "alpha": AT_LEAST_0}
 
     def __init__(
         self, n_classes: int, magnitude: float = 1.0, alpha: float = 1.0, squared: bool = False
     ):
         super().__init__()
-        require(
-            magnitude > 0 and alpha >= 0,
-            f"cac: magnitude is {magnitude}, alpha is {alpha}; they must be above 0 and at least 0",
-        )
         self.n_classes, self.magnitude = n_classes, magnitude
         self.alpha, self.squared = alpha, squared
         self._centers = ClassCenters(n_classes, n_classes, fixed=True)
@@ -203,16 +205,19 @@ class CACLoss(Loss):
     def centers(self) -> ClassCenters:
         return self._centers
 
+    @also(x="z")
     def distance(self, z: Tensor) -> Tensor:
         """Distance of logits to every anchor: (B, C) -> (B, C)."""
         if self.squared:
             return self._centers(z)
         return torch.linalg.vector_norm(z[:, None] - self._centers.params, dim=2)
 
+    @also(target="y")
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(-distances, y) + self.alpha * mean_where(_own(distances, y), y >= 0)
 
     @staticmethod
+    @also(distance="distances")
     def score(distances: Tensor) -> Tensor:
         """Score min_c d_c (1 - softmin_c(d)): (B, C) -> (B,), larger = OOD.
 
@@ -246,10 +251,10 @@ class IILoss(Loss):
     brings = ("running centres",)
     head = "joint"
     weight = 0.1
+    ranges = {"alpha": AT_LEAST_0}
 
     def __init__(self, n_classes: int, n_embedding: int, alpha: float = 1.0):
         super().__init__()
-        require(alpha >= 0, f"ii: alpha is {alpha}; it must be at least 0")
         self.num_classes, self.alpha = n_classes, alpha
         self.running_centers = RunningCenters(n_classes, n_embedding)
 
@@ -257,14 +262,17 @@ class IILoss(Loss):
     def centers(self) -> RunningCenters:
         return self.running_centers
 
+    @also(x="z")
     def distance(self, z: Tensor) -> Tensor:
         """Squared distances to the running means: (B, D) -> (B, C)."""
         return squared_distances(z, self.running_centers.centers)
 
+    @also(x="z")
     def predict(self, z: Tensor) -> Tensor:
         """Softmin of the squared distances: (B, D) -> (B, C)."""
         return F.softmin(self.distance(z), 1)
 
+    @also(x="z", target="y")
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         z, y = z[y >= 0], y[y >= 0]
         mu = self.running_centers.update(z, y) if self.training else self.running_centers.centers
@@ -276,7 +284,7 @@ class IILoss(Loss):
         return spread - self.alpha * torch.where(pairs.any(), least, 0)
 
 
-class CenterRegularizationLoss(nn.Module):
+class CenterRegularizationLoss(Checked):
     """Push outliers at least `margin` away from every centre.
 
         L_i = sum_k max(0, margin^2 - |z_i - mu_k|^2)  if y_i < 0,   else 0
@@ -289,10 +297,12 @@ class CenterRegularizationLoss(nn.Module):
         reduction: over the outliers, "sum" (pytorch-ood's default), "mean" or "none".
     """
 
+    ranges = {"margin": AT_LEAST_0}
+
     def __init__(self, margin: float, reduction: str | None = "sum"):
         super().__init__()
         self.register_buffer("margin", torch.tensor(float(margin)))
-        self.reduction = known_reduction(reduction)
+        self.reduction = reduction
 
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return reduced((self.margin.square() - distances[y < 0]).relu().sum(1), self.reduction)
@@ -327,6 +337,13 @@ class MCHADLoss(Loss):
     brings = ("centres",)
     head = "computed"
     recipe = {"margin": 8.0, "weight_center": 0.1, "weight_oe": 0.1}
+    ranges = {
+        "radius": AT_LEAST_0,
+        "margin": AT_LEAST_0,
+        "weight_center": AT_LEAST_0,
+        "weight_nll": AT_LEAST_0,
+        "weight_oe": AT_LEAST_0,
+    }
 
     def __init__(
         self,
@@ -339,10 +356,6 @@ class MCHADLoss(Loss):
         weight_oe: float = 1.0,
     ):
         super().__init__()
-        require(
-            radius >= 0 and margin >= 0,
-            f"mchad: radius is {radius}, margin is {margin}; they must be at least 0",
-        )
         self.radius, self.weight_center = radius, weight_center
         self.weight_nll, self.weight_oe = weight_nll, weight_oe
         self._centers = ClassCenters(n_classes, n_dim)
@@ -359,6 +372,7 @@ class MCHADLoss(Loss):
     def classifier(self) -> tuple[Tensor, Tensor]:
         return nearest_centre(self._centers.params)
 
+    @also(distmat="distances")
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         near = mean_where((_own(distances, y) - self.radius**2).relu(), y >= 0)
         return (

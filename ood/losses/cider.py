@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ood.losses.base import Loss, cross_entropy, register, require, unit
+from ood.config import Range
+from ood.losses.base import AT_LEAST_0, TEMPERATURE, Loss, cross_entropy, register, unit
 
 
 @register("cider")
@@ -42,6 +43,12 @@ class CIDERLoss(Loss):
     brings = ("projection head", "prototypes")
     head = "probe"
     views = 2
+    ranges = {
+        "n_dim": Range(1, 2**16),
+        "t": TEMPERATURE,
+        "weight": AT_LEAST_0,
+        "momentum": Range(0, below=1),
+    }
 
     def __init__(
         self,
@@ -52,10 +59,6 @@ class CIDERLoss(Loss):
         momentum: float = 0.95,
     ):
         super().__init__()
-        require(
-            t > 0 and 0 <= momentum < 1,
-            f"cider: t is {t}, momentum is {momentum}; t must be above 0, momentum in [0, 1)",
-        )
         self.t, self.weight, self.momentum = t, weight, momentum
         self.register_buffer("prototypes", torch.zeros(n_classes, n_dim))
 

@@ -10,8 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ood.config import Range
 from ood.detectors.shaping import largest
-from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, register, require, unit
+from ood.losses.base import (
+    ABOVE_0,
+    AT_LEAST_0,
+    FRACTION,
+    REDUCTIONS,
+    TEMPERATURE,
+    Loss,
+    also,
+    check_range,
+    cross_entropy,
+    reduced,
+    register,
+    unit,
+)
 
 
 @register("cross_entropy")
@@ -28,16 +42,20 @@ class CrossEntropyLoss(Loss):
 
     def __init__(self, reduction: str | None = "mean"):
         super().__init__()
-        self.reduction = known_reduction(reduction)
+        self.reduction = reduction
 
+    @also(targets="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(logits, y, self.reduction)
 
 
+@also(target="y")
 def logit_norm_loss(
     logits: Tensor, y: Tensor, t: float = 1.0, reduction: str | None = "mean"
 ) -> Tensor:
     """Cross-entropy of f / (t (|f| + 1e-7)) over the rows with y >= 0; see LogitNorm."""
+    check_range("logit_norm_loss: t", t, TEMPERATURE)
+    check_range("logit_norm_loss: reduction", reduction, REDUCTIONS)
     known = y >= 0
     return cross_entropy(unit(logits[known], 1e-7) / t, y[known], reduction)
 
@@ -59,12 +77,13 @@ class LogitNorm(Loss):
     """
 
     recipe = {"t": 0.04}
+    ranges = {"t": TEMPERATURE}
 
     def __init__(self, t: float = 1.0, reduction: str | None = "mean"):
         super().__init__()
-        require(t > 0, f"logitnorm: t is {t}; it must be above 0")
-        self.t, self.reduction = t, known_reduction(reduction)
+        self.t, self.reduction = t, reduction
 
+    @also(target="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         return logit_norm_loss(logits, y, self.t, self.reduction)
 
@@ -89,10 +108,10 @@ class T2FNormLoss(Loss):
     inputs = ("features",)
     brings = ("head",)
     head = "computed"
+    ranges = {"t": TEMPERATURE}
 
     def __init__(self, n_classes: int, n_dim: int, t: float = 0.1):
         super().__init__()
-        require(t > 0, f"t2fnorm: t is {t}; it must be above 0")
         self.t, self.fc = t, nn.Linear(n_dim, n_classes)
 
     def forward(self, features: Tensor, y: Tensor) -> Tensor:
@@ -124,10 +143,10 @@ class ISHLoss(Loss):
     """
 
     inputs = ("features",)
+    ranges = {"percentile": Range(0, below=100)}
 
     def __init__(self, fc: nn.Linear, percentile: float = 85.0, prune: bool = False):
         super().__init__()
-        require(0 <= percentile < 100, f"ish: percentile is {percentile}; it must be in [0, 100)")
         self.fc, self.percentile, self.prune = fc, percentile, prune
 
     def forward(self, features: Tensor, y: Tensor) -> Tensor:
@@ -170,6 +189,12 @@ class ConfidenceLoss(Loss):
     inputs = ("logits", "confidence")
     brings = ("confidence head",)
     recipe = {"alpha": 0.1, "hints": 0.5, "budget": 0.3}
+    ranges = {
+        "alpha": AT_LEAST_0,
+        "eps": Range(above=0, below=1),
+        "hints": FRACTION,
+        "budget": ABOVE_0,
+    }
 
     def __init__(
         self,
@@ -179,13 +204,10 @@ class ConfidenceLoss(Loss):
         budget: float | None = None,
     ):
         super().__init__()
-        require(alpha >= 0, f"confidence: alpha is {alpha}; it must be at least 0")
-        require(0 < eps < 1, f"confidence: eps is {eps}; it must be between 0 and 1")
-        require(0 <= hints <= 1, f"confidence: hints is {hints}; it is a share, from 0 to 1")
-        require(budget is None or budget > 0, f"confidence: budget is {budget}; it must be above 0")
         self.eps, self.hints, self.budget = eps, hints, budget
         self.register_buffer("alpha", torch.tensor(float(alpha)))
 
+    @also(target="y")
     def forward(self, logits: Tensor, confidence: Tensor, y: Tensor) -> Tensor:
         known = y >= 0
         logits, y, c = logits[known], y[known], confidence[known].reshape(-1)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ood.losses.base import Loss, known_reduction, reduced, register, require
+from ood.config import Range
+from ood.losses.base import ABOVE_0, AT_LEAST_0, Loss, check_range, reduced, register, require
 from ood.losses.centers import ClassCenters
 
 # Entries of the centre that are closer to 0 are moved to this distance, as in the authors' code. A
@@ -28,9 +29,9 @@ class _Hypersphere(Loss):
 
     def __init__(self, n_dim: int, center: Tensor | None):
         super().__init__()
-        require(
-            center is None or center.shape == (n_dim,), f"center must have the shape ({n_dim},)"
-        )
+        if center is not None:
+            require(center.shape == (n_dim,), f"center must have the shape ({n_dim},)")
+            require(bool(center.isfinite().all()), "center holds NaN or infinite values")
         self.given = center is not None
         self._center = ClassCenters(1, n_dim, fixed=True)
         if center is not None:
@@ -79,6 +80,8 @@ class DeepSVDDLoss(_Hypersphere):
         features learns the classes.
     """
 
+    ranges = {"radius": AT_LEAST_0}
+
     def __init__(
         self,
         n_dim: int,
@@ -87,8 +90,7 @@ class DeepSVDDLoss(_Hypersphere):
         center: Tensor | None = None,
     ):
         super().__init__(n_dim, center)
-        require(radius >= 0, f"deep_svdd: radius is {radius}; it must be at least 0")
-        self.reduction = known_reduction(reduction)
+        self.reduction = reduction
         self.register_buffer("radius", torch.tensor(float(radius)))
 
     def distance(self, x: Tensor) -> Tensor:
@@ -100,8 +102,16 @@ class DeepSVDDLoss(_Hypersphere):
 
         At most a share nu of these features, in (0, 1], then stays outside the ball.
         """
-        require(0 < nu <= 1, f"nu is {nu}; it must be in (0, 1]")
+        check_range("nu", nu, Range(high=1, above=0))
         self.radius.fill_(self.squared(x.detach()).sqrt().quantile(1 - nu))
+
+    @staticmethod
+    def svdd_loss(
+        x: Tensor, center: ClassCenters, radius: Tensor | float = 0.0, y: Tensor | None = None
+    ) -> Tensor:
+        """Loss of every row, (B,), for any centre and radius. It is 0 for outliers."""
+        loss = (center(x)[:, 0] - radius**2).relu()
+        return loss if y is None else torch.where(y < 0, 0, loss)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return reduced(self.distance(x if y is None else x[y >= 0]).relu(), self.reduction)
@@ -127,6 +137,7 @@ class DeepSADLoss(_Hypersphere):
     """
 
     outliers = "needed"
+    ranges = {"eta": AT_LEAST_0, "eps": ABOVE_0}
 
     def __init__(
         self,
@@ -137,11 +148,7 @@ class DeepSADLoss(_Hypersphere):
         center: Tensor | None = None,
     ):
         super().__init__(n_dim, center)
-        require(
-            eta >= 0 and eps > 0,
-            f"deep_sad: eta is {eta}, eps is {eps}; eta must be at least 0, eps above 0",
-        )
-        self.eta, self.eps, self.reduction = eta, eps, known_reduction(reduction)
+        self.eta, self.eps, self.reduction = eta, eps, reduction
 
     def distance(self, x: Tensor) -> Tensor:
         """Score |h - c|^2: (B, D) -> (B,), larger = OOD."""

@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood.losses.base import Loss, cross_entropy, energy, mean_where, register, require
+from ood.losses.base import (
+    ABOVE_0,
+    AT_LEAST_0,
+    FRACTION,
+    NUMBER,
+    Loss,
+    also,
+    cross_entropy,
+    energy,
+    mean_where,
+    register,
+    require,
+)
 
 
 @register("energy_margin")
@@ -49,6 +61,18 @@ class EnergyMarginLoss(Loss):
     modules = ("logistic_regression",)
     brings = ("logistic regression", "multipliers")
     pretrained = True
+    ranges = {
+        "full_train_loss": AT_LEAST_0,
+        "eta": NUMBER,
+        "false_alarm_cutoff": FRACTION,
+        "in_constraint_weight": ABOVE_0,
+        "ce_tol": AT_LEAST_0,
+        "ce_constraint_weight": ABOVE_0,
+        "out_constraint_weight": AT_LEAST_0,
+        "lr_lam": AT_LEAST_0,
+        "penalty_mult": ABOVE_0,
+        "constraint_tol": NUMBER,
+    }
 
     def __init__(
         self,
@@ -64,18 +88,6 @@ class EnergyMarginLoss(Loss):
         constraint_tol: float = 0.0,
     ):
         super().__init__()
-        require(
-            full_train_loss is None or full_train_loss > 0,
-            f"energy_margin: full_train_loss is {full_train_loss}; it must be above 0",
-        )
-        require(
-            0 <= false_alarm_cutoff <= 1,
-            f"energy_margin: false_alarm_cutoff is {false_alarm_cutoff}; it is a fraction",
-        )
-        require(
-            in_constraint_weight > 0 and ce_constraint_weight > 0,
-            "energy_margin: in_constraint_weight and ce_constraint_weight must be above 0",
-        )
         self.eta, self.false_alarm_cutoff = eta, false_alarm_cutoff
         self.ce_tol, self.out_constraint_weight = ce_tol, out_constraint_weight
         self.lr_lam, self.penalty_mult, self.constraint_tol = lr_lam, penalty_mult, constraint_tol
@@ -91,6 +103,7 @@ class EnergyMarginLoss(Loss):
         # Beside the buffer, so that forward does not wait for the device to ask whether it is NaN.
         self._known = full_train_loss is not None
 
+    @also(targets="y")
     def forward(
         self, logits: Tensor, y: Tensor, logistic_regression: Callable[[Tensor], Tensor]
     ) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ood.losses.base import Loss, cross_entropy, register, require
+from ood.config import Range
+from ood.losses.base import AT_LEAST_0, Loss, cross_entropy, register
 
 
 @register("rotation")
@@ -26,10 +27,10 @@ class RotationLoss(Loss):
 
     inputs = ("logits", "rotations")
     brings = ("rotation head",)
+    ranges = {"weight": AT_LEAST_0}
 
     def __init__(self, weight: float = 0.5):
         super().__init__()
-        require(weight >= 0, f"rotation: weight is {weight}; it must be at least 0")
         self.weight = weight
 
     def stage(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple]:
@@ -65,13 +66,10 @@ class OpenMixLoss(Loss):
 
     outliers = "needed"
     brings = ("extra class",)
+    ranges = {"alpha": Range(1e-3, 1e6), "gamma": AT_LEAST_0}
 
     def __init__(self, n_classes: int, alpha: float = 10.0, gamma: float = 1.0):
         super().__init__()
-        require(
-            alpha > 0 and gamma >= 0,
-            f"openmix: alpha is {alpha}, gamma is {gamma}; they must be above 0 and at least 0",
-        )
         self.num_classes, self.alpha, self.gamma = n_classes, alpha, gamma
 
     def stage(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, tuple]:

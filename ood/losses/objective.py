@@ -165,7 +165,7 @@ def build(name: str, fc: nn.Linear, args: dict) -> tuple[Loss, float]:
     for key in args:
         if key in supplied or key == "center":
             raise InputError(f"loss '{name}': {key} follows from the network; leave it out")
-    check_arguments(name, args, also=("weight",) if cls.head == "joint" else ())
+    check_arguments(name, args, beside=("weight",) if cls.head == "joint" else ())
     weight = float(args.pop("weight", cls.weight)) if cls.head == "joint" else 1.0
     made = {key: make() for key, make in supplied.items()}
     return create(name, **{**made, **cls.recipe, **args}), weight

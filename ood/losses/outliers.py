@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ood.losses.base import (
+    AT_LEAST_0,
+    NUMBER,
     Loss,
+    also,
     cross_entropy,
     energy,
-    known_reduction,
     mean_where,
     reduced,
     register,
-    require,
 )
 
 
@@ -40,18 +41,15 @@ class OutlierExposureLoss(Loss):
     """
 
     outliers = "needed"
+    ranges = {"alpha": AT_LEAST_0, "balance": ("expectation", "batch")}
 
     def __init__(
         self, alpha: float = 0.5, reduction: str | None = "mean", balance: str = "expectation"
     ):
         super().__init__()
-        require(alpha >= 0, f"outlier_exposure: alpha is {alpha}; it must be at least 0")
-        require(
-            balance in ("expectation", "batch"),
-            f"outlier_exposure: balance is {balance!r}; allowed: expectation, batch",
-        )
-        self.alpha, self.reduction, self.balance = alpha, known_reduction(reduction), balance
+        self.alpha, self.reduction, self.balance = alpha, reduction, balance
 
+    @also(target="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         to_uniform = -energy(logits) - logits.mean(1)
         if self.reduction == "mean" and self.balance == "expectation":
@@ -82,6 +80,7 @@ class EnergyRegularizedLoss(Loss):
     """
 
     outliers = "needed"
+    ranges = {"alpha": AT_LEAST_0, "margin_in": NUMBER, "margin_out": NUMBER}
 
     def __init__(
         self,
@@ -91,10 +90,10 @@ class EnergyRegularizedLoss(Loss):
         reduction: str | None = "mean",
     ):
         super().__init__()
-        require(alpha >= 0, f"energy_bounded: alpha is {alpha}; it must be at least 0")
-        self.alpha, self.reduction = alpha, known_reduction(reduction)
+        self.alpha, self.reduction = alpha, reduction
         self.margin_in, self.margin_out = margin_in, margin_out
 
+    @also(targets="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         e, known = energy(logits), y >= 0
         hinge = torch.where(known, e - self.margin_in, self.margin_out - e).relu().square()
@@ -127,8 +126,9 @@ class EntropicOpenSetLoss(Loss):
 
     def __init__(self, reduction: str | None = "mean"):
         super().__init__()
-        self.reduction = known_reduction(reduction)
+        self.reduction = reduction
 
+    @also(target="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         return reduced(_entropic(logits, y), self.reduction)
 
@@ -153,15 +153,13 @@ class ObjectosphereLoss(Loss):
     inputs = ("logits", "features")
     outliers = "needed"
     recipe = {"alpha": 1e-4, "xi": 50.0}
+    ranges = {"alpha": AT_LEAST_0, "xi": AT_LEAST_0}
 
     def __init__(self, alpha: float = 1.0, xi: float = 1.0, reduction: str | None = "mean"):
         super().__init__()
-        require(
-            alpha >= 0 and xi >= 0,
-            f"objectosphere: alpha is {alpha}, xi is {xi}; they must be at least 0",
-        )
-        self.alpha, self.xi, self.reduction = alpha, xi, known_reduction(reduction)
+        self.alpha, self.xi, self.reduction = alpha, xi, reduction
 
+    @also(target="y")
     def forward(self, logits: Tensor, features: Tensor, y: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(features, dim=1)
         sphere = torch.where(y >= 0, (self.xi - length).relu().square(), features.square().sum(1))
@@ -194,8 +192,9 @@ class BackgroundClassLoss(Loss):
 
     def __init__(self, n_classes: int, reduction: str | None = "mean"):
         super().__init__()
-        self.num_classes, self.reduction = n_classes, known_reduction(reduction)
+        self.num_classes, self.reduction = n_classes, reduction
 
+    @also(targets="y")
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         # Only on the CPU: a GPU reports such a label itself, and looking would make it wait.
         if y.device.type == "cpu" and (y >= self.num_classes).any():

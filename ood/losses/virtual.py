@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood import distributed
-from ood.losses.base import Loss, cross_entropy, known_reduction, reduced, register, require
+from ood.config import Range
+from ood.losses.base import AT_LEAST_0, Loss, cross_entropy, reduced, register, require
 
 
 @register("vos_reg")
@@ -37,6 +38,7 @@ class VOSRegLoss(Loss):
 
     outliers = "needed"
     brings = ("logistic regression", "energy weights")
+    ranges = {"alpha": AT_LEAST_0}
 
     def __init__(
         self,
@@ -46,9 +48,8 @@ class VOSRegLoss(Loss):
         reduction: str | None = "mean",
     ):
         super().__init__()
-        require(alpha >= 0, f"vos: alpha is {alpha}; it must be at least 0")
         self.logistic_regression, self.weights_energy = logistic_regression, weights_energy
-        self.alpha, self.reduction = alpha, known_reduction(reduction)
+        self.alpha, self.reduction = alpha, reduction
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         e, known = self.energy(logits), y >= 0
@@ -94,6 +95,11 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
     inputs = ("logits", "features")
     outliers = "ignored"
     brings = ("logistic regression", "energy weights", "queues of features")
+    ranges = {
+        "sample_number": Range(2, 10**6),
+        "select": Range(1, 10**6),
+        "sample_from": Range(1, 10**6),
+    }
 
     def __init__(
         self,
@@ -107,11 +113,10 @@ class VirtualOutlierSynthesizingRegLoss(VOSRegLoss):
         sample_from: int = 10000,
     ):
         super().__init__(logistic_regression, weights_energy, alpha, reduction)
-        require(sample_number >= 2, f"vos: sample_number is {sample_number}; it must be at least 2")
         require(
-            1 <= select <= sample_from,
+            select <= sample_from,
             f"vos: select is {select}, sample_from is {sample_from}; "
-            "select must be at least 1 and at most sample_from",
+            "select must be at most sample_from",
         )
         self.fc, self.sample_number = fc, sample_number
         self.select, self.sample_from = select, sample_from

@@ -152,7 +152,14 @@ class Metric:
         return {name: value[counts.to(value.device)] for name, value in batch.items()}
 
 
-class AUROC(Metric):
+class _OfScores(Metric):
+    """A metric of scores and labels alone."""
+
+    def update(self, scores: Tensor, labels: Tensor) -> Metric:
+        return super().update(scores, labels)
+
+
+class AUROC(_OfScores):
     """Area under the ROC curve."""
 
     keys = ("AUROC",)
@@ -161,7 +168,7 @@ class AUROC(Metric):
         return {"AUROC": evaluate(*values.sides).auroc}
 
 
-class AUPR(Metric):
+class AUPR(_OfScores):
     """Average precision, with 'ood' (AUPR-OUT) or 'id' (AUPR-IN) as the positive class."""
 
     def __init__(self, positive: str = "ood", *, device=None, void_label: int | None = None):
@@ -177,7 +184,7 @@ class AUPR(Metric):
         return {self.keys[0]: found.aupr_out if self.positive == "ood" else found.aupr_in}
 
 
-class FPRAtTPR(Metric):
+class FPRAtTPR(_OfScores):
     """Share of ID flagged where at least `tpr` of OOD is flagged. `tpr` is a fraction."""
 
     def __init__(self, tpr: float = 0.95, *, device=None, void_label: int | None = None):
@@ -192,7 +199,7 @@ class FPRAtTPR(Metric):
         return {self.keys[0]: functional.fpr_of(*values.sides, self.tpr)}
 
 
-class AUTC(Metric):
+class AUTC(_OfScores):
     """Area under the threshold curve; see `functional.autc`.
 
     For constant or infinite scores it is NaN, with a warning.
@@ -212,6 +219,9 @@ class Accuracy(Metric):
     """Share of ID images whose predicted class is their label."""
 
     inputs, keys, needs_ood = ("predictions", "labels"), ("ACC",), False
+
+    def update(self, predictions: Tensor, labels: Tensor) -> Metric:
+        return super().update(predictions, labels)
 
     def of(self, values: Values) -> dict[str, float]:
         return {"ACC": functional.accuracy(values["predictions"], values["labels"])}
