@@ -175,6 +175,26 @@ def test_other_wrong_shapes_are_refused():
             call()
 
 
+def test_hyper_parameters_have_ranges():
+    net = nn.Linear(10, C)
+    for call, words in (
+        (lambda: compat.ODIN(net, temperature=0), "temperature is 0"),
+        (lambda: compat.ODIN(net).set_hyperparameters(temperature=-1.0), "temperature is -1"),
+        (lambda: compat.ODIN(net, eps=-0.1), "eps is -0.1"),
+        (lambda: compat.MahalanobisODIN(net, eps=float("nan")), "eps|magnitude"),
+        (lambda: compat.GradNorm(net, micro_batch_size=0), "micro_batch_size is 0"),
+        (lambda: compat.GradNorm(net, micro_batch_size=2.5), "micro_batch_size is 2.5"),
+        (lambda: compat.GradNorm(net, temperature=float("inf")), "temperature"),
+        (lambda: compat.MCD(net, samples=0), "samples"),
+        (lambda: compat.MCD(net, mode="mode"), "mode"),
+        (lambda: compat.DICE(None, torch.eye(C), torch.zeros(C), p=50), "fraction"),
+        (lambda: compat.ASH(None, None, percentile=-0.1), "fraction"),
+        (lambda: compat.ASH(None, None, variant="ash-x"), "variant"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
 @pytest.mark.parametrize("kind", (torch.float16, torch.bfloat16, torch.float64, torch.int64))
 def test_numbers_of_every_type(kind):
     """Halves were once refused as infinite because their sum is; bfloat16 has no NumPy type."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ood import detectors
-from ood.config import InputError
+from ood.config import InputError, Range
 from ood.detectors.base import Detector as Formula
 from ood.detectors.base import NotFitted, chunked_score
-from ood.losses.base import also
+from ood.losses.base import COUNT, also, check_range
 from ood.outputs import Head, Outputs
 
 RequiresFittingException = NotFitted
@@ -41,6 +41,7 @@ class Detector:
     needs_labels: bool = False  # whether a fit on arrays needs labels
     info = None
     fields: dict[str, tuple[str, Callable]] = {}
+    ranges: dict[str, Range] = {}  # of hyper-parameters that are no field of the formula
     formula: Formula | None = None
     source = head = _device = None
     _fitted = None  # the shapes that a fit saw, see _shapes
@@ -89,6 +90,9 @@ class Detector:
         return self
 
     def __setattr__(self, name: str, value) -> None:
+        if name in self.ranges:
+            allowed = self.ranges[name]
+            check_range(f"{self._name}: {name}", value, allowed, whole=allowed is COUNT)
         object.__setattr__(self, name, value)
         if name in self.fields and self.formula is not None:
             field, convert = self.fields[name]

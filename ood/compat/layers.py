@@ -30,7 +30,7 @@ from ood.detectors.base import chunked_score
 from ood.detectors.gradients import NAC, squared_gradients
 from ood.detectors.inputs import perturb
 from ood.detectors.maps import gram_rows, remove_rank1
-from ood.losses.base import also
+from ood.losses.base import AT_LEAST_0, COUNT, TEMPERATURE, also
 from ood.outputs import Outputs, Pass
 
 
@@ -383,6 +383,7 @@ class _Direct(GradientDetector):
 
 class ODIN(_Direct):
     hyperparameter_space = {"temperature": [1, 10, 100, 1000], "eps": [0.0014, 0.0028]}
+    ranges = {"temperature": TEMPERATURE, "eps": AT_LEAST_0}
 
     def __init__(
         self,
@@ -407,6 +408,8 @@ class ODIN(_Direct):
 
 class MahalanobisODIN(GradientDetector):
     requires_fit = needs_labels = True
+    fields = {"eps": ("magnitude", float)}
+    ranges = {"eps": AT_LEAST_0}
     encoder = network_as("images -> pooled features")
 
     def __init__(self, encoder, eps: float = 0.002, norm_std: list[float] | None = None):
@@ -474,6 +477,8 @@ class GradNorm(_OverParameters):
     The paper takes the last weight. Our detector `gradnorm` has that in closed form.
     """
 
+    ranges = {"micro_batch_size": COUNT, "temperature": TEMPERATURE}
+
     def __init__(
         self,
         model: nn.Module,
@@ -508,6 +513,7 @@ class MCD(Detector):
     the variance is 0 for every image.
     """
 
+    ranges = {"n_samples": COUNT}
     model = network_as("images -> logits")
 
     def __init__(
