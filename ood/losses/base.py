@@ -98,7 +98,9 @@ def check_range(what: str, value, allowed: Range | tuple, whole: bool = False) -
         number = value.item() if getattr(value, "ndim", 1) == 0 else value
         kind = numbers.Integral if whole else numbers.Real
         fits = isinstance(number, kind) and not isinstance(number, bool) and number in allowed
-        require(fits, f"{what} is {value!r}; it must be {allowed}{' and whole' if whole else ''}")
+        large = isinstance(number, int) and number.bit_length() > 100
+        shown = "a number of more than 30 digits" if large else repr(value)
+        require(fits, f"{what} is {shown}; it must be {allowed}{' and whole' if whole else ''}")
 
 
 class Loss(Checked):
@@ -253,7 +255,7 @@ def _is(value, kind: type) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, int) or isinstance(value, float) and math.isfinite(value)
     return isinstance(value, kind)
 
 
