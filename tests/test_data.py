@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import signal
 import struct
 import time
 
@@ -19,7 +20,16 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 from ood.config import InputError
-from ood.data import ArrayImages, StreamedImages, decoding, info, load, names, request
+from ood.data import (
+    ArrayImages,
+    StreamedImages,
+    array_cache,
+    decoding,
+    info,
+    load,
+    names,
+    request,
+)
 from ood.data.decoding import Recipe
 from ood.data.registry import table
 
@@ -45,7 +55,7 @@ def private_temp(tmp_path, monkeypatch):
     """The fall-back cache folder, empty."""
     place = tmp_path / "private"
     place.mkdir()
-    monkeypatch.setattr(decoding, "_private_temp", lambda: place)
+    monkeypatch.setattr(array_cache, "_private_temp", lambda: place)
     return place
 
 
@@ -617,14 +627,60 @@ def test_digest_knows_the_decoding_but_not_the_place(photos, tmp_path):
     assert load(f"{tmp_path}/moved", "test", tmp_path, size=24).digest == images.digest
 
 
-def test_damaged_cache_is_made_again(photos):
+def zeros(content, start, end):
+    return content[:start] + bytes(end - start) + content[end:]
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda content: content[:300], "cannot be read"),
+        (lambda content: b"", "cannot be read"),
+        (lambda content: content[:-30] + b"\x80" + content[-29:], "does not agree"),
+        (lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:], "not agree"),
+        (lambda content: zeros(content, 2000, 2000 + 4096), "does not agree"),
+        (lambda content: content.replace(b"(6, 3, 32, 32)", b"(3, 6, 32, 32)"), "does not agree"),
+        (lambda content: content.replace(b"|u1", b"|i1"), "is not whole"),
+        (lambda content: content[: -array_cache.SEAL_BYTES], "has no checksum"),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "does not agree"),
+    ],
+)
+def test_damaged_cache_is_decoded_again(photos, capsys, damage, words):
+    """Whatever happened to the file, the pixels are right, and one line says what was done."""
     images = load(str(photos), "test", photos.parent)
     whole, [name] = everything(images), cache_files(photos.parent)
     file = photos.parent / ".decoded" / name
-    file.write_bytes(file.read_bytes()[:300])
+    content = file.read_bytes()
+    assert damage(content) != content
+    file.write_bytes(damage(content))
+    capsys.readouterr()
     assert torch.equal(everything(load(str(photos), "test", photos.parent)), whole)
-    file.write_bytes(b"")
-    assert torch.equal(everything(load(str(photos), "test", photos.parent)), whole)
+    [line] = capsys.readouterr().out.splitlines()
+    assert name in line and words in line and line.endswith("its images are decoded again")
+    assert file.read_bytes() == content
+    load(str(photos), "test", photos.parent)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_block_of_the_cache_is_checked(tmp_path, monkeypatch):
+    """Any single bit of the file counts, in the first block and in the last."""
+    monkeypatch.setattr(array_cache, "BLOCK", 1000)
+    array = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
+    calls = []
+
+    def plan():
+        return array.shape, lambda empty: calls.append(1) or np.copyto(empty, array)
+
+    array_cache.kept_array(tmp_path, "slot", "digest", plan)
+    [file] = (tmp_path / ".decoded").iterdir()
+    content = file.read_bytes()
+    for place in range(130, len(content), 157):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        assert np.array_equal(array_cache.kept_array(tmp_path, "slot", "digest", plan), array)
+        assert file.read_bytes() == content
+    assert len(calls) == 1 + len(range(130, len(content), 157))
 
 
 def test_failed_decoding_leaves_nothing(photos, private_temp):
@@ -651,12 +707,25 @@ def test_interrupted_decoding_leaves_nothing(photos, monkeypatch):
 
 
 def test_leftovers_of_a_killed_run_are_removed(photos):
-    (photos.parent / ".decoded").mkdir()
-    for name, age in (("old.tmp", 2 * decoding.STALE), ("new.tmp", 0)):
-        (photos.parent / ".decoded" / name).write_bytes(b"half")
-        os.utime(photos.parent / ".decoded" / name, (time.time() - age,) * 2)
+    """What a killed process left is removed at the next reading; what is being written stays."""
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        def stall(_):
+            os.write(told, b"x")
+            time.sleep(60)
+
+        array_cache.kept_array(photos.parent, "slot", "digest", lambda: ((2, 3, 4, 4), stall))
+        os._exit(1)
+    os.read(ready, 1)
+    [unfinished] = cache_files(photos.parent)
     load(str(photos), "test", photos.parent)
-    assert "new.tmp" in cache_files(photos.parent) and "old.tmp" not in cache_files(photos.parent)
+    assert unfinished.endswith(".tmp") and unfinished in cache_files(photos.parent)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    load(str(photos), "test", photos.parent)  # even one that finds its own array
+    assert [name[-4:] for name in cache_files(photos.parent)] == [".npy"]
 
 
 def test_cache_elsewhere_or_nowhere(photos, private_temp, monkeypatch):
@@ -665,7 +734,9 @@ def test_cache_elsewhere_or_nowhere(photos, private_temp, monkeypatch):
     )  # root may write anywhere
     images = load(str(photos), "test", photos.parent)
     assert isinstance(images.images, np.memmap) and len(list(private_temp.iterdir())) == 1
-    monkeypatch.setattr(decoding, "_private_temp", lambda: photos.parent / ".decoded" / "nothing")
+    monkeypatch.setattr(
+        array_cache, "_private_temp", lambda: photos.parent / ".decoded" / "nothing"
+    )
     kept = load(str(photos), "test", photos.parent, channels=1)
     assert not isinstance(kept.images, np.memmap) and len(everything(kept)) == 6
 

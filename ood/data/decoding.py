@@ -8,14 +8,9 @@ complete: an interrupted or failed run leaves nothing that could be taken for wh
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import stat
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +23,9 @@ from ood.cli import progress
 from ood.config import InputError
 
 VERSION = 1  # raise it when decoding changes
-CACHE = ".decoded"
 SAMPLED = 16  # files of a set whose content is part of the digest,
 SAMPLE_BYTES = 2**20  # up to this length
 CHUNK = 256  # files that one thread decodes at a time
-STALE = 24 * 3600  # seconds after which an unfinished file of a killed run is removed
 
 
 @dataclass(frozen=True)
@@ -208,108 +201,6 @@ def digest_of(*parts) -> str:
     """Digest the repr of the parts, and what else decides how images are decoded."""
     text = repr((VERSION, PIL.__version__, *parts))
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-
-
-def decoded(
-    data_dir: Path, slot: str, digest: str, plan: Callable[[], tuple[tuple[int, ...], Callable]]
-) -> np.ndarray:
-    """Open the read-only uint8 memory map for `digest`; compute it if it is not there yet.
-
-    Args:
-        data_dir: the data root. The array lies in its `.decoded`, or in a private temporary folder
-            if that cannot be written.
-        slot: what the array is for (folder, split, recipe). A new array of a slot replaces the old
-            one, whose files have changed.
-        plan: called only when the array is not there. It gives the shape, and a function that fills
-            an empty array of that shape.
-    """
-    slot_digest = hashlib.blake2b(slot.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    name = f"{slot_digest}-{digest}.npy"
-    for place in _places(data_dir):
-        array = _opened(place / name)
-        if array is not None:
-            return array
-    shape, fill = plan()
-    for place in _places(data_dir):
-        temporary = _reserve(place, shape)
-        if temporary is None:
-            continue
-        try:
-            array = np.lib.format.open_memmap(temporary, mode="r+")
-            fill(array)
-            array.flush()
-            os.replace(temporary, place / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _remove_old(place, name)
-        array.flags.writeable = False  # the map stays open under the new name
-        return array
-    array = np.empty(shape, dtype=np.uint8)  # no disk to write to: keep it in memory
-    fill(array)
-    return array
-
-
-def _places(data_dir: Path) -> Iterator[Path]:
-    if data_dir.is_dir():
-        yield data_dir / CACHE
-    yield _private_temp()
-
-
-def _opened(path: Path) -> np.ndarray | None:
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.dtype == np.uint8 else None
-
-
-def _reserve(place: Path, shape: tuple[int, ...]) -> Path | None:
-    """Make an unfinished cache file with its space allocated; None where that is not possible.
-
-    Writing a memory map on a full disk would kill the process.
-    """
-    temporary = place / f".{os.getpid()}-{threading.get_ident()}-{time.time_ns()}.tmp"
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=tuple(shape))
-        del array
-        if hasattr(os, "posix_fallocate"):
-            with open(temporary, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    except OSError:  # read-only, full, or no folder at all
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        return None
-    return temporary
-
-
-def _remove_old(place: Path, name: str) -> None:
-    """Drop arrays of the same slot, and unfinished files that a killed run left long ago."""
-    for path in place.iterdir():
-        try:
-            if (
-                path.name.startswith(name[:17])
-                and path.name != name
-                or path.suffix == ".tmp"
-                and time.time() - path.stat().st_mtime > STALE
-            ):
-                path.unlink(missing_ok=True)
-        except OSError:
-            pass
-
-
-def _private_temp() -> Path:
-    """Find a folder under the system's temporary one that belongs to this user alone."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    place = Path(tempfile.gettempdir()) / f"ood-decoded-{user}"
-    try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        status = place.lstat()
-        if stat.S_ISDIR(status.st_mode) and (user == "user" or status.st_uid == user):
-            return place
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="ood-decoded-"))
 
 
 def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:

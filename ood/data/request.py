@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ood.config import InputError
+from ood.data.array_cache import kept_array
 from ood.data.decoding import (
     Recipe,
-    decoded,
     digest_files,
     digest_of,
     fill_from_array,
@@ -144,7 +144,7 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
     slot = f"{folder.resolve()} {recipe} {request.first} {request.limit}"
     if listing.final:  # several sets may lie in one folder
         slot += f" {row.name} {split} {request.lists}"
-    images = decoded(
+    images = kept_array(
         request.data_dir,
         slot,
         source,
@@ -190,9 +190,9 @@ def from_arrays(
 
     labels = truth
     if labelled:
-        stored = decoded(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels)
+        stored = kept_array(request.data_dir, f"{slot} labels", f"{source}-labels", plan_labels)
         labels = stored if truth is None else truth
-    images = decoded(request.data_dir, slot, source, plan_images)
+    images = kept_array(request.data_dir, slot, source, plan_images)
     return arrays_as_set(request, images, labels, source)
 
 
