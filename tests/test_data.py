@@ -27,6 +27,7 @@ from ood.data import (
     decoding,
     info,
     load,
+    memory,
     names,
     request,
 )
@@ -83,6 +84,43 @@ def test_order_and_labels_are_those_of_imagefolder(photos):
         everything(images).numpy(),
         np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in oracle]),
     )
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"a/loop": "a"},
+        {"a/loop": "."},
+        {"a/one": ".", "a/two": "."},
+        {"a/one": "a-b", "a-b/two": "a", "a-b/three": "a"},
+        {"loop": "."},
+        {"a/up": ".."},
+        {"a/self": "a/self"},
+        {"a/deep/x": "a", "a/deep/y": "a", "a/deep/z": "a-b"},
+    ],
+)
+def test_links_that_lead_back(photos, links):
+    """Every image is listed once per class, and listing ends."""
+    before = load(str(photos), "test", photos.parent)
+    for place, target in links.items():
+        (photos / place).parent.mkdir(exist_ok=True)
+        (photos / place).symlink_to(photos / target, target_is_directory=True)
+    images = load(str(photos), "test", photos.parent)
+    assert images.class_names == before.class_names and set(before.paths) <= set(images.paths)
+    real = [(label, (photos / path).resolve()) for path, label in zip(images.paths, images.labels)]
+    assert len(real) == len(set(real)) <= 12
+
+
+def test_links_to_folders_are_followed(photos, tmp_path):
+    """Classes that lie elsewhere, two of them in one place; as in ImageFolder."""
+    (photos / "a").rename(tmp_path / "elsewhere")
+    for name in ("a", "b"):
+        (photos / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    images = load(str(photos), "test", photos.parent)
+    assert [str(photos / path) for path in images.paths] == [
+        path for path, _ in ImageFolder(photos).samples
+    ]
+    assert images.labels.tolist() == ImageFolder(photos).targets
 
 
 def test_folder_with_splits(tmp_path):
@@ -802,6 +840,82 @@ def test_16_bits_are_scaled_not_clipped(tmp_path):
     assert np.array_equal(images.images[0, 0], (values >> 8).astype(np.uint8))
 
 
+# Where a camera's first row and first column are, as the EXIF orientation 1..8 says, and what a
+# viewer does about it: (flip left-right, then turn so many quarters counter-clockwise).
+ORIENTATIONS = {
+    1: (0, 0),
+    2: (1, 0),
+    3: (0, 2),
+    4: (1, 2),
+    5: (1, 1),
+    6: (0, 3),
+    7: (1, 3),
+    8: (0, 1),
+}
+
+
+def turned(array, orientation):
+    flip, quarters = ORIENTATIONS[orientation]
+    return np.rot90(array[:, ::-1] if flip else array, quarters)
+
+
+def write_turned(path, array, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_own_pictures_are_turned_upright(tmp_path, orientation, monkeypatch):
+    array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    write_turned(tmp_path / "own" / "0.png", array, orientation)
+    (tmp_path / "own.txt").write_text("own/0.png\n")
+    for name in ("own", "own.txt"):
+        image = load(str(tmp_path / name), "test", tmp_path).read([0])[0].numpy()
+        assert np.array_equal(image.transpose(1, 2, 0), turned(array, orientation))
+    monkeypatch.setattr(request, "STREAM_SIDE", 8)
+    streamed = load(f"{tmp_path}/own", "test", tmp_path)
+    assert isinstance(streamed, StreamedImages)
+    assert np.array_equal(
+        streamed.read([0])[0].numpy().transpose(1, 2, 0), turned(array, orientation)
+    )
+
+
+def test_turned_pictures_of_one_shape(tmp_path, monkeypatch):
+    """What counts is the shape of the upright picture, decoded or streamed."""
+    wide = np.zeros((20, 30, 3), dtype=np.uint8)
+    write_turned(tmp_path / "own" / "0.jpg", wide, 1)
+    write_turned(tmp_path / "own" / "1.jpg", wide.transpose(1, 0, 2), 6)
+    assert load(f"{tmp_path}/own", "test", tmp_path).shape == (3, 20, 30)
+    monkeypatch.setattr(request, "STREAM_SIDE", 8)
+    assert load(f"{tmp_path}/own", "test", tmp_path).shape == (3, 20, 30)
+    write_turned(tmp_path / "own" / "2.jpg", wide, 8)
+    with pytest.raises(InputError, match="2.jpg' is 20x30 but '0.jpg' is 30x20"):
+        load(f"{tmp_path}/own", "test", tmp_path)
+
+
+def test_the_digest_says_that_pictures_are_upright(tmp_path):
+    """Published sets are read as they lie, with the digest that they always had."""
+    array = np.zeros((4, 4, 3), dtype=np.uint8)
+    array[0] = 255
+    write_turned(tmp_path / "ood_datasets" / "iSUN" / "0.png", array, 3)
+    known = load("iSUN", "test", tmp_path)
+    own = load(f"{tmp_path}/ood_datasets/iSUN", "test", tmp_path)
+    assert known.read([0])[0, 0, 0, 0] == 255 and own.read([0])[0, 0, 3, 0] == 255
+    assert known.digest != own.digest
+    assert repr(Recipe(3, 8, 8)) == "Recipe(channels=3, resize=8, size=8, invert=False)"
+    assert repr(Recipe(upright=True, antialias=False)).endswith("upright=True, antialias=False)")
+
+
+def test_damaged_exif_data_do_not_hide_the_picture(tmp_path):
+    (tmp_path / "own").mkdir()
+    image = Image.fromarray(np.full((8, 8, 3), 7, dtype=np.uint8))
+    for number, exif in enumerate((b"Exif\0\0MM\0*\0\0\0\x08\0", b"Exif\0\0nonsense", b"x")):
+        image.save(tmp_path / "own" / f"{number}.jpg", exif=exif, quality=100)
+    assert len(load(f"{tmp_path}/own", "test", tmp_path)) == 3
+
+
 # --- errors: one line that names the thing and says what to do
 
 
@@ -1067,6 +1181,41 @@ def test_download_that_is_wrong_leaves_no_folder(tmp_path, server, monkeypatch):
         and images.shape == (1, 28, 28)
         and {"downloads.json", "omniglot-py"} < set(os.listdir(tmp_path / "data"))
     )
+
+
+# --- memory
+
+
+def test_what_does_not_fit_into_memory_is_refused(tmp_path, photos, private_temp, monkeypatch):
+    """One line instead of a killed process: one image, a batch, a whole set, a full disk."""
+    monkeypatch.setattr(memory, "limit", lambda: 10**6)
+    with pytest.raises(InputError, match="decoding images to 800x800 pixels.*smaller size"):
+        load("mnist5k", "test", tmp_path, size=800)
+    with pytest.raises(InputError, match="mnist5k with images .1, 56, 56. would need"):
+        load("mnist5k", "test", tmp_path, size=56)
+    images = load(str(photos), "test", photos.parent, size=200)
+    assert isinstance(images, StreamedImages) and len(images.read([0, 1])) == 2
+    for ask in (lambda: next(images.batches(6)), lambda: images.read([0] * 10)):
+        with pytest.raises(InputError, match="images .3, 200, 200. of 'photos' at a time would ne"):
+            ask()
+    assert sum(map(len, images.batches(1))) == 6
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(array_cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(memory, "limit", lambda: 10**4)
+    with pytest.raises(InputError, match="no disk has room for 6 decoded images .3, 24, 24."):
+        load(str(photos), "test", photos.parent, size=24)
+
+
+def test_the_limit_is_that_of_the_container(tmp_path, monkeypatch):
+    machine = memory.limit()
+    assert 10**8 < machine < 2**50
+    for text, wanted in (("123456789\n", 123456789), ("max\n", machine), (f"{2**62}\n", machine)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "none"))
+        assert memory.limit.__wrapped__() == wanted
 
 
 # --- the table

@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ood.cli import log
+from ood.data import memory
 
 try:
     import fcntl
@@ -67,7 +68,13 @@ def kept_array(
         if array is not None:
             _remove_old(place, name)
             return array
-    array = np.empty(shape, dtype=np.uint8)  # no disk to write to: keep it in memory
+    # No disk to write to: keep it in memory.
+    memory.check(
+        math.prod(shape),
+        f"no disk has room for {shape[0]:,} decoded images {tuple(shape[1:])}, and memory",
+        f"make room in '{places[0]}', or ask for a smaller size",
+    )
+    array = np.empty(shape, dtype=np.uint8)
     fill(array)
     return array
 
@@ -107,7 +114,9 @@ def _written(
         fill(array)
         array.flush()
         end = array.offset + array.nbytes
-        with contextlib.suppress(OSError):  # a full disk; the array serves this process all the same
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk; the array serves this process all the same
             file.seek(end)
             file.write(_seal(temporary, end))
             file.flush()

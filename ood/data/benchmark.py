@@ -238,7 +238,7 @@ def _read(name: str) -> tuple[str, dict]:
         )
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too deep, too long a number
         raise InputError(f"benchmark '{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InputError(

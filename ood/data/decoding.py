@@ -21,11 +21,24 @@ from PIL import Image
 
 from ood.cli import progress
 from ood.config import InputError
+from ood.data import memory
 
 VERSION = 1  # raise it when decoding changes
 SAMPLED = 16  # files of a set whose content is part of the digest,
 SAMPLE_BYTES = 2**20  # up to this length
+ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 CHUNK = 256  # files that one thread decodes at a time
+THREADS = min(16, os.cpu_count() or 1)
+PILLOW_BYTES = 4  # of a pixel while Pillow works on it
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,10 @@ class Recipe:
             exactly. None leaves the size alone.
         size: side of the centre crop; None crops nothing.
         invert: 255 - value, before resizing.
+        upright: turn the image as its EXIF orientation says, before anything else. This is for
+            pictures of your own, from a camera; published sets are read as their papers did.
+        antialias: filter the image before it is made smaller. False: plain bilinear interpolation,
+            as torchvision resized tensors before its version 0.17.
 
     Raises: InputError for values that are not possible, or a crop that does not fit.
     """
@@ -47,6 +64,8 @@ class Recipe:
     resize: int | tuple[int, int] | None = None
     size: int | None = None
     invert: bool = False
+    upright: bool = False
+    antialias: bool = True
 
     def __post_init__(self):
         if self.channels not in (None, 1, 3):
@@ -61,12 +80,38 @@ class Recipe:
                 f"resize={self.resize} is smaller than size={self.size}; the crop does not fit"
             )
 
+    def check_memory(self) -> None:
+        """Raise InputError if images of this size are too large for the memory of the machine."""
+        sides = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+        height, width = (max(side or 0, self.size or 0) for side in sides)
+        memory.check(
+            height * width * PILLOW_BYTES * THREADS,
+            f"decoding images to {width}x{height} pixels ({THREADS} at a time)",
+            "ask for a smaller size",
+        )
+
+    def __repr__(self) -> str:
+        """Write the recipe as digests hold it: later settings only where they are used.
+
+        So what was computed before these settings existed keeps its digest.
+        """
+        used = [
+            f"{name}={getattr(self, name)}" for name in ("channels", "resize", "size", "invert")
+        ]
+        if self.upright:
+            used.append("upright=True")
+        if not self.antialias:
+            used.append("antialias=False")
+        return f"Recipe({', '.join(used)})"
+
     def __call__(self, image: Image.Image) -> np.ndarray:
+        if self.upright:
+            image = upright(image)
         image = self.convert(image)
         if self.invert:
             image = image.point(lambda value: 255 - value)
         if self.resize:
-            image = _resized(image, self.resize)
+            image = _resized(image, self.resize, self.antialias)
         if self.size:
             image = _cropped(image, self.size)
         array = np.asarray(image)
@@ -88,6 +133,20 @@ class Recipe:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         mode = {1: "L", 3: "RGB"}[self.channels or (1 if is_grey(image) else 3)]
         return image if image.mode == mode else image.convert(mode)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF orientation says; without one it comes back as it is."""
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the EXIF orientation, 1..8; 1 where there is none or it cannot be read."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises many kinds on damaged EXIF data; the pixels may be whole
+        return 1
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -132,11 +191,13 @@ def probe(folder: Path, files: Sequence[str], recipe: Recipe) -> tuple[int, int,
     return decode(folder / files[0], recipe).shape
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, recipe: Recipe) -> tuple[int, int]:
     """Read (width, height) from the header alone. Raises InputError for a damaged file."""
     try:
         with Image.open(path) as image:
-            return image.size
+            in_header = image.format != "PNG" or "exif" in image.info  # else PNG decodes the pixels
+            on_its_side = recipe.upright and in_header and _orientation(image) in range(5, 9)
+            return image.size[::-1] if on_its_side else image.size
     except Exception as error:
         raise InputError(
             f"cannot read the image '{path}' ({_first_line(error)}); replace it or remove it"
@@ -205,7 +266,7 @@ def digest_of(*parts) -> str:
 
 def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:
     starts = range(0, total, CHUNK)
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(THREADS)
     try:
         for _ in progress(
             pool.map(work, starts), f"decode {label}", total=len(starts), unit="images", scale=CHUNK
@@ -215,7 +276,9 @@ def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _resized(image: Image.Image, resize: int | tuple[int, int]) -> Image.Image:
+def _resized(
+    image: Image.Image, resize: int | tuple[int, int], antialias: bool = True
+) -> Image.Image:
     width, height = image.size
     if isinstance(resize, tuple):
         wanted = (resize[1], resize[0])
@@ -223,7 +286,29 @@ def _resized(image: Image.Image, resize: int | tuple[int, int]) -> Image.Image:
         wanted = (resize, int(resize * height / width))
     else:
         wanted = (int(resize * width / height), resize)
-    return image if wanted == image.size else image.resize(wanted, Image.Resampling.BILINEAR)
+    if wanted == image.size:
+        return image
+    if antialias:
+        return image.resize(wanted, Image.Resampling.BILINEAR)
+    return _interpolated(image, wanted)
+
+
+def _interpolated(image: Image.Image, wanted: tuple[int, int]) -> Image.Image:
+    """Resize to (width, height) by bilinear interpolation without a filter.
+
+    The output pixel i lies at (i + 0.5) * in / out - 0.5 of the input, kept inside the image.
+    Values are rounded to whole numbers.
+    """
+    pixels = np.asarray(image, dtype=np.float32)
+    for axis, length in ((0, wanted[1]), (1, wanted[0])):
+        before = pixels.shape[axis]
+        position = np.clip((np.arange(length) + 0.5) * (before / length) - 0.5, 0, before - 1)
+        low = position.astype(np.int64)
+        share = (position - low).astype(np.float32).reshape(-1, *(1,) * (pixels.ndim - 1 - axis))
+        first = pixels.take(low, axis)
+        second = pixels.take(np.minimum(low + 1, before - 1), axis)
+        pixels = first + share * (second - first)
+    return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
 
 
 def _cropped(image: Image.Image, size: int) -> Image.Image:

@@ -46,7 +46,9 @@ def list_images(folder: Path) -> Listing:
 
     Sub-folders are the classes, in string order. Inside a class the folders come in string order,
     and the files of each folder too ("10.png" < "2.png"). Images directly in `folder` make an
-    unlabelled set. Hidden files and folders, and folders without images, are left out.
+    unlabelled set. Hidden files and folders, and folders without images, are left out. Links to
+    folders are followed, but a folder is entered once per class: a link that leads back adds
+    nothing.
 
     Raises:
         EmptyFolder: there are no images.
@@ -79,7 +81,7 @@ def split_folder(folder: Path, split: str) -> tuple[Path, str]:
     Raises: InputError when the folder is divided but has no part for this split.
     """
     known = {name: role for role, names in SPLITS.items() for name in names}
-    inside = {entry.name.lower(): entry.name for entry in _scan(folder) if entry.is_dir()}
+    inside = {entry.name.lower(): entry.name for entry in _scan(folder) if _is_folder(entry)}
     if not inside or not set(inside) <= set(known):
         return folder, "all"
     for name in SPLITS[split]:
@@ -104,13 +106,41 @@ def joined(root: Path, folders: list[Path]) -> Listing:
 
 
 def _walk(folder: Path, name: str) -> list[str]:
-    paths = []
-    for root, _, files in sorted(os.walk(folder / name, onerror=_unreadable, followlinks=True)):
-        relative = os.path.relpath(root, folder).replace(os.sep, "/")
-        if any(_hidden(part) for part in relative.split("/")):
+    """List all images below one class folder, its folders in string order.
+
+    Links to folders are followed. No folder is entered twice, so a link that leads back, to the
+    class, to the set's folder or above it, adds nothing.
+    """
+    seen = {_identity(place) for place in (folder, *folder.resolve().parents)}
+    found: list[tuple[str, list[str]]] = []
+    waiting = [name]
+    while waiting:
+        inside = waiting.pop()
+        place = folder / inside
+        if _identity(place) in seen:
             continue
-        paths += [f"{relative}/{file}" for file in sorted(files) if _is_image(file)]
-    return paths
+        seen.add(_identity(place))
+        entries = _scan(place)
+        files = [e.name for e in entries if _is_image(e.name) and not _is_folder(e)]
+        found.append((inside, [f"{inside}/{file}" for file in sorted(files)]))
+        waiting += sorted((f"{inside}/{e.name}" for e in entries if _is_folder(e)), reverse=True)
+    return [path for _, paths in sorted(found) for path in paths]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Say which folder this is, whatever links lead to it."""
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        _unreadable(error)
+    return status.st_dev, status.st_ino
 
 
 def _scan(folder: Path) -> list[os.DirEntry]:

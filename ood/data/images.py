@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 
 from ood.config import InputError
+from ood.data import memory
 from ood.data.decoding import Recipe, decode
 
+FLOAT_BYTES = 4  # of a value of the batch that a network sees
 AHEAD = 3  # batches that a streamed set decodes ahead of the one being used
 
 
@@ -89,8 +92,14 @@ class ImageSet:
         return [self._paths[row] for row in self._rows]
 
     def read(self, indices: slice | Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Read images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1)."""
-        return self._fetch(self._backing_rows(indices))
+        """Read images (B, C, H, W): uint8 0..255, or float32 in pixel units (nominally 0..1).
+
+        Raises: InputError for more images than fit into memory.
+        """
+        rows = self._backing_rows(indices)
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        self._check_memory(count, 1)
+        return self._fetch(rows)
 
     def batches(
         self, batch_size: int, indices: Sequence[int] | np.ndarray | None = None
@@ -164,6 +173,7 @@ class ImageSet:
     def _parts(self, batch_size: int, indices) -> Iterator[slice | np.ndarray]:
         if batch_size < 1:
             raise InputError(f"batch size {batch_size} must be at least 1")
+        self._check_memory(min(batch_size, len(self)), AHEAD + FLOAT_BYTES)
         rows = None if indices is None else _as_rows(indices, len(self))
         if rows is None or isinstance(rows, slice):
             first, last = (0, len(self)) if rows is None else (rows.start, rows.stop)
@@ -172,6 +182,14 @@ class ImageSet:
         else:
             for start in range(0, len(rows), batch_size):
                 yield rows[start : start + batch_size]
+
+    def _check_memory(self, count: int, bytes_each: int) -> None:
+        """Raise InputError if `count` images with so many bytes a value do not fit into memory."""
+        memory.check(
+            count * math.prod(self.shape) * bytes_each,
+            f"{count:,} images {self.shape} of '{self.name}' at a time",
+            "ask for a smaller batch size or image size",
+        )
 
     def _backing_rows(self, part) -> slice | np.ndarray:
         """Turn rows of this view into rows of what lies behind it."""

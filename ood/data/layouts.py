@@ -31,11 +31,12 @@ def read_path(request: Request) -> ImageSet:
     """Read your own data by its path.
 
     A path is a folder of images (with train/test sub-folders or not), an .npy or .npz file, or a
-    .txt list of images.
+    .txt list of images. Image files are turned as their EXIF orientation says.
     """
     folder = Path(request.row.name).expanduser()
     if folder.suffix.lower() in (".npy", ".npz"):
         return array_files.read_own_array(request, folder)
+    request = replace(request, recipe=replace(request.recipe, upright=True))
     if folder.suffix.lower() == ".txt":
         return lists.read_own_list(request, folder)
     if not folder.is_dir():

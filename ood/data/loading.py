@@ -60,6 +60,7 @@ def load(
     row = _checked(name, split, limit, first, base, lists)
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
+    recipe.check_memory()
     if "base" in row.options:  # made from another set, which is loaded like any other
         base = load(
             base or row.options["base"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ood.config import InputError
+from ood.data import memory
 from ood.data.array_cache import kept_array
 from ood.data.decoding import (
     Recipe,
@@ -139,7 +141,7 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
     )
     if max(shape[1:]) > STREAM_SIDE or len(paths) * int(np.prod(shape)) > STREAM_BYTES:
         if recipe.size is None and not isinstance(recipe.resize, tuple):
-            _check_one_size(folder, paths)
+            _check_one_size(folder, paths, recipe)
         return StreamedImages(folder, replace(recipe, channels=shape[0]), shape=shape, **details)
     slot = f"{folder.resolve()} {recipe} {request.first} {request.limit}"
     if listing.final:  # several sets may lie in one folder
@@ -215,7 +217,9 @@ def prepared(images: np.ndarray, recipe: Recipe, label: str) -> np.ndarray:
     stored = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     if recipe.keeps(stored.shape[1:]):
         return stored
-    array = np.empty((len(images), *recipe(Image.fromarray(images[0])).shape), dtype=np.uint8)
+    shape = (len(images), *recipe(Image.fromarray(images[0])).shape)
+    memory.check(math.prod(shape), f"{label} with images {shape[1:]}", "ask for a smaller size")
+    array = np.empty(shape, dtype=np.uint8)
     fill_from_array(images, recipe, label)(array)
     return array
 
@@ -283,10 +287,10 @@ def _checked(listing: Listing, row: DatasetInfo) -> Listing:
     return replace(listing, labels=[order[label] for label in listing.labels], class_names=names)
 
 
-def _check_one_size(folder: Path, paths: Sequence[str]) -> None:
-    first = image_size(folder / paths[0])
+def _check_one_size(folder: Path, paths: Sequence[str], recipe: Recipe) -> None:
+    first = image_size(folder / paths[0], recipe)
     for path in paths:
-        size = image_size(folder / path)
+        size = image_size(folder / path, recipe)
         if size != first:
             raise InputError(
                 f"'{folder / path}' is {size[0]}x{size[1]} "

@@ -32,7 +32,7 @@ class Preprocess:
     """
 
     def __init__(self, mean, std):
-        self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+        self.mean, self.std = _numbers("mean", mean), _numbers("std", std)
         if len(self.mean) != len(self.std) or not self.mean:
             raise InputError(
                 "mean and std must have one value per channel each, "
@@ -66,6 +66,17 @@ class Preprocess:
                 for v in (self.mean, self.std)
             )
         return self._on[images.device]
+
+
+def _numbers(name: str, values) -> tuple[float, ...]:
+    """Bring values to floats. Raises InputError for what is no sequence of finite numbers."""
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if isinstance(values, str) or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{name} must be one number per channel, got {values!r}")
+    return numbers
 
 
 def to_pixels(images: Tensor) -> Tensor:

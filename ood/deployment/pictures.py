@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ood.config import InputError
-from ood.data.decoding import Recipe
+from ood.data.decoding import Recipe, upright
 from ood.data.folders import EXTENSIONS
 from ood.data.images import ArrayImages, StreamedImages
 from ood.deployment.detector_file import Stored
@@ -167,7 +167,7 @@ def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
             f"the detector's data recipe {values} leaves the shape of an image open; "
             "fit it again on a benchmark with a size"
         )
-    return Recipe(channels, resize or size, size), (channels, *sides)
+    return Recipe(channels, resize or size, size, upright=True), (channels, *sides)
 
 
 class Extremes:
@@ -251,7 +251,7 @@ def _place(image: Image.Image, file: Path, left: int, top: int) -> None:
     try:
         with Image.open(file) as opened:
             opened.draft("RGB", (2 * CELL, 2 * CELL))
-            picture = opened.convert("RGB")
+            picture = upright(opened).convert("RGB")
     except Exception:  # it was whole when it was scored: removed since, or its disk fails
         return
     small = max(picture.size) < CELL

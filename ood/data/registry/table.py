@@ -65,7 +65,8 @@ def is_folder_path(name: str) -> bool:
         or "\\" in name
         or name in (".", "..")
         or name.startswith("~")
-        or ":" not in name
+        or name != ""
+        and ":" not in name
         and not _matches(name)
         and Path(name).is_dir()
     )
