@@ -24,6 +24,7 @@ from ood.data import (
     ArrayImages,
     StreamedImages,
     array_cache,
+    auxiliary,
     decoding,
     info,
     load,
@@ -814,6 +815,53 @@ def test_resize_and_crop_equal_torchvision(size, shape):
     assert np.array_equal(
         Recipe(3, (size, size), size)(image), np.asarray(oracle).transpose(2, 0, 1)
     )
+
+
+@pytest.mark.parametrize(
+    "shape, resize",
+    [((64, 64), 32), ((50, 40), 32), ((20, 25), 32), ((33, 97), (32, 32)), ((7, 9), (32, 32))],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_resize_without_antialias_equals_torchvisions_tensors(shape, resize, mode):
+    """Resize of a float tensor, antialias=False; ours is rounded to whole numbers."""
+    shape = (*shape, 3) if mode == "RGB" else shape
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    tensor = tv.functional.to_tensor(Image.fromarray(array))
+    oracle = tv.functional.resize(tensor, resize, antialias=False) * 255
+    ours = Recipe(None, resize, antialias=False)(Image.fromarray(array))
+    assert ours.shape == tuple(oracle.shape)
+    assert np.abs(ours - oracle.numpy()).max() <= 0.5 + 1e-3
+    filtered = Recipe(None, resize)(Image.fromarray(array))
+    assert np.abs(ours - filtered.astype(float)).max() > 20 or max(shape) < 30
+
+
+def test_auxiliary_images_resized_as_released(tmp_path):
+    """No filter, no crop; images of the right size already are the same either way."""
+    for number in range(4):
+        write_image(tmp_path / "pool" / f"{number}.png", size=(64, 64), seed=number)
+        write_image(tmp_path / "wide" / f"{number}.png", size=(96, 64), seed=number)
+        write_image(tmp_path / "small" / f"{number}.png", seed=number)
+
+    def drawn(pool, **options):
+        images = auxiliary.draw(
+            f"{tmp_path}/{pool}", 4, 0, tmp_path, size=32, channels=3, **options
+        )
+        return images.images
+
+    stored = load(f"{tmp_path}/pool", "test", tmp_path).images
+    released = drawn("pool", resizing="released")
+    oracle = tv.functional.resize(torch.tensor(stored) / 255, 32, antialias=False) * 255
+    assert np.abs(released - oracle.numpy()).max() <= 0.5 + 1e-3
+    assert not np.array_equal(released, drawn("pool"))
+    assert np.array_equal(drawn("small"), drawn("small", resizing="released"))
+    array = tmp_path / "pool.npy"
+    np.save(array, stored.transpose(0, 2, 3, 1))
+    assert np.array_equal(drawn("pool.npy", resizing="released"), released)
+    with pytest.raises(InputError, match=r"'.*wide' at 48x32.*give resize as a pair, \[32, 32\]"):
+        drawn("wide", resizing="released")
+    assert drawn("wide", resizing="released", resize=[32, 32]).shape == (4, 3, 32, 32)
+    with pytest.raises(InputError, match="unknown resizing 'legacy'; known: test, released"):
+        drawn("pool", resizing="legacy")
 
 
 def test_channels(tmp_path):

@@ -7,19 +7,24 @@ Several pools are joined: "letters+patches", or a list.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ood.config import InputError
 from ood.data.decoding import Recipe, digest_files, digest_of
+from ood.data.folders import own_path
 from ood.data.images import ArrayImages, ImageSet, JoinedImages, spread
 from ood.data.loading import find, load
 from ood.data.registry.table import info, is_folder_path
 from ood.data.request import prepared
 
+Resizing = Literal["test", "released"]
+RESIZING = ("test", "released")
 # The usual substitute for the withdrawn 80 Million Tiny Images, registered as tinyimages300k.
 RANDOM_IMAGES = "300K_random_images.npy"
 REGISTERED_ARRAYS = {RANDOM_IMAGES: "tinyimages300k"}
@@ -37,20 +42,29 @@ def draw(
     resize: int | tuple[int, ...] | None = None,
     download: bool = False,
     limit: int | None = None,
+    resizing: Resizing = "test",
 ) -> ArrayImages:
     """Draw `count` images from the pools without replacement, with the label -1.
 
     All images of all pools are equally likely. They come in the order of the pools. Only what is
-    drawn is kept, and seen by a network. Images become size x size as those of a test set do:
-    shorter side to `resize`, antialiased, then a centre crop. Float images (generated noise) are
-    rounded to uint8.
+    drawn is kept, and seen by a network. Float images (generated noise) are rounded to uint8.
 
     Args:
+        size: side of the images that come out.
+        resize: shorter side before the crop, or (height, width); default: size.
         limit: keep at most this many of the images drawn, evenly spread.
-    Raises: InputError when there are fewer than `count` images.
+        resizing: how images become size x size.
+            "test": as those of a test set do. The shorter side becomes `resize`, antialiased; then
+            the centre is cropped.
+            "released": as in the heatmap authors' training code under torchvision 0.13. Tensors
+            are resized to `resize` by bilinear interpolation without antialiasing, and nothing is
+            cropped. Here the result is rounded to uint8, at most 0.002 in pixel units.
+
+    Raises: InputError when there are fewer than `count` images, or they do not become square.
     """
+    options = dict(size=size, channels=channels, resize=resize, resizing=resizing)
     sets = [
-        open_pool(name, data_dir, size=size, channels=channels, resize=resize, download=download)
+        open_pool(name, data_dir, download=download, **options)
         for name in split_names(pools, data_dir)
     ]
     total = sum(map(len, sets))
@@ -104,8 +118,9 @@ def split_names(pools: str | tuple[str, ...], data_dir: str | Path = ".") -> lis
     """
     if not isinstance(pools, str):
         return [name for pool in pools for name in split_names(pool, data_dir)]
-    if any((root / pools).exists() for root in (Path(), Path(data_dir).expanduser())):
-        return [pools]
+    with contextlib.suppress(OSError):  # more names than a path can hold
+        if any((root / pools).exists() for root in (Path(), own_path(data_dir))):
+            return [pools]
     names = [name.strip() for name in pools.split("+")]
     if not all(names):
         raise InputError(
@@ -125,29 +140,45 @@ def open_pool(
     *,
     size: int,
     channels: int,
-    resize=None,
+    resize: int | Sequence[int] | None = None,
     download: bool = False,
+    resizing: Resizing = "test",
 ) -> ImageSet:
     """Open all images of one pool.
 
     Args:
         size, resize, channels: as for `load`.
         download: fetch a registered set that is missing.
+        resizing: as for `draw`.
+
+    Raises: InputError for images that are not there, or do not become size x size.
     """
-    data_dir = Path(data_dir).expanduser()
+    data_dir = own_path(data_dir)
     file = ALIASES.get(name.lower(), name)
+    resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize or size
+    if resizing not in RESIZING:
+        raise InputError(f"unknown resizing '{resizing}'; known: {', '.join(RESIZING)}")
+    released = resizing == "released"
+    crop = None if released else size
     if file.endswith(".npy"):
-        resize = tuple(resize) if isinstance(resize, list) else resize or size
-        return _open_array(file, data_dir, Recipe(channels, resize, size), download)
-    split = "train" if is_folder_path(name) or "train" in info(name).splits else "test"
-    return load(
-        name, split, data_dir, size=size, resize=resize, channels=channels, download=download
-    ).as_outliers()
+        recipe = Recipe(channels, resize, crop, antialias=not released)
+        images = _open_array(file, data_dir, recipe, download)
+    else:
+        split = "train" if is_folder_path(name) or "train" in info(name).splits else "test"
+        options = dict(size=crop, resize=resize, channels=channels, antialias=not released)
+        images = load(name, split, data_dir, download=download, **options).as_outliers()
+    if released and images.shape[1:] != (size, size):
+        height, width = images.shape[1:]
+        raise InputError(
+            f"the released resizing leaves images of '{name}' at {width}x{height}, "
+            f"because it crops nothing; give resize as a pair, [{size}, {size}]"
+        )
+    return images
 
 
 def _open_array(name: str, data_dir: Path, recipe: Recipe, download: bool) -> ArrayImages:
     """Open an .npy file by its path or inside the data root, memory-mapped."""
-    places = [Path(name).expanduser(), data_dir / name]
+    places = [own_path(name), data_dir / name]
     path = next((place for place in places if place.is_file()), None)
     if path is None and name in REGISTERED_ARRAYS:
         found = find(REGISTERED_ARRAYS[name], "train", data_dir, download=download)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ood.config import InputError, build, nearest
+from ood.data.folders import own_path
 from ood.data.images import ImageSet, JoinedImages
 from ood.data.loading import load
 from ood.data.registry.table import TABLE, info, is_folder_path
@@ -230,14 +231,14 @@ def load_benchmark(name_or_path: str | Path, protocol: str = "paper") -> Benchma
 
 
 def _read(name: str) -> tuple[str, dict]:
-    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    path = own_path(name if name.endswith(".json") else FOLDER / f"{name}.json")
     if not path.is_file():
         raise InputError(
             f"no benchmark '{name}'{nearest(name, benchmark_names())}; "
             f"known: {', '.join(benchmark_names())}, or a path that ends in .json"
         )
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too deep, too long a number
         raise InputError(f"benchmark '{path}' is not valid JSON: {error}") from None
     if not isinstance(content, dict):

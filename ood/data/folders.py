@@ -10,6 +10,7 @@ from pathlib import Path
 from ood.config import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+LONG = 80  # characters of a path that a message shows
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 
 
@@ -39,6 +40,21 @@ class Listing:
         labels = None if self.labels is None else [self.labels[row] for row in rows]
         paths = [self.paths[row] for row in rows]
         return Listing(self.folder, paths, labels, self.class_names, self.final)
+
+
+def own_path(name: str | Path) -> Path:
+    """Make the path of what a user named, whether or not anything is there.
+
+    Raises: InputError for a name that no path can have, or the home folder of nobody.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = name if len(str(name)) < LONG else f"{str(name)[:LONG]}..."
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"'{shown}' is no path ({why})") from None
+    return path
 
 
 def list_images(folder: Path) -> Listing:

@@ -7,6 +7,7 @@ the Semantic Shift Benchmark in `fine_grained.py`, arrays in files in `array_fil
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import pickle
 import zlib
@@ -18,7 +19,7 @@ import numpy as np
 from ood.config import InputError
 from ood.data import array_files, lists
 from ood.data.decoding import digest_files, digest_of
-from ood.data.folders import EmptyFolder, Listing, joined, list_images, split_folder
+from ood.data.folders import EmptyFolder, Listing, joined, list_images, own_path, split_folder
 from ood.data.images import ImageSet
 from ood.data.registry.entry import SVHN_PER_LABEL
 from ood.data.request import Listed, Request, arrays_as_set, from_arrays, from_files
@@ -33,7 +34,7 @@ def read_path(request: Request) -> ImageSet:
     A path is a folder of images (with train/test sub-folders or not), an .npy or .npz file, or a
     .txt list of images. Image files are turned as their EXIF orientation says.
     """
-    folder = Path(request.row.name).expanduser()
+    folder = own_path(request.row.name)
     if folder.suffix.lower() in (".npy", ".npz"):
         return array_files.read_own_array(request, folder)
     request = replace(request, recipe=replace(request.recipe, upright=True))
@@ -161,7 +162,10 @@ def _annotated(request: Request, folder: Path, annotations: Path, wnids: list[st
 
     The first two columns of val_annotations.txt are the file and its wnid.
     """
-    lines = annotations.read_text().splitlines()
+    try:
+        lines = annotations.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise request.damaged(f"'{annotations}' cannot be read ({error})") from None
     pairs = sorted(tuple(line.split("\t")[:2]) for line in lines if line.strip())
     label = {wnid: index for index, wnid in enumerate(wnids)}
     for pair in pairs:
@@ -270,7 +274,7 @@ def _read_idx_file(request: Request, path: Path, rank: int) -> np.ndarray:
     if len(content) < header or tuple(content[:4]) != (0, 0, IDX_UINT8, rank):
         raise request.damaged(f"'{path}' is no idx file of {rank} dimension(s) of bytes")
     shape = tuple(int(side) for side in content[4:header].view(">u4"))
-    wanted = header + int(np.prod(shape))
+    wanted = header + math.prod(shape)
     if len(content) != wanted:
         raise request.damaged(f"'{path}' should have {wanted} bytes but has {len(content)}")
     return content[header:].reshape(shape)

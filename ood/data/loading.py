@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 from ood import distributed
 from ood.config import InputError, nearest
 from ood.data.decoding import Recipe
 from ood.data.fetch import obtain
+from ood.data.folders import own_path
 from ood.data.images import ImageSet
 from ood.data.readers import READERS, SPLITS
 from ood.data.registry import DatasetInfo, info
@@ -30,6 +32,7 @@ def load(
     seed: int = 0,
     base: str | None = None,
     lists: tuple[str, ...] | None = None,
+    antialias: bool = True,
 ) -> ImageSet:
     """Load the images of a data set.
 
@@ -50,6 +53,7 @@ def load(
         base: for mnist_noise, the set to which the noise is added (default mnist).
         lists: for sets of OpenOOD, the lists below benchmark_imglist/ that name the images
             ("cifar100/test_tin.txt").
+        antialias: filter an image before it is made smaller; see `Recipe`.
 
     Raises:
         MissingData: the set is not there, and could not be fetched if `download` was given.
@@ -59,7 +63,8 @@ def load(
     """
     row = _checked(name, split, limit, first, base, lists)
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
-    recipe = Recipe(channels, resize or size, size, row.options.get("invert", False))
+    invert = row.options.get("invert", False)
+    recipe = Recipe(channels, resize or size, size, invert, antialias=antialias)
     recipe.check_memory()
     if "base" in row.options:  # made from another set, which is loaded like any other
         base = load(
@@ -72,11 +77,12 @@ def load(
             download=download,
             first=first,
             limit=limit,
+            antialias=antialias,
         )
     request = Request(
         row=row,
         split=split,
-        data_dir=Path(data_dir).expanduser(),
+        data_dir=own_path(data_dir),
         recipe=recipe,
         first=first,
         limit=limit,
@@ -96,7 +102,7 @@ def find(name: str, split: str, data_dir: str | Path, *, download: bool = False)
     request = Request(
         _checked(name, split),
         split,
-        Path(data_dir).expanduser(),
+        own_path(data_dir),
         Recipe(),
         download=download,
         listing=True,
@@ -112,8 +118,10 @@ def _checked(name, split, limit=None, first=None, base=None, lists=None) -> Data
             "the splits are train and test (val for sets of OpenOOD)"
         )
     for cap in (limit, first):
-        if cap is not None and cap < 1:
-            raise InputError(f"a limit of {cap} images makes no sense; it must be at least 1")
+        if cap is not None and (not isinstance(cap, Integral) or cap < 1):
+            raise InputError(
+                f"a limit of {cap} images makes no sense; it must be a whole number, at least 1"
+            )
     row = info(str(name))
     if split not in row.splits:
         raise InputError(

@@ -14,6 +14,7 @@ from ood.data import (
     noise,
 )
 from ood.data.decoding import Recipe
+from ood.data.folders import own_path
 from ood.data.registry import info
 from ood.data.request import Listed, Request
 
@@ -54,5 +55,5 @@ def listed(
     """
     row = info(str(name))
     return READERS[row.reader](
-        Request(row, split, Path(data_dir).expanduser(), Recipe(), lists=lists, listing=True)
+        Request(row, split, own_path(data_dir), Recipe(), lists=lists, listing=True)
     )

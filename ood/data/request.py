@@ -129,8 +129,8 @@ def from_files(listing: Listing, request: Request, split: str | None = None) -> 
         return Listed(listing.folder, paths=listing.paths, labels=labels)
     listing = _chosen(listing, request)
     folder, paths = listing.folder, listing.paths
+    source = digest_of(digest_files(folder, paths), recipe)  # first: it refuses pipes
     shape = probe(folder, paths, recipe)
-    source = digest_of(digest_files(folder, paths), recipe)
     split = split or request.split
     details = dict(
         name=row.name,

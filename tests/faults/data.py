@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -99,6 +100,10 @@ LABELS = struct.pack(">BBBBI", 0, 0, 8, 1, 2) + bytes(2)
 
 REQUESTS = [
     fault("unknown set", loads("iSNU"), "iSNU", "iSUN"),
+    fault("name without end", loads("a" * 5000), "unknown data set"),
+    fault("path without end", loads("./" + "a" * 5000), "is no path", "too long"),
+    fault("home of nobody", loads("~no-such-user/photos"), "is no path"),
+    fault("root in the home of nobody", lambda _: load("iSUN", "test", "~no-such-user"), "no path"),
     fault("empty name", loads(""), "unknown data set"),
     fault("unknown split", loads("mnist5k", "tset"), "tset", "test"),
     fault("split of another set", loads("omniglot", "train"), "no split", "test"),
@@ -110,6 +115,12 @@ REQUESTS = [
     fault("noise beyond the memory", loads("uniform", size=10**6), "GB of memory"),
     fault("crop larger than the image", loads("mnist5k", size=28, resize=20), "smaller than size"),
     fault("two channels", loads("mnist5k", channels=2), "channels=2"),
+    fault("size that is a word", loads("mnist5k", size="8"), "one whole number"),
+    fault("size and a half", loads("uniform", size=1.5), "one whole number"),
+    fault("size that is true", loads("uniform", size=True), "one whole number"),
+    fault("resize of one side", loads("mnist5k", resize=(3,)), "one or two"),
+    fault("resize of three sides", loads("mnist5k", resize=(3, 3, 3)), "one or two"),
+    fault("limit and a half", loads("uniform", limit=1.5), "a whole number"),
     fault("limit 0", loads("mnist5k", limit=0), "at least 1"),
     fault("limit below 0", loads("mnist5k", limit=-5), "at least 1"),
     fault("base of another set", loads("mnist5k", base="mnist"), "no meaning"),
@@ -158,6 +169,23 @@ FOLDERS = [
         "cannot read",
         "z.png",
         prepare=photos_and(lambda folder: (folder / "dog" / "z.png").symlink_to("nowhere")),
+    ),
+    fault(
+        "pipe that is called an image",
+        loads("{tmp}/photos"),
+        "no regular file",
+        "a.png",
+        prepare=photos_and(lambda folder: os.mkfifo(folder / "cat" / "a.png")),
+    ),
+    fault(
+        "link to a pipe in a list",
+        loads("{tmp}/l.txt"),
+        "neither in",
+        prepare=lambda folder: [
+            os.mkfifo(folder / "pipe"),
+            (folder / "a.png").symlink_to(folder / "pipe"),
+            writes("l.txt", "a.png 0\n")(folder),
+        ],
     ),
     fault(
         "splits of other classes",
@@ -262,6 +290,7 @@ FILES = [
 ]
 BENCHMARKS = [
     fault("unknown benchmark", lambda _: load_benchmark("dice_cifar1"), "dice_cifar10"),
+    fault("benchmark without end", lambda _: load_benchmark("a" * 5000), "is no path"),
     fault("unknown protocol", lambda _: load_benchmark("demo", "papre"), "paper"),
     fault("benchmark that is no JSON", benchmark("{"), "not valid JSON"),
     fault("benchmark that is a list", benchmark("[]"), "must hold a JSON object"),

@@ -68,8 +68,15 @@ def is_folder_path(name: str) -> bool:
         or name != ""
         and ":" not in name
         and not _matches(name)
-        and Path(name).is_dir()
+        and _is_folder(name)
     )
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # longer than a file name can be
+        return False
 
 
 def _part_of(row: DatasetInfo, part: str) -> DatasetInfo:
