@@ -120,7 +120,7 @@ def _checked(name, split, limit=None, first=None, base=None, lists=None) -> Data
     for cap in (limit, first):
         if cap is not None and (not isinstance(cap, Integral) or cap < 1):
             raise InputError(
-                f"a limit of {cap} images makes no sense; it must be a whole number, at least 1"
+                f"a limit of {cap} images makes no sense; it must be at least 1 and a whole number"
             )
     row = info(str(name))
     if split not in row.splits:
