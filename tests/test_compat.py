@@ -3,42 +3,22 @@
 import importlib
 import inspect
 import pickle
-import random
-import warnings
 
-import numpy as np
 import pytest
 import torch
-from detector_toys import gratings, network, passed  # noqa: F401  (fixtures)
-from PIL import Image
+from compat_toys import sets, tensors  # noqa: F401  (sets is a fixture)
+from detector_toys import network, passed  # noqa: F401  (fixtures)
 from scipy.stats import spearmanr
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 from ood import compat
 from ood.config import InputError
-from ood.data import Preprocess
 from ood.detectors import Detector
 
 peer = pytest.importorskip(
     "pytorch_ood.detector", reason="pytorch-ood is not installed (requirements-dev.txt)"
 )
-
-
-def tensors(n, seed, novel=False):
-    images = gratings(n, seed, novel)
-    return torch.cat(
-        [Preprocess((0.5,), (0.25,))(b) for b in images.batches(500)]
-    ), torch.as_tensor(images.labels)
-
-
-@pytest.fixture(scope="module")
-def sets():
-    """(loader of 150 training images, 60 ID + 60 OOD images, their labels)"""
-    parts = [tensors(60, 5), tensors(60, 6, novel=True)]
-    return DataLoader(TensorDataset(*tensors(150, 0)), batch_size=50), *(
-        torch.cat(p) for p in zip(*parts)
-    )
 
 
 class Stage(nn.Module):
@@ -386,244 +366,6 @@ def test_modules_and_names_are_those_of_pytorch_ood():
         and "network" in str(compat.ModelNotSetException())
         and compat.ModelNotSetException(msg="no").args == ("no",)
     )
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_metrics_of_pytorch_ood(ties):
-    import pytorch_ood.metrics as theirs
-
-    generator = torch.Generator().manual_seed(0)
-    scores, labels = (
-        torch.randn(400, generator=generator),
-        torch.randint(-1, 5, (400,), generator=generator),
-    )
-    scores = (scores + (labels < 0)).mul(3).round() if ties else scores + (labels < 0)
-    predictions = torch.where(torch.rand(400, generator=generator) < 0.8, labels, 0)
-    ours = compat.metrics
-    for make in (
-        lambda m: m.AUROC(),
-        lambda m: m.AUTC(),
-        lambda m: m.FPRAtTPR(),
-        lambda m: m.FPRAtTPR(0.8),
-        lambda m: m.FPRAtTPR(tpr=0.0),
-        lambda m: m.AUROC(void_label=2),
-    ):
-        both = [make(m) for m in (ours, theirs)]
-        found = [
-            metric.update(scores[:150], labels[:150])
-            .update(scores=scores[150:].view(10, 25), labels=labels[150:].view(10, 25))
-            .compute()
-            for metric in both
-        ]
-        assert found[0] == pytest.approx(found[1], abs=1e-6) and both[0].keys == both[
-            1
-        ].keys == tuple(found[0])
-        with pytest.raises(ValueError):
-            both[0].reset().compute()
-    found = [
-        m.OODMetrics(fpr_at=0.9, void_label=3, device="cpu")
-        .update(scores, labels, predictions)
-        .compute()
-        for m in (ours, theirs)
-    ]
-    assert (
-        list(found[0])
-        == list(found[1])
-        == ["AUROC", "AUTC", "AUPR-IN", "AUPR-OUT", "FPR90TPR", "ACC"]
-    )
-    for key in set(found[0]) - {"AUPR-IN", "AUPR-OUT"}:
-        assert found[0][key] == pytest.approx(found[1][key], abs=1e-6)
-    collection = [
-        m.MetricCollection([m.AUROC(), m.Accuracy()])
-        .update(scores=scores, labels=labels, predictions=predictions)
-        .compute()
-        for m in (ours, theirs)
-    ]
-    assert collection[0] == pytest.approx(collection[1], abs=1e-6)
-    images, masks = scores.view(4, 10, 10), labels.view(4, 10, 10).clone()
-    masks[3] = 1  # an image without OOD
-    for make in (
-        lambda m: m.PerImage(m.AUROC()),
-        lambda m: m.OODPerImageSegmentationMetrics(void_label=2),
-        lambda m: m.OODSegmentationMetrics(),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = [make(m).update(images, masks).compute() for m in (ours, theirs)]
-        assert list(found[0]) == list(found[1])
-        assert all(
-            value == pytest.approx(found[1][key], abs=5e-2 if "AUPR" in key else 1e-6)
-            for key, value in found[0].items()
-        )
-    for name in ("auroc", "fpr_at_tpr", "autc", "roc_curve", "pr_curve"):
-        torch.testing.assert_close(
-            getattr(ours.functional, name)(scores, labels),
-            getattr(theirs.functional, name)(scores, labels),
-            rtol=1e-6,
-            atol=1e-6,
-        )
-    torch.testing.assert_close(
-        ours.functional.pr_curve(scores, labels, "id"),
-        theirs.functional.pr_curve(scores, labels, "id"),
-    )
-    assert ours.oscr_score(scores, predictions, labels) == pytest.approx(
-        theirs.oscr_score(scores, predictions, labels)
-    )
-    confidence, correct = (
-        torch.rand(230, generator=generator),
-        torch.randint(0, 2, (230,), generator=generator),
-    )
-    assert ours.aurra(confidence, correct) == pytest.approx(theirs.aurra(confidence, correct))
-    for p, beta in (("1", 50), ("2", 100), ("infty", 30), ("2", 500)):
-        assert ours.calibration_error(confidence, correct, p, beta) == pytest.approx(
-            theirs.calibration_error(confidence, correct, p, beta)
-        )
-    assert ours.calc_openness(5, 10, 7) == pytest.approx(theirs.calc_openness(5, 10, 7))
-
-
-def test_metrics_refuse_what_has_no_value():
-    scores, labels = torch.rand(4), torch.tensor([0, 1, -1, -1])
-    for wrong, message in (
-        (lambda: compat.OODMetrics().update(scores, labels[:3]), "shape"),
-        (lambda: compat.OODMetrics(void_label=-1), "void_label"),
-        (lambda: compat.OODMetrics(fpr_at=95), "fraction"),
-        (lambda: compat.OODMetrics().update(scores, labels.abs()).compute(), "OOD scores"),
-        (
-            lambda: compat.OODMetrics().update(scores, labels, labels).update(scores, labels),
-            "in all calls",
-        ),
-        (lambda: compat.OODMetrics().update(scores * torch.nan, labels).compute(), "NaN"),
-        (lambda: compat.AUPR("both"), "positive"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            wrong()
-    with pytest.warns(UserWarning, match="AUTC"):
-        assert compat.AUTC().update(torch.ones(4), labels).compute()["AUTC"] != 0.5
-    with pytest.raises(TypeError):
-        compat.AUROC().update(scores, labels, labels)
-
-
-def test_helpers_of_pytorch_ood(network, sets, tmp_path):
-    import pytorch_ood.utils as theirs
-
-    loader, x, labels = sets
-    mixed = DataLoader(TensorDataset(x, labels), batch_size=25)
-    for name, part in (
-        ("extract_features", network.features),
-        ("extract_feature_avg", lambda a: network.feature_maps(a)[-1]),
-    ):
-        found, wanted = (getattr(m, name)(mixed, part, "cpu") for m in (compat, theirs))
-        assert (
-            torch.equal(found[0], wanted[0])
-            and torch.equal(found[1], wanted[1])
-            and len(found[0]) == 60
-        )
-    with pytest.raises(ValueError):
-        compat.extract_features([(x[60:], labels[60:])], network.features, None)
-    for known, unknown in (({2, 3, 9}, {0, 1}), ([4], [7])):
-        ours, peers = (m.TargetMapping(known, unknown) for m in (compat, theirs))
-        assert (
-            dict(ours.items()) == dict(peers.items())
-            and all(ours(c) == peers(torch.tensor(c)) for c in range(12))
-            and ours[4 if 4 in known else 9] >= 0
-        )
-    with pytest.raises(ValueError):
-        compat.TargetMapping({1}, {1})
-    picture = Image.new("L", (2, 2))
-    assert compat.ToRGB()(picture).mode == "RGB" and compat.ToRGB()(3) == 3
-    for name in ("contains_known", "contains_unknown", "contains_known_and_unknown"):
-        for case in ([1, 2], [-1, -3], [1, -1]):
-            assert bool(getattr(compat, name)(torch.tensor(case))) == bool(
-                getattr(theirs, name)(torch.tensor(case))
-            )
-    draws = []
-    for m in (compat, theirs):
-        m.fix_random_seed(7)
-        draws.append((torch.rand(2).tolist(), random.random(), float(np.random.rand())))
-    assert draws[0] == draws[1]
-    buffer = (
-        compat.TensorBuffer()
-        .append("a", torch.ones(2, requires_grad=True))
-        .append("a", torch.zeros(1))
-    )
-    assert (
-        buffer["a"].tolist() == [1, 1, 0]
-        and "a" in buffer
-        and "b" not in buffer
-        and not buffer.is_empty()
-        and len(buffer.sample("a")) in (1, 2)
-    )
-    buffer.save(tmp_path / "buffer.pt")
-    assert (
-        torch.equal(torch.load(tmp_path / "buffer.pt", weights_only=True)["a"], buffer.get("a"))
-        and buffer.clear().is_empty()
-    )
-    with pytest.raises(KeyError):
-        buffer.get("a")
-    z, y = loader.dataset.tensors[0].flatten(1), loader.dataset.tensors[1]
-    torch.testing.assert_close(
-        compat.estimate_class_centers(z, y, 8), theirs.estimate_class_centers(z, y, 8)
-    )
-    torch.testing.assert_close(
-        compat.pairwise_distances(z[:9], z[9:30]),
-        theirs.pairwise_distances(z[:9], z[9:30]),
-        rtol=1e-3,
-        atol=1e-3,
-    )
-    torch.testing.assert_close(
-        compat.torch_get_distances(z[:3], z),
-        theirs.torch_get_distances(z[:3], z),
-        rtol=1e-3,
-        atol=1e-3,
-    )
-    with torch.no_grad():
-        logits = (
-            network(loader.dataset.tensors[0])
-            + torch.randn(150, 6, generator=torch.Generator().manual_seed(0)) * 4
-        )
-    assert compat.temperature_calibration(logits, y) == pytest.approx(
-        theirs.temperature_calibration(logits, y), abs=1e-3
-    )
-
-
-def test_grid_search_of_pytorch_ood(network, sets):
-    from pytorch_ood.utils import GridSearch
-
-    loader, x, labels = sets
-    blurred = x[:60] + 1.2 * torch.randn(60, 1, 12, 12, generator=torch.Generator().manual_seed(1))
-    x = torch.cat([x[:60], blurred])
-    validation = DataLoader(TensorDataset(x, labels), batch_size=40)
-    maps, head = (lambda a: network.feature_maps(a)[-1]), (lambda m: network.fc(network.embed(m)))
-    for make, space in (
-        (lambda d: d.KNN(network.features, k=3), {"k": [1, 5, 40]}),
-        (lambda d: d.GEN(network), {"gamma": [0.5, 1], "M": [2, 6]}),
-        (lambda d: d.ReAct(maps, head), None),
-        (
-            lambda d: d.ViM(network.features, 4, network.fc.weight, network.fc.bias),
-            {"d": [2, 8, 512]},
-        ),
-    ):
-        runs = []
-        for search, d in ((compat.GridSearch, compat), (GridSearch, peer)):
-            with torch.no_grad():
-                detector = make(d)
-                found = search(detector, loader, validation, hyperparameter_space=space)
-                found.run()
-                runs.append((found, detector))
-        (ours, detector), (theirs, _) = runs
-        assert [r["params"] for r in ours.results_] == [r["params"] for r in theirs.results_]
-        assert [r["score"] for r in ours.results_] == pytest.approx(
-            [r["score"] for r in theirs.results_], abs=3e-3
-        )
-        assert len({r["score"] for r in ours.results_}) > 1
-        assert (
-            ours.best_score_ == pytest.approx(theirs.best_score_, abs=3e-3)
-            and detector.get_hyperparameters() == ours.best_params_
-        )
-        score = compat.OODMetrics().update(detector(x), labels).compute()["AUROC"]
-        assert score == pytest.approx(ours.best_score_), "left fitted with the best"
-    with pytest.raises(ValueError, match="nothing to search"):
-        compat.GridSearch(compat.MaxLogit(network), None, validation)
 
 
 def test_detectors_of_your_own(network, sets):
