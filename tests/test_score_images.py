@@ -424,3 +424,19 @@ def test_extremes_are_the_extremes():
     assert [r.score for r in extremes.least] == [99, 98, 97] and [
         r.score for r in extremes.most
     ] == [0, 1, 2]
+
+
+def test_pictures_are_scored_upright(tmp_path):
+    """What a camera wrote on its side is turned, for the network and on the contact sheet."""
+    array = np.zeros((40, 60, 3), dtype=np.uint8)
+    array[:20] = 255  # the upper half is white: after a quarter clockwise, the right half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "a.png", exif=exif)
+    recipe, shape = pictures.recipe_of({"size": 8, "resize": (8, 8), "channels": 3})
+    image = pictures.Pictures(tmp_path, ["a.png"], recipe, shape).read([0])[0, 0]
+    assert image[:, 5:].min() > 200 and image[:, :3].max() < 50
+    sheet = Image.new("RGB", (pictures.CELL, pictures.CELL))
+    pictures._place(sheet, tmp_path / "a.png", 0, 0)
+    middle = pictures.CELL // 2
+    assert sheet.getpixel((middle + 15, 30))[0] == 255 and sheet.getpixel((middle - 15, 30))[0] == 0
