@@ -3,6 +3,9 @@
 They are arrays around class centres, a tiny trained network and the images it knows.
 """
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +104,12 @@ def train():
 
 @pytest.fixture(scope="module")
 def network():
+    return copy.deepcopy(trained())
+
+
+@functools.cache
+def trained():
+    """The toy network, trained once for all test files."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny steps: threads would only wait for each other
     net, preprocess, data = Gratings(), Preprocess((0.5,), (0.25,)), gratings(120, 0)

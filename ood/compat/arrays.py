@@ -120,6 +120,8 @@ class KLMatching(LogitsDetector):
 
 
 class OpenMax(LogitsDetector):
+    """Fitted to correctly classified images, as in the paper; pytorch-ood takes all images."""
+
     requires_fit = needs_labels = True
     hyperparameter_space = {
         "tailsize": [10, 20, 30, 40, 50],
