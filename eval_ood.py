@@ -57,6 +57,11 @@ parser.flag(
     help="heatmap: encoder levels that the decoder sees; default: the config's, else 1",
 )
 parser.flag(
+    "-classifier",
+    help="heatmap: weight file or run folder of the classifier; default: the copy in the decoder's "
+    "run folder, else the newest run of its data set and architecture, else the authors' Models/",
+)
+parser.flag(
     "-feature_mean",
     help=".npy file with the mean training feature, for dice; "
     "default: computed from the training set",
@@ -146,7 +151,7 @@ def read_config(flags) -> workbench.Config:
         flags.config,
         workbench.flagged(flags),
         find_method=methods.get,
-        method_overrides={"fw_layers": flags.fw_layers},
+        method_overrides={"fw_layers": flags.fw_layers, "classifier": flags.classifier},
     )
     if not flags.feature_mean:
         return config

@@ -123,7 +123,7 @@ def main() -> None:
         return vmdls.main(sys.argv[1:], models)
     flags = parser.parse_args()
     config, values, settings = read_config(flags)
-    context = make_context(flags)
+    context = make_context(flags, config)
     device = cli.describe_device(context.device)
     cli.set_seed(flags.seed)
     cli.log(
@@ -188,12 +188,13 @@ def main() -> None:
     cli.log(f"report: {out_dir / 'report.md'}")
 
 
-def make_context(flags) -> methods.Context:
+def make_context(flags, config: str) -> methods.Context:
     """Return the context that the flags ask for; -gpu N is the repository's name of a device."""
     if flags.gpu is not None and flags.device:
         raise InputError("give -device or -gpu, not both")
     if flags.gpu is not None:
         flags.device = f"cuda:{flags.gpu}"
+    flags.config = flags.config or f"configs/{config}"  # for messages
     return options.context(models, flags)
 
 

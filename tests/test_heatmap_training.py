@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ood import metrics
 from ood.config import InputError, build
 from ood.data import Preprocess, load
 from ood.methods import Context
+from ood.methods.heatmap.classifier import _released_places
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.targets import nearest_id
@@ -272,30 +275,39 @@ def test_a_decoder_is_not_used_with_another_classifier(root, trained, tmp_path):
         )
 
 
-def test_the_authors_files_load(root, trained, method, tmp_path):
-    """model.pt holds snapshots and NumPy scalars; Models/<stem>.pt an encoder and a head."""
+THEIR_RUN = "mnist5k_small_cnn_ood_fw1_2022_07_05_07_27_20"
+
+
+def authors_layout(folder, method):
+    """checkpoints/<name>/{model.pt, config.txt} and Models/<stem>.pt.
+
+    model.pt holds snapshots and NumPy scalars, Models/<stem>.pt an encoder and a head. Returns the
+    run folder and the classifier's file.
+    """
     state = method.decoder.state_dict()
-    folder = tmp_path / "mnist5k_small_cnn_ood_fw1_2022_07_05_07_27_20"
-    folder.mkdir()
-    (folder / "config.txt").write_text(
+    run = folder / "checkpoints" / THEIR_RUN
+    run.mkdir(parents=True)
+    (run / "config.txt").write_text(
         "{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 1, 'setup': 'proto'}"
     )
     empty = {key: torch.zeros_like(value) for key, value in state.items()}
-    torch.save(
-        {"min": 0, "max": np.float64(3.5), 9: {"generator": empty}, 149: {"generator": state}},
-        folder / "model.pt",
-    )
+    snapshots = {9: {"generator": empty}, 149: {"generator": state}}
+    torch.save({"min": 0, "max": np.float64(3.5), **snapshots}, run / "model.pt")
     network = method.classifier.state_dict()
     encoder = {key: value for key, value in network.items() if not key.startswith("fc.")}
-    head = {
-        key.replace("fc.", "linear."): value
-        for key, value in network.items()
-        if key.startswith("fc.")
-    }
-    torch.save(
-        {"net_state_dict": encoder, "cls_state_dict": head}, tmp_path / "mnist5k_small_cnn.pt"
+    head = {"linear.weight": network["fc.weight"], "linear.bias": network["fc.bias"]}
+    file = folder / "Models" / "mnist5k_small_cnn.pt"
+    file.parent.mkdir()
+    torch.save({"net_state_dict": encoder, "cls_state_dict": head}, file)
+    return run, file
+
+
+def test_the_authors_files_load(root, trained, method, tmp_path):
+    folder, classifier = authors_layout(tmp_path, method)
+    (folder / "config.txt").write_text(
+        "{'id_dataset': 'mnist5k', 'arch': 'small_cnn', 'fw_layers': 1, 'setup': 'proto'}"
     )
-    asked = settings(classifier=str(tmp_path / "mnist5k_small_cnn.pt"))
+    asked = settings(classifier=str(classifier))
     theirs = Heatmap.load(asked, context(root), folder)
     letters = load("letters", "test", "datasets", size=28).limited(20)
     torch.testing.assert_close(theirs.score(letters), method.score(letters))
@@ -311,6 +323,52 @@ def test_the_authors_files_load(root, trained, method, tmp_path):
     )
     with pytest.raises(InputError, match="fw_layers 2, now 3"):
         Heatmap.load(dataclasses.replace(asked, fw_layers=3), context(root), folder)
+
+
+def test_the_authors_layout_needs_no_further_flag(method, tmp_path):
+    """Their decoder takes their classifier, and no run of ours."""
+    run, file = authors_layout(tmp_path, method)
+    here = context(tmp_path / "checkpoints", limit=60)
+    letters = load("letters", "test", "datasets", size=28).limited(20)
+    lines = []
+    theirs = Heatmap.load(settings(), context(here.checkpoints_dir, log=lines.append), run)
+    torch.testing.assert_close(theirs.score(letters), method.score(letters))
+    assert any(str(file) in line for line in lines)
+    trained = Heatmap.train(settings(n_epochs=1, num_ood=10), here)  # on their classifier
+    assert trained.config["classifier"] == str(file)
+    file.unlink()
+    with pytest.raises(InputError, match=r"needs their classifier.*mnist5k_small_cnn.pt.*-classif"):
+        Heatmap.load(settings(), here, run)
+    with pytest.raises(InputError, match=r"no run with kind=classifier.*-classifier.*Models"):
+        Heatmap.train(settings(num_ood=10), here)
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ({}, "mnist5k_small_cnn.pt"),
+        ({"arch": "wideresnet", "depth": 40, "width": 2}, "mnist5k_wideresnet_40_2.pt"),
+        ({"arch": "wideresnet", "depth": 28, "width": 10}, "mnist5k_wideresnet.pt"),
+    ],
+)
+def test_the_authors_name_their_classifiers(given, name):
+    places = _released_places(settings(**given), context(Path("there/checkpoints"), cache=None))
+    assert places == [Path("there/Models") / name, Path("Models") / name]
+
+
+def test_a_run_is_found_whatever_its_auxiliary_set(root, trained, tmp_path):
+    """The README's config names a withdrawn set, so runs are trained with another one."""
+    asked = settings(ood_dataset="tinyimages")
+    assert find(asked, context(root)) == trained.folder
+    lines = []
+    Heatmap.load(asked, context(root, log=lines.append))
+    assert any("auxiliary set letters+patches" in line for line in lines)
+    # A run with the very set goes first, even if it is older.
+    shutil.copytree(trained.folder, tmp_path / "newer")
+    shutil.copytree(trained.folder, tmp_path / "older")
+    runs.Run(tmp_path / "older").update(ood_dataset="tinyimages", started="1999")
+    assert find(asked, context(tmp_path)) == tmp_path / "older"
+    assert find(settings(), context(tmp_path)) == tmp_path / "newer"
 
 
 def test_skip_connections_train_and_score(tmp_path):
@@ -379,6 +437,36 @@ def test_training_script(run_script, root, tmp_path):
     assert stored["num_ood"] == 30 and stored["n_epochs"] == 1 and "epoch 1/1" in done.stdout
     failed = run_script("ood_training.py", *common, "-num_ood", 9000)
     assert failed.returncode == 2 and "8000" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_the_readmes_commands_run_in_order(call_script, tmp_path):
+    """Pre-train, train with another auxiliary set than the config's, evaluate; then the flags."""
+    config = tmp_path / "published.json"
+    values = {**BASE, "ood_dataset": "tinyimages", "n_epochs": 1, "benchmark": "demo"}
+    config.write_text(json.dumps({**values, "num_ood": 20, "detectors": ["msp"]}))
+    small = ("-limit", 100, "-device", "cpu", "-checkpoints_dir", tmp_path / "checkpoints")
+    evaluate = ("-datasets", "letters", "-out_dir", tmp_path / "out")
+
+    def run(script, *words):
+        done = call_script(script, *words, *small)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = call_script("eval_ood.py", "-config", config, *small, *evaluate)
+    assert before.returncode == 2 and "CONFIG" not in before.stderr
+    assert f"train one: python3 ood_training.py -config {config}" in before.stderr
+    words = ("-dataset", "mnist5k", "-arch", "small_cnn", "-width", 8)
+    run("classifier_pretraining.py", *words, "-epochs", 1)
+    run("ood_training.py", "-config", config, "-ood_dataset", "letters")
+    said = run("eval_ood.py", "-config", config, *evaluate)
+    assert "auxiliary set letters" in said
+    name = next((tmp_path / "checkpoints").glob("*_ood_fw1_*")).name
+    classifier = next((tmp_path / "checkpoints").glob("mnist5k_small_cnn_8_*"))
+    named = ("-checkpoint_name", name, "-classifier", classifier)
+    run("eval_ood.py", "-config", config, *named, *evaluate)
+    wrong = ("-config", "configs/mnist5k_small_cnn.json", "-classifier", classifier)
+    refused = call_script("eval_ood.py", *wrong, *small)
+    assert refused.returncode == 2 and "-classifier means nothing" in refused.stderr
 
 
 def test_our_steps_equal_a_plain_rendering_of_the_released_loop(run_script):

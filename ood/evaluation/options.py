@@ -9,6 +9,7 @@ context = options.context(models, flags)
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -92,4 +93,11 @@ def context(networks: ModuleType, flags) -> Context:
         cache=None if flags.no_cache else Cache(folder),
         progress=cli.progress,
         log=cli.log,
+        **training(flags),
     )
+
+
+def training(flags) -> dict:
+    """Return {"training": the command that trains what -config describes}, or {} without one."""
+    config = getattr(flags, "config", None)
+    return {"training": f"python3 ood_training.py -config {shlex.quote(config)}"} if config else {}

@@ -95,8 +95,13 @@ def read_config(
         if value is not None and value < 1:
             raise InputError(f"-{name} is {value}; it must be at least 1")
     settings = None
+    chosen = merge(method_overrides or {})
+    known = {f.name for f in dataclasses.fields(method.Settings)} if method else set()
+    for name in chosen.keys() - known:
+        what = f"method {method.name}" if method else "a config without a method"
+        raise InputError(f"-{name} means nothing to {what} ({where}); leave it out")
     if method:
-        settings = build(method.Settings, merge(theirs, method_overrides or {}), where)
+        settings = build(method.Settings, merge(theirs, chosen), where)
     return Config(where, experiment, method, settings, frozenset(overrides))
 
 

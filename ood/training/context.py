@@ -30,6 +30,7 @@ class Context:
         log: takes one line of text.
         deterministic: use deterministic kernels on a GPU too, which is slower.
         tensorboard: also write TensorBoard events into the run folder.
+        training: the command that trains what is missing; messages end in it.
     """
 
     networks: ModuleType
@@ -45,3 +46,4 @@ class Context:
     log: Callable[[str], None] = lambda line: None
     deterministic: bool = False
     tensorboard: bool = False
+    training: str = "ood_training.py with a config of these settings"

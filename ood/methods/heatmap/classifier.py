@@ -15,19 +15,24 @@ from ood.training.pretraining import newest_classifier
 COPY = "classifier.pt"  # the copy of the classifier in a decoder's run folder
 
 
+MODELS = "Models"  # the authors' folder of classifiers, beside their checkpoints/
+
+
 def load_classifier(
-    settings: Settings, context: Context, folder: Path | None = None
+    settings: Settings, context: Context, folder: Path | None = None, released: bool = False
 ) -> tuple[nn.Module, Preprocess, Path]:
     """Return the classifier, its normalisation and the file it came from.
 
     It is taken from the copy in the run folder `folder`, else from settings.classifier, else from
-    the newest run of this architecture.
+    the newest run of this architecture, else from the authors' folder Models/.
 
+    Args:
+        released: it belongs to a decoder of the authors. Then no run of ours will do.
     Raises: InputError when there is none (the message names the command that trains one), or when
         it does not fit the settings.
     """
     checkpoints = context.networks.checkpoints
-    path = _file(settings, context, folder)
+    path = _file(settings, context, folder, released)
     weights = checkpoints.read(path)
     network = _build(settings, context, weights.meta.get("arch"), path)
     checkpoints.load_into(network, weights)
@@ -46,14 +51,43 @@ def load_classifier(
     return network, Preprocess(mean, std), path
 
 
-def _file(settings: Settings, context: Context, folder: Path | None) -> Path:
+def _file(settings: Settings, context: Context, folder: Path | None, released: bool) -> Path:
     """Return the classifier's weight file."""
     if folder and (folder / COPY).is_file():
         return folder / COPY
-    if not settings.classifier:
+    if settings.classifier:
+        path = Path(settings.classifier)
+        return path / "best.pt" if path.is_dir() else path
+    places = _released_places(settings, context)
+    theirs = next((path for path in places if path.is_file()), None)
+    if released:
+        if theirs:
+            return theirs
+        raise InputError(
+            f"the authors' decoder in '{folder}' needs their classifier, which is not in "
+            f"'{places[0]}'; put it there, or give it with -classifier"
+        )
+    try:
         return newest_classifier(context.networks, settings, context.checkpoints_dir).best
-    path = Path(settings.classifier)
-    return path / "best.pt" if path.is_dir() else path
+    except InputError as error:
+        if theirs:
+            return theirs
+        raise InputError(
+            f"{error}; or give its weights with -classifier, or put the authors' into '{places[0]}'"
+        ) from None
+
+
+def _released_places(settings: Settings, context: Context) -> list[Path]:
+    """Return where the authors' layout keeps the classifier: Models/cifar10_resnet18.pt.
+
+    Depth and width of a WideResNet follow, unless they are 28 and 10.
+    """
+    shape = (settings.depth, settings.width)
+    bare = None in shape or shape == (28, 10)
+    suffix = "" if bare else f"_{settings.depth}_{settings.width}"
+    name = f"{settings.dataset_name()}_{settings.arch}{suffix}.pt"
+    roots = dict.fromkeys((Path(context.checkpoints_dir).parent, Path()))
+    return [root / MODELS / name for root in roots]
 
 
 def _build(settings: Settings, context: Context, stored: dict | None, path: Path) -> nn.Module:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ood import distributed
 from ood.config import InputError
-from ood.data import ImageSet, Preprocess
+from ood.data import ImageSet, Preprocess, auxiliary
 from ood.methods.base import Method
 from ood.methods.heatmap.classifier import COPY, id_training_images, load_classifier
 from ood.methods.heatmap.formulas import score_of, weighted_errors
@@ -196,7 +196,7 @@ class Heatmap(Method):
         """Load the trained decoder from a run folder or a weight file (ours or the authors').
 
         Without `checkpoint`, take the newest finished run of exactly these settings, whatever its
-        seed.
+        seed. Its auxiliary set may be another one, if no run used the one of these settings.
 
         Raises: InputError when there is none, or when decoder, classifier and settings disagree.
         """
@@ -208,7 +208,8 @@ class Heatmap(Method):
         folder = file.parent
         settings = _adopt(settings, folder)
         weights = context.networks.checkpoints.read(file)
-        classifier, preprocess, source = load_classifier(settings, context, folder)
+        released = weights.format != context.networks.checkpoints.OWN_FORMAT
+        classifier, preprocess, source = load_classifier(settings, context, folder, released)
         decoder = context.networks.decoder_for(classifier, settings.fw_layers, **settings.decoder)
         context.networks.checkpoints.load_into(decoder, weights)
         scale = _stored_scale(weights.meta, settings, file)
@@ -221,7 +222,8 @@ class Heatmap(Method):
             )
         done = weights.meta.get("epoch")
         context.log(
-            f"decoder {file} | classifier {source} | pairing {settings.pairing} | epoch {done}"
+            f"decoder {file} | classifier {source} | pairing {settings.pairing} | epoch {done} | "
+            f"auxiliary set {auxiliary.show(settings.ood_dataset)}"
         )
         if runs.Run(folder).config.get("finished") is False:
             context.log(

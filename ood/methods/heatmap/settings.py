@@ -119,11 +119,14 @@ class Settings:
         """Return the registry's entry of the ID set, or None for an image folder."""
         return None if is_folder_path(self.id_dataset) else info(self.id_dataset)
 
+    def dataset_name(self) -> str:
+        """Return the ID set's name as a part of file names."""
+        folder = is_folder_path(self.id_dataset)
+        return Path(self.id_dataset).resolve().name if folder else self.id_dataset
+
     def stem(self) -> str:
         """Return the first part of a run folder's name, as the authors name it."""
-        folder = is_folder_path(self.id_dataset)
-        dataset = Path(self.id_dataset).resolve().name if folder else self.id_dataset
-        return f"{dataset}_{self.arch}_ood_fw{self.fw_layers}"
+        return f"{self.dataset_name()}_{self.arch}_ood_fw{self.fw_layers}"
 
 
 def stored_settings(config: dict) -> Settings:

@@ -187,11 +187,19 @@ def _draw_outliers(settings: Settings, context: Context, known: ImageSet) -> Ima
 def find(settings: Settings, context: Context) -> Path:
     """Return the folder of the newest finished run of exactly this configuration.
 
+    Scoring needs no auxiliary outliers. So if there is no such run, the newest one that only
+    differs in its auxiliary set is taken. The log names that set, see `Heatmap.load`.
+
     Raises: InputError when there is none. The message names the nearest run there is.
     """
     match = KIND.match(settings.config(), finished=True, **_limit(context))
-    command = "python3 ood_training.py -config CONFIG, or name another run with -checkpoint_name"
-    return runs.find_newest(context.checkpoints_dir, match, command=command).folder
+    root = context.checkpoints_dir
+    try:
+        return runs.find_newest(root, match).folder
+    except InputError:
+        del match["ood_dataset"]
+    command = f"{context.training}, or name another run with -checkpoint_name"
+    return runs.find_newest(root, match, command=command).folder
 
 
 def _to_resume(settings: Settings, context: Context) -> runs.Run | None:

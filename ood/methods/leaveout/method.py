@@ -104,7 +104,10 @@ class LeaveOut(Method):
         check(settings)
         root = Path(checkpoint or context.checkpoints_dir)
         folds = range(1, settings.folds + 1)
-        files = [weight_file(root / folder_name(settings, fold), settings, fold) for fold in folds]
+        files = [
+            weight_file(root / folder_name(settings, fold), settings, fold, context.training)
+            for fold in folds
+        ]
         networks = [build_network(settings, context) for _ in folds]
         for network, file in zip(networks, files):
             context.networks.checkpoints.load_into(network, file)
@@ -235,17 +238,20 @@ def _share(predicted: Tensor, labels) -> float | None:
     return (predicted == labels)[known].double().mean().item() if known.any() else None
 
 
-def weight_file(folder: Path, settings: Settings, fold: int) -> Path:
+def weight_file(
+    folder: Path, settings: Settings, fold: int, training: str = Context.training
+) -> Path:
     """Return best.pt of our run, or the repository's model_best.pth.tar.
 
+    Args:
+        training: the command that trains a fold, for the message.
     Raises: InputError when there is none, or when it was trained with other settings.
     """
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise InputError(
-            f"fold {fold} is missing: no {' or '.join(WEIGHT_FILES)} in '{folder}'; train it: "
-            f"python3 ood_training.py -config CONFIG -fold {fold} -out_dir {folder}, "
-            "or all folds: python3 train_all.py -config CONFIG"
+            f"fold {fold} is missing: no {' or '.join(WEIGHT_FILES)} in '{folder}'; "
+            f"train it: {training} -fold {fold} -out_dir {folder} (train_all.py trains all folds)"
         )
     if holds_run(folder):
         stored = Run(folder).config

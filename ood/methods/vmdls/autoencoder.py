@@ -89,9 +89,7 @@ class AutoEncoder(Method):
         Raises: InputError when there is no such run.
         """
         if checkpoint is None:
-            config = f"./configs/{settings.id_dataset}_autoencoder.json"
-            command = f"python3 ood_training.py -config {config}"
-            root = context.checkpoints_dir
+            root, command = context.checkpoints_dir, _training_command(settings)
             checkpoint = KIND.newest(to_dict(settings), root, command=command).best
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build(settings, context)
@@ -111,6 +109,17 @@ class AutoEncoder(Method):
             inputs = self.preprocess(pixels.to(self.context.device))
             errors.append((self.network(inputs) - inputs).square().flatten(1).mean(1).cpu())
         return torch.cat(errors)
+
+
+def _training_command(settings: Settings) -> str:
+    """Return what trains an auto-encoder for a data set, for messages."""
+    config = Path("configs") / f"{settings.id_dataset}_autoencoder.json"
+    if config.is_file():
+        return f"python3 ood_training.py -config {config}"
+    return (
+        "ood_training.py with a config that has the method autoencoder and the "
+        f"id_dataset {settings.id_dataset}"
+    )
 
 
 def train_autoencoder(settings: Settings, context: Context) -> runs.Run:

@@ -125,8 +125,7 @@ class VMDLS(Method):
         """
         known = known_images(settings, "train", context)
         if checkpoint is None:
-            command = "python3 ood_training.py -config CONFIG, with the same config"
-            root = context.checkpoints_dir
+            root, command = context.checkpoints_dir, context.training
             checkpoint = KIND.newest(to_dict(settings), root, command=command).folder
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build_network(settings, context, known.shape, known.num_classes)
