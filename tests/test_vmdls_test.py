@@ -11,7 +11,7 @@ import models
 from ood import methods, metrics
 from ood.config import InputError
 from ood.data import load
-from ood.evaluation import report
+from ood.evaluation import report, workbench
 from ood.methods.vmdls import command as readme_test
 from ood.methods.vmdls.autoencoder import AutoEncoder
 from ood.methods.vmdls.gaussians import STEP, class_moments, jitter_steps, released_rows
@@ -454,6 +454,87 @@ def test_the_authors_checkpoint_file(trained, tmp_path):
             context,
             tmp_path / "cnn_mnist.ckpt",
         )
+
+
+# ---- the auto-encoder's normalisation
+
+
+def autoencoder_files(folder, arch="mnist_conv", mean=(0.5,), std=(0.5,)):
+    """The same random weights as a file of ours and as a Lightning file, without normalisation."""
+    torch.manual_seed(2)
+    network = models.build_autoencoder(arch)
+    ours = {"format": "ood-1", "arch": network.arch, "state_dict": network.state_dict()}
+    preprocess = {"mean": list(mean), "std": list(std), "size": 28}
+    torch.save({**ours, "preprocess": preprocess}, folder / "ours.pt")
+    lightning = {"state_dict": network.state_dict(), "pytorch-lightning_version": "1.1.2"}
+    torch.save({**lightning, "epoch": 96, "hyper_parameters": {}}, folder / "theirs.ckpt")
+    return str(folder / "ours.pt"), str(folder / "theirs.ckpt")
+
+
+def test_the_file_format_of_the_auto_encoder_changes_no_score(trained, tmp_path):
+    *_, known, _ = trained
+    ours, theirs = (
+        loaded(trained, ae_features=True, autoencoder=file).score(known)
+        for file in autoencoder_files(tmp_path)
+    )
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "dataset, arch, named, mean, said",
+    [
+        ("mnist5k", "mnist_conv", {}, (0.5,), "of mnist5k, because its file stores none"),
+        ("mnist5k", "mnist_conv", {"mean": (0.0,), "std": (1.0,)}, (0.0,), "as named"),
+        ("cifar10", "resnet18", {}, (125.3 / 255, 123 / 255, 113.9 / 255), "lightning-bolts'"),
+        ("cifar100", "resnet18", {}, (125.3 / 255, 123 / 255, 113.9 / 255), "lightning-bolts'"),
+    ],
+)
+def test_a_file_without_a_normalisation_says_which_was_taken(
+    tmp_path, dataset, arch, named, mean, said
+):
+    _, file = autoencoder_files(tmp_path, arch)
+    lines = []
+    settings = AutoEncoder.Settings(dataset, arch, **named)
+    method = AutoEncoder.load(settings, methods.Context(models, log=lines.append), file)
+    assert method.preprocess.mean == pytest.approx(mean) and said in lines[0]
+
+
+def test_a_stored_normalisation_wins_over_a_named_one(tmp_path):
+    file, _ = autoencoder_files(tmp_path, mean=(0.25,), std=(0.75,))
+    lines = []
+    settings = AutoEncoder.Settings("mnist5k", mean=(0.0,), std=(1.0,))
+    method = AutoEncoder.load(settings, methods.Context(models, log=lines.append), file)
+    assert method.preprocess.mean == (0.25,) and "as its file says" in lines[0]
+
+
+def test_the_likelihood_alone_stands_beside_the_weighted_score(trained, tmp_path):
+    *_, known, novel = trained
+    alone = loaded(trained)
+    weighted = loaded(trained, ae_features=True, autoencoder=autoencoder_files(tmp_path)[0])
+    assert alone.variants() == {}
+    bench = workbench.Workbench(None, None, None, 10, None, trained=weighted)
+    assert list(bench.methods) == ["vmdls", "vmdls likelihood"]  # what eval_ood.py reports
+    assert torch.equal(weighted.variants()["vmdls likelihood"].score(known), alone.score(known))
+    for shift in ("peak", "released"):
+        ours = loaded(trained, shift=shift).pair(known, novel)
+        changes = {"ae_features": True, "autoencoder": str(tmp_path / "ours.pt"), "shift": shift}
+        theirs = loaded(trained, **changes).pair(known, novel, weighted=False)
+        assert all(np.array_equal(a.scores, b.scores) for a, b in zip(ours, theirs))
+
+
+def test_the_readmes_command_reports_both_scores(trained, narrow, tmp_path, capsys):
+    _, theirs = autoencoder_files(tmp_path)
+    words = ("--unknown_dataset", "noise", "--ae_features", "--ae_checkpoint", theirs)
+    wanted = ["vmdls", "vmdls likelihood"]
+    out = str(tmp_path / "out")
+    readme_test.main(command(trained, *words, "--out_dir", out, "--ae_transforms", "toy"), narrow)
+    said = capsys.readouterr().out
+    assert "the likelihood alone: AUROC" in said and "input (x - 0) / 1, as named" in said
+    lines = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == wanted
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["provenance"]["config"]["ae_input"] == "released"  # as the authors' script
+    assert all("cauroc" in row for row in written["rows"])
 
 
 def test_a_missing_run_is_named(trained, tmp_path):

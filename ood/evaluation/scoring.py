@@ -86,7 +86,8 @@ def evaluate(
         ood: the OOD sets.
         detectors: {label: detector}; the label becomes the column `detector`.
         methods: {label: trained method}, anything with score(images) -> (N,). They are scored
-            beside the detectors, in passes of their own.
+            beside the detectors, in passes of their own. What extra_metrics(ID, OOD images) gives,
+            where a method has it, joins the row.
         log: takes one line per pass.
 
     Raises: InputError for a detector that cannot work with this network, before the first pass.
@@ -104,6 +105,12 @@ def evaluate(
         scores[entry.name] = work.score(entry.images, entry.name)[1]
 
     rows = report.result_rows(scores, test.name, {entry.name: entry.group for entry in ood})
+    sets = {entry.name: entry.images for entry in ood}
+    for row in rows:
+        method = methods.get(row["detector"])
+        if hasattr(method, "extra_metrics"):
+            extra = method.extra_metrics(test, sets[row["dataset"]])
+            row |= {name: value for name, value in extra.items() if name not in row}
     costs = work.costs(len(test) + sum(len(entry.images) for entry in ood))
     found = None
     if detectors and distributed.first():

@@ -141,8 +141,8 @@ class Workbench:
 
     @property
     def methods(self) -> dict:
-        """{name: trained method}, or {}."""
-        return {self.trained.name: self.trained} if self.trained else {}
+        """{name: trained method} with its variants, or {}."""
+        return {self.trained.name: self.trained, **self.trained.variants()} if self.trained else {}
 
     @property
     def network(self) -> nn.Module | None:

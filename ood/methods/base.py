@@ -55,6 +55,10 @@ class Method(ABC):
     def score(self, images) -> Tensor:
         """Return the scores (N,) of an ImageSet. Larger means OOD."""
 
+    def variants(self) -> dict:
+        """Return further scores of this method to report beside it: {label: has score(images)}."""
+        return {}
+
     def accuracy(self, images) -> float | None:
         """Return the share of labelled images that the method classifies correctly.
 

@@ -4,7 +4,8 @@ As a method of its own, its reconstruction error is the score.
 
 Source: Dinari & Freifeld, UAI 2022. They take the CIFAR-10 auto-encoder of lightning-bolts 0.2.5,
 and train one for MNIST: mean squared error, Adam at 1e-4, no augmentation, 5,000 validation images.
-Their files were not at hand. The number of epochs is not published.
+Their files were not at hand. The number of epochs is not published. A Lightning file, such as
+theirs, does not store the normalisation that it was trained with; see `AutoEncoder.load`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from ood.methods.vmdls.training import open_run
 from ood.training import loop, runs
 from ood.training.batches import FirstBatches, ImageBatches, split
 from ood.training.context import Context
+
+# Mean and std by which lightning-bolts normalises CIFAR-10, and its auto-encoder's images.
+BOLTS = (
+    (125.3 / 255, 123.0 / 255, 113.9 / 255),
+    (63.0 / 255, 62.1 / 255, 66.7 / 255),
+)
+BOLTS_SETS = ("cifar10", "cifar100")  # the authors feed both with CIFAR-10's constants
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,10 @@ class AutoEncoder(Method):
 
         Without `checkpoint`, take the best epoch of the newest run for id_dataset.
 
+        The normalisation is the one that the file stores. A file without one, such as a Lightning
+        file, gets the mean and std of the settings, else lightning-bolts' for CIFAR, else the data
+        set's. The log says which was taken.
+
         Raises: InputError when there is no such run.
         """
         if checkpoint is None:
@@ -93,8 +105,12 @@ class AutoEncoder(Method):
             checkpoint = KIND.newest(to_dict(settings), root, command=command).best
         path = Path(checkpoint) / "best.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
         network = build(settings, context)
-        stored = context.networks.checkpoints.load_into(network, path).get("preprocess") or {}
-        preprocess = Preprocess(stored["mean"], stored["std"]) if stored else _preprocess(settings)
+        stored = context.networks.checkpoints.load_into(network, path).get("preprocess")
+        preprocess, source = _normalisation(settings, stored)
+        mean, std = (
+            ", ".join(f"{v:.4g}" for v in values) for values in (preprocess.mean, preprocess.std)
+        )
+        context.log(f"auto-encoder {path} | input (x - {mean}) / {std}, {source}")
         return cls(network, preprocess, settings, context)
 
     @torch.inference_mode()
@@ -220,6 +236,19 @@ def build(settings: Settings, context: Context) -> nn.Module:
     return context.networks.build_autoencoder(settings.arch, settings.latent_dim)
 
 
+def _normalisation(settings: Settings, stored: dict | None) -> tuple[Preprocess, str]:
+    """Return the normalisation of a trained auto-encoder, and where it comes from."""
+    if stored:
+        return Preprocess(stored["mean"], stored["std"]), "as its file says"
+    if settings.mean and settings.std:
+        return Preprocess(settings.mean, settings.std), "as named; its file stores none"
+    if settings.id_dataset in BOLTS_SETS:
+        return Preprocess(*BOLTS), "lightning-bolts' for CIFAR, because its file stores none"
+    where = f"of {settings.id_dataset}, because its file stores none; name another if it had one"
+    return _preprocess(settings), where
+
+
 def _preprocess(settings: Settings) -> Preprocess:
+    """Return the normalisation of a training: the config's, else the data set's."""
     facts = info(settings.id_dataset)
     return Preprocess(settings.mean or facts.mean, settings.std or facts.std)

@@ -27,8 +27,15 @@ from ood.config import InputError, nearest, to_dict
 from ood.data import info, load
 from ood.data.registry.table import is_folder_path
 from ood.evaluation import plots, report
-from ood.methods.vmdls.flags import KNOWN, SPLITS, TRANSFORMS, make_parser, without_effect
-from ood.methods.vmdls.method import VMDLS
+from ood.methods.vmdls.flags import (
+    AE_TRANSFORMS,
+    KNOWN,
+    SPLITS,
+    TRANSFORMS,
+    make_parser,
+    without_effect,
+)
+from ood.methods.vmdls.method import LIKELIHOOD, VMDLS
 from ood.methods.vmdls.open_set import Scored, open_set, threshold_table
 from ood.methods.vmdls.settings import ENCODERS, Settings
 from ood.methods.vmdls.training import known_images, preprocess_of
@@ -71,9 +78,11 @@ def main(argv: list[str], networks: ModuleType) -> None:
     novel = unknown_images(flags, known, context)
 
     begun = time.perf_counter()
-    pair = method.pair(known, novel)
+    pairs = {method.name: method.pair(known, novel)}
+    if method.autoencoder:
+        pairs[LIKELIHOOD] = method.pair(known, novel, weighted=False)
     seconds = {"total": time.perf_counter() - begun}
-    values = open_set(*pair)
+    values = {label: open_set(*pair) for label, pair in pairs.items()}
     cli.log(
         f"{known.name} ({len(known)} images) against {flags.unknown_dataset} ({len(novel)} images)"
     )
@@ -82,13 +91,13 @@ def main(argv: list[str], networks: ModuleType) -> None:
 
     name = files.file_stem(flags.unknown_dataset)
     out_dir = Path(flags.out_dir or f"results/vmdls_{flags.known_dataset}_{name}")
-    more = {**values, "jitter": method.gaussians.jitter}
+    more = {"jitter": method.gaussians.jitter}
     if flags.thresholding:
-        write_thresholds(out_dir / "thresholds.csv", threshold_table(*pair))
+        write_thresholds(out_dir / "thresholds.csv", threshold_table(*pairs[method.name]))
     if flags.jitter_report:
         more["jitter_report"] = method.jitter_report(known, novel)
         log_jitters(more["jitter_report"])
-    write_results(out_dir, flags, method, (known, novel), pair, more, seconds)
+    write_results(out_dir, flags, method, (known, novel), pairs, values, more, seconds)
     cli.log(f"report: {out_dir / 'report.md'}")
 
 
@@ -102,9 +111,11 @@ def read_settings(flags) -> Settings:
             f"{nearest(flags.known_dataset, KNOWN)}; "
             f"allowed: {', '.join(KNOWN)} or a registered ID set"
         )
-    mean, std = facts.mean, facts.std
+    mean, std, ae_mean, ae_std = facts.mean, facts.std, None, None
     if flags.data_transforms:
-        mean, std = _transform(flags.data_transforms, known, facts.channels)
+        mean, std = _transform("data_transforms", flags, TRANSFORMS, known)
+    if flags.ae_transforms:
+        ae_mean, ae_std = _transform("ae_transforms", flags, AE_TRANSFORMS, known)
     return Settings(
         id_dataset=known,
         arch=ENCODERS.get(flags.enc_type, flags.enc_type),
@@ -115,6 +126,8 @@ def read_settings(flags) -> Settings:
         batch_size=flags.batch_size,
         ae_features=flags.ae_features,
         autoencoder=flags.ae_checkpoint,
+        autoencoder_mean=ae_mean,
+        autoencoder_std=ae_std,
         accumulate=flags.accumulate,
         test_batch_classes=flags.batch_classes,
         test_sample_count=flags.sample_count,
@@ -127,18 +140,16 @@ def read_settings(flags) -> Settings:
     )
 
 
-def _transform(name: str, known: str, channels: int) -> tuple[tuple, tuple]:
-    """Return mean and std of --data_transforms."""
-    if name not in TRANSFORMS:
+def _transform(flag: str, flags, table: dict, known: str) -> tuple[tuple, tuple]:
+    """Return mean and std of --data_transforms or --ae_transforms."""
+    name, channels = getattr(flags, flag), info(known).channels
+    if name not in table:
         raise InputError(
-            f"-data_transforms '{name}' is unknown{nearest(name, TRANSFORMS)}; "
-            f"allowed: {', '.join(TRANSFORMS)}"
+            f"-{flag} '{name}' is unknown{nearest(name, table)}; allowed: {', '.join(table)}"
         )
-    mean, std = TRANSFORMS[name] or ((0.0,) * channels, (1.0,) * channels)
+    mean, std = table[name] or ((0.0,) * channels, (1.0,) * channels)
     if len(mean) != channels:
-        raise InputError(
-            f"-data_transforms {name} is for {len(mean)} channel(s), {known} has {channels}"
-        )
+        raise InputError(f"-{flag} {name} is for {len(mean)} channel(s), {known} has {channels}")
     return mean, std
 
 
@@ -181,19 +192,27 @@ def unknown_images(flags, known, context: Context):
     return images.as_outliers()
 
 
-def sentences(values: dict[str, float]) -> list[str]:
-    """Return the metrics of a pair as lines of text."""
-    names = ("auroc", "fpr95", "tnr95", "cauroc", "accuracy", "macro_f1", "best_f1")
-    percent = {name: f"{100 * values[name]:.2f} %" for name in names}
+def sentences(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return the metrics of a pair as lines of text, {label: metrics} with the method first."""
+    values, *others = found.values()
+    percent = {name: f"{100 * value:.2f} %" for name, value in values.items()}
     return [
-        f"AUROC {percent['auroc']} | FPR at 95 % TPR {percent['fpr95']} | "
-        f"TNR at 95 % TPR {percent['tnr95']} | CAUROC {percent['cauroc']}",
+        _curves(values),
+        *(f"the likelihood alone: {_curves(alone)}" for alone in others),
         f"accuracy on known images, nothing rejected: {percent['accuracy']}",
         f"macro F1 over known classes and unknown: {percent['macro_f1']} at the threshold that "
         f"accepts 95 % of the known images ({values['threshold95']:.5g})",
         f"oracle: best macro F1 {percent['best_f1']} at {values['best_f1_threshold']:.5g}, "
         "a threshold chosen on the test images",
     ]
+
+
+def _curves(values: dict[str, float]) -> str:
+    percent = {name: f"{100 * value:.2f} %" for name, value in values.items()}
+    return (
+        f"AUROC {percent['auroc']} | FPR at 95 % TPR {percent['fpr95']} | "
+        f"TNR at 95 % TPR {percent['tnr95']} | CAUROC {percent['cauroc']}"
+    )
 
 
 def log_jitters(rows: list[dict]) -> None:
@@ -219,24 +238,29 @@ def write_results(
     flags,
     method: VMDLS,
     sets: tuple,
-    pair: tuple[Scored, Scored],
+    pairs: dict[str, tuple[Scored, Scored]],
+    values: dict[str, dict[str, float]],
     more: dict,
     seconds: dict[str, float],
 ) -> None:
     """Write the report, the scores and the figures.
 
     Args:
-        sets: the ID and the OOD ImageSet; pair: their scores.
+        sets: the ID and the OOD ImageSet.
+        pairs: {label: their scores}; values: {label: metrics of the pair}.
         more: further numbers, which go into metrics.json.
     """
     known, novel = sets
     name = flags.unknown_dataset if novel.name == known.name else novel.name
     scores = {
-        known.name: {method.name: pair[0].scores},
-        name: {method.name: pair[1].scores},
+        known.name: {label: pair[0].scores for label, pair in pairs.items()},
+        name: {label: pair[1].scores for label, pair in pairs.items()},
     }
+    rows = report.result_rows(scores, known.name)
+    for row in rows:
+        row |= {key: v for key, v in values[row["detector"]].items() if key not in row}
     report.write_scores(out_dir, scores)
-    _write_pair(out_dir / "scores" / "pair.npz", *pair)
+    _write_pair(out_dir / "scores" / "pair.npz", *pairs[method.name])
     histograms = plots.score_histograms(
         plots.by_detector(scores), known.name, out_dir / "figures" / "scores.png"
     )
@@ -244,7 +268,7 @@ def write_results(
     settings, device = method.settings, cli.describe_device(method.context.device)
     digests = {known.name: known.digest, name: novel.digest}
     made = report.Report(
-        report.result_rows(scores, known.name),
+        rows,
         provenance.provenance(
             ["python3", *sys.argv],
             to_dict(settings),
@@ -262,15 +286,16 @@ def write_results(
             else "likelihood alone",
             "jitter": more["jitter"],
         },
-        accuracy=more["accuracy"],
+        accuracy=values[method.name]["accuracy"],
         figures=figures,
-        notes=tuple(f"{line}." for line in sentences(more)),
+        notes=tuple(f"{line}." for line in sentences(values)),
         more={
             "known": known.name,
             "unknown": flags.unknown_dataset,
             "n_id": len(known),
             "n_ood": len(novel),
             "digests": digests,
+            **values[method.name],
             **more,
         },
     )

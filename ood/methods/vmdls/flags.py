@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ood import cli
+from ood.methods.vmdls.autoencoder import BOLTS
 from ood.methods.vmdls.settings import ENCODERS
 
 KNOWN = {"mnist": "mnist", "cifar_known": "cifar10", "cifar100_known": "cifar100"}
@@ -20,6 +21,9 @@ TRANSFORMS = {
     "toy": None,
     "emnist": ((0.1307,), (0.3081,)),
 }
+
+# What an auto-encoder may have been trained with.
+AE_TRANSFORMS = {**TRANSFORMS, "bolts": BOLTS}
 
 # Flags of the README's commands that change no test result. They steer the training, the authors'
 # logger or their trainer.
@@ -115,6 +119,11 @@ def make_parser() -> cli.Parser:
         "default: the newest run of method autoencoder for the known set",
     )
     parser.flag(
+        "-ae_transforms",
+        help=f"normalisation that the auto-encoder was trained with: {', '.join(AE_TRANSFORMS)}; "
+        "it is needed for a file that stores none; default: bolts for CIFAR, else the data set's",
+    )
+    parser.flag(
         "-accumulate",
         choices=("all", "released"),
         help="class statistics from all training images, or as the released sampler",
@@ -132,8 +141,9 @@ def make_parser() -> cli.Parser:
     parser.flag(
         "-ae_input",
         choices=("own", "released"),
-        help="normalisation of the auto-encoder's input: its own, or the encoder's",
-        default="own",
+        help="normalisation of the auto-encoder's input: its own, or the encoder's as the "
+        "authors' script feeds it",
+        default="released",
     )
     parser.flag(
         "-shift",

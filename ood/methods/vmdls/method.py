@@ -49,6 +49,7 @@ from ood.outputs import cached, network_digest
 from ood.training import runs
 from ood.training.context import Context
 
+LIKELIHOOD = "vmdls likelihood"  # the label of the score without reconstruction weight
 LATENT_POINTS = 2000  # per set, in the figure
 JITTERS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the jitter report
 
@@ -76,6 +77,21 @@ class Looked:
     ensemble: Tensor
     likelihoods: Tensor
     errors: Tensor | None
+
+
+class LikelihoodAlone:
+    """The score of a VMDLS without its reconstruction weight, from the same pass."""
+
+    def __init__(self, method: VMDLS):
+        self.method = method
+
+    def score(self, images) -> Tensor:
+        """Return the scores (N,) in float64."""
+        return self.method._combine(dataclasses.replace(self.method.look(images), errors=None))
+
+    def accuracy(self, images) -> None:
+        """Return None: the weight does not change the predicted classes."""
+        return None
 
 
 class VMDLS(Method):
@@ -140,6 +156,8 @@ class VMDLS(Method):
             ae_settings = AutoEncoder.Settings(
                 settings.id_dataset,
                 settings.autoencoder_arch or arch,
+                mean=settings.autoencoder_mean,
+                std=settings.autoencoder_std,
                 batch_size=settings.batch_size,
             )
             autoencoder = AutoEncoder.load(ae_settings, context, settings.autoencoder)
@@ -164,16 +182,26 @@ class VMDLS(Method):
         """Return the most likely classes (N,), nothing rejected."""
         return self.look(images).likelihoods.argmax(1)
 
-    def pair(self, known, novel) -> tuple[Scored, Scored]:
+    def variants(self) -> dict[str, LikelihoodAlone]:
+        """Return the score without the reconstruction weight, where there is a weight."""
+        return {LIKELIHOOD: LikelihoodAlone(self)} if self.autoencoder else {}
+
+    def pair(self, known, novel, weighted: bool = True) -> tuple[Scored, Scored]:
         """Return scores, classes and labels of an ID and an OOD ImageSet.
 
         With the released shift, m and the scale of w are those of the pair.
+
+        Args:
+            weighted: False: by the likelihood alone.
         """
         looked = [self.look(known), self.look(novel)]
+        weighted = weighted and self.autoencoder is not None
+        if not weighted:
+            looked = [dataclasses.replace(look, errors=None) for look in looked]
         scale, m = 1.0, None
         if self.settings.shift == "released":
             m = 1 + max(look.likelihoods.max().item() for look in looked)
-            if self.autoencoder:
+            if weighted:
                 scale = max(look.errors.max().item() for look in looked)
         scored = [
             Scored(

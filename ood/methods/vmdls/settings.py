@@ -72,6 +72,8 @@ class Settings:
             works, plus 2e-6.
         ae_features: weight the scores with the reconstruction error.
         autoencoder: its weight file or run folder. None: the newest run for id_dataset.
+        autoencoder_mean, autoencoder_std: the normalisation that it was trained with, where its
+            file stores none (a Lightning file). None: see AutoEncoder.load.
         autoencoder_arch: mnist_conv, resnet18 or resnet50. None: by the shape of the images.
         ae_input: "own": the auto-encoder's input is normalised as in its training. "released": as
             the encoder's input.
@@ -125,6 +127,8 @@ class Settings:
     jitter: float | None = None
     ae_features: bool = True
     autoencoder: str | None = None
+    autoencoder_mean: tuple[float, ...] | None = None
+    autoencoder_std: tuple[float, ...] | None = None
     autoencoder_arch: str | None = None
     ae_input: Literal["own", "released"] = "own"
     shift: Literal["peak", "released"] = "peak"
@@ -146,6 +150,10 @@ class Settings:
         require(
             self.num_classes is None or self.num_classes >= 2,
             f"num_classes is {self.num_classes}; a triplet needs two classes",
+        )
+        require(
+            (self.autoencoder_mean is None) == (self.autoencoder_std is None),
+            "give autoencoder_mean and autoencoder_std, or neither",
         )
         require(
             0 <= self.lower_bound <= 1, f"lower_bound is {self.lower_bound}; it is a quantile, 0..1"

@@ -37,6 +37,8 @@ FREE = (
     "jitter",
     "ae_features",
     "autoencoder",
+    "autoencoder_mean",
+    "autoencoder_std",
     "autoencoder_arch",
     "ae_input",
     "shift",
