@@ -59,14 +59,18 @@ class ODIN(ImageDetector):
         return -(logits.double() / self.temperature).softmax(1).amax(1)
 
 
-def perturb(images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ...]) -> Tensor:
-    """Return images - magnitude * sign(d loss / d images) / std, with std per channel (axis 1).
+def perturb(
+    images: Tensor, loss: Tensor, magnitude: float, std: tuple[float, ...], axis: int = 1
+) -> Tensor:
+    """Return images - magnitude * sign(d loss / d images) / std, with std per channel (`axis`).
 
     A zero gradient counts as +1. The result is detached; the graph of the loss is kept.
     """
     (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
     std = torch.tensor(std, device=images.device, dtype=images.dtype)
-    step = magnitude / std.view(1, -1, *[1] * (images.dim() - 2))
+    shape = [1] * images.dim()
+    shape[axis] = -1
+    step = magnitude / std.view(shape)
     return (images - step * torch.where(gradient >= 0, 1.0, -1.0)).detach()
 
 

@@ -149,7 +149,7 @@ def pass_over(
             else:
                 predicted = plain.argmax(-1).flatten()
                 loss = F.cross_entropy(tempered.flatten(0, -2), predicted, reduction="sum")
-            images = perturb(images, loss, magnitude, tuple(std))
+            images = perturb(images, loss, magnitude, tuple(std), axis=-3)
             with torch.no_grad():
                 logits = forward(images)
     return confidence(logits.detach() / temperature), plain.softmax(-1)
