@@ -23,7 +23,6 @@ class ToyNorm(Detector):
     """Distance of the features' length from the training set's mean length."""
 
     scale: float = 1.0
-    requires_fit = True
 
     def fit(self, train):
         self.length = train.features.norm(dim=1).mean()
