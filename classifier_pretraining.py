@@ -1,20 +1,34 @@
-"""Train a classifier: the network whose features, logits and predicted classes the OOD methods look at.
+"""Train a classifier, whose features, logits and classes the OOD methods look at.
 
-    python3 classifier_pretraining.py                                                 # 4,000 embedded MNIST images, small_cnn, CPU
+    python3 classifier_pretraining.py             # small_cnn, 4,000 embedded MNIST images, CPU
     python3 classifier_pretraining.py -dataset cifar10 -arch resnet18 -device cuda:0
     python3 classifier_pretraining.py -dataset cifar100 -arch wideresnet -depth 40 -width 2
-    python3 classifier_pretraining.py -dataset ./photos -size 32 -arch resnet18       # folders ./photos/{train,test}/<class>/*.jpg
-    python3 classifier_pretraining.py -loss outlier_exposure                          # learns from outliers too: letters and patches
-    python3 classifier_pretraining.py -dataset cifar10 -loss energy_bounded -ood_dataset 300K_random_images.npy -init best.pt -lr 0.001 -epochs 10
-    python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN                # continue a run that was interrupted
-    torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -arch resnet18 -batch_size 50      # 4 GPUs, 200 images a step
+    python3 classifier_pretraining.py -dataset ./photos -size 32 -arch resnet18
+                                                  # ./photos/{train,test}/<class>/*.jpg
+    python3 classifier_pretraining.py -loss outlier_exposure
+                                                  # learns from outliers, letters and patches
+    python3 classifier_pretraining.py -dataset cifar10 -loss energy_bounded -init best.pt \\
+        -ood_dataset 300K_random_images.npy -lr 0.001 -epochs 10
+    python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN
+                                                  # continue a run that was interrupted
+    torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -batch_size 50
+                                                  # 4 GPUs, 200 images a step
 
-Writes checkpoints/<data set>_<arch>_<time>/ (or -out_dir): config.json, log.jsonl, last.pt (everything a resume needs), best.pt (the
-weights with the highest validation accuracy). A weight file holds the network, whatever -loss trained it, and under "objective" what the
-loss learned beside it (centres, a confidence head, ...). Without other flags the recipe is that of "Heatmap-based Out-of-Distribution Detection"
-(Hornauer and Belagiannis, WACV 2023): 100 epochs, batches of 200, SGD 0.1 with a tenth of it whenever the validation accuracy has not
-risen for ten epochs. It differs from the authors' code where that is wrong by its own text: validation images are not augmented
-(-valid_augment does as released), the split is seeded, the best weights are tested as well as the last.
+Writes checkpoints/<data set>_<arch>_<time>/ (or -out_dir):
+
+    config.json   the settings
+    log.jsonl     one line per epoch
+    last.pt       everything that -resume needs
+    best.pt       the weights with the highest validation accuracy
+
+A weight file holds the network, whatever -loss trained it. Under "objective" it holds what the loss
+learned itself (centres, a confidence head, ...).
+
+Without other flags the recipe is that of "Heatmap-based Out-of-Distribution Detection" (Hornauer
+and Belagiannis, WACV 2023): 100 epochs, batches of 200, SGD at 0.1, and a tenth of the rate
+whenever the validation accuracy has not risen for ten epochs. Three things differ from the authors'
+code: validation images are not augmented (-valid_augment does as released), the split is seeded,
+and the best weights are tested as well as the last.
 """
 
 from __future__ import annotations
@@ -33,7 +47,8 @@ parser = cli.Parser(
     "Exit code: 0 trained, 2 bad input, 1 the run failed (a loss that is not finite).",
 )
 parser.flag(
-    "-config", help="JSON file with any of the settings below (by the flags' names); flags win"
+    "-config",
+    help="JSON file with any of the settings below (by the flags' names); flags win",
 )
 parser.flag(
     "-dataset",
@@ -72,8 +87,8 @@ parser.flag(
 parser.flag(
     "-augment",
     choices=KINDS,
-    help=f"of training images: {', '.join(KINDS)} [default: crop_flip; resized_crop_flip for tinyimagenet; "
-    f"{DIGITS} for digits]",
+    help=f"of training images: {', '.join(KINDS)} "
+    f"[default: crop_flip; resized_crop_flip for tinyimagenet; {DIGITS} for digits]",
 )
 parser.flag(
     "-valid_split",
@@ -96,8 +111,9 @@ parser.flag(
     "-ood_dataset",
     nargs="+",
     metavar="NAME",
-    help="auxiliary outliers, for a loss that learns from them: registered sets (their training halves), "
-    "folders, .npy arrays; several are joined [default: letters+patches for mnist5k, else none]",
+    help="auxiliary outliers, for a loss that learns from them: registered sets (their training "
+    "halves), folders, .npy arrays; several are joined "
+    "[default: letters+patches for mnist5k, else none]",
 )
 parser.flag(
     "-ood_batch_size",
@@ -113,7 +129,8 @@ parser.flag("-epochs", type=int, help="[default: 100; tinyimagenet: 200; mnist5k
 parser.flag(
     "-batch_size",
     type=int,
-    help="images per step, under torchrun of every process [default: 200; tinyimagenet: 128; mnist5k: 64]",
+    help="images per step, under torchrun of every process "
+    "[default: 200; tinyimagenet: 128; mnist5k: 64]",
 )
 parser.flag("-optimizer", choices=loop.OPTIMIZERS, help="sgd or adam [default: sgd]")
 parser.flag("-lr", type=float, help="learning rate; the highest one of onecycle [default: 0.1]")
@@ -123,7 +140,8 @@ parser.flag("-weight_decay", type=float, help="on all parameters [default: 0.000
 parser.flag(
     "-schedule",
     choices=loop.SCHEDULES,
-    help=f"{', '.join(loop.SCHEDULES)} [default: plateau on validation accuracy; mnist5k: onecycle]",
+    help=f"{', '.join(loop.SCHEDULES)} "
+    "[default: plateau on validation accuracy; mnist5k: onecycle]",
 )
 parser.flag(
     "-milestones",
@@ -139,7 +157,8 @@ parser.flag(
     "-ema",
     type=float,
     metavar="DECAY",
-    help="keep a moving average of the weights, e.g. 0.999: it is validated, tested and saved [default: off]",
+    help="keep a moving average of the weights, e.g. 0.999: it is validated, tested and saved "
+    "[default: off]",
 )
 parser.flag(
     "-sampler",
@@ -188,9 +207,7 @@ parser.flag(
 )
 parser.flag("-device", help="cpu, cuda:0, ... [default: cuda:0 where there is one, else cpu]")
 parser.flag("-data_dir", help="root of the data sets [default: ./datasets]")
-parser.flag(
-    "-download", action="store_true", help="fetch a set that torchvision can fetch [default: off]"
-)
+parser.flag("-download", action="store_true", help="fetch a missing set first [default: off]")
 parser.flag(
     "-num_workers", type=int, help="threads that decode large images [default: one per core]"
 )
@@ -200,7 +217,8 @@ parser.flag(
     "-resume",
     action="store_true",
     default=False,
-    help="continue the run in -out_dir (begin it if there is none yet), or the newest run of these very settings",
+    help="continue the run in -out_dir (begin it if there is none yet), "
+    "or the newest run of these very settings",
 )
 
 

@@ -1,13 +1,16 @@
-"""Train leave-out classifiers: every fold of every network on every data set, 20 models of the paper when nothing narrows it.
+"""Train leave-out classifiers: every fold of every network on every data set.
 
-    python3 train_all.py                                                   # folds x {densenet, wideresnet} x {cifar10, cifar100}
-    python3 train_all.py -dry_run                                          # print the commands and what is done already
+    python3 train_all.py                # the paper's 20 models:
+                                        # 5 folds x {densenet, wideresnet} x {cifar10, cifar100}
+    python3 train_all.py -dry_run       # print the commands and what is done already
     python3 train_all.py -in_dataset cifar10 -arch densenet -devices cuda:0 cuda:1
-    python3 train_all.py -config configs/mnist5k_small_leaveout.json       # five folds on embedded images, CPU
+    python3 train_all.py -config configs/mnist5k_small_leaveout.json
+                                        # five folds on embedded images, CPU
 
-Each model goes to checkpoints/<data set>_fold_<f>_<network>_checkpoint. What is finished is skipped, what was interrupted is resumed,
-and what fails does not stop the rest: it is named at the end. With one device the folds are trained in this process, one after the
-other; with several, each device takes the next fold as soon as it is free (`-devices cpu cpu`: two at a time on a CPU).
+Each model goes to checkpoints/<data set>_fold_<f>_<network>_checkpoint. Finished models are
+skipped, interrupted ones are resumed. A model that fails does not stop the rest; it is named at the
+end. With one device the folds are trained in this process, one after the other. With several, each
+device takes the next fold as soon as it is free (`-devices cpu cpu`: two at a time on a CPU).
 """
 
 from __future__ import annotations
@@ -36,18 +39,9 @@ from ood.training import runs
 ROOT = Path(__file__).resolve().parent
 DATASETS = ("cifar10", "cifar100")
 NETWORKS = ("densenet", "wideresnet")
-PASSED_ON = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "seed",
-    "precision",
-    "limit",
-    "data_dir",
-    "checkpoints_dir",
-    "download",
-)  # to ood_training.py
 OVERRIDES = ("epochs", "batch_size", "lr", "seed", "precision")
+# Flags that ood_training.py gets, too.
+PASSED_ON = (*OVERRIDES, "limit", "data_dir", "checkpoints_dir", "download")
 
 parser = cli.Parser(
     "Train every fold of the leave-out classifiers.",
@@ -139,18 +133,17 @@ def main() -> int:
 
     begun = time.perf_counter()
     train = train_here if len(devices) == 1 else train_apart
-    for number, (job, problem) in enumerate(
-        cli.progress(train(todo, devices, flags), "folds", total=len(todo), unit="fold"), 1
-    ):
-        cli.log(
-            f"[{number}/{len(todo)}] {job.name}: {'failed: ' + problem if problem else f'trained, {job.folder}'}"
-        )
+    ended = cli.progress(train(todo, devices, flags), "folds", total=len(todo), unit="fold")
+    for number, (job, problem) in enumerate(ended, 1):
+        how = f"failed: {problem}" if problem else f"trained, {job.folder}"
+        cli.log(f"[{number}/{len(todo)}] {job.name}: {how}")
         if problem:
             failed[job] = problem
 
     trained = sum(job not in failed for job in todo)
     cli.log(
-        f"{len(jobs)} models: {trained} trained in {time.perf_counter() - begun:.0f} s, {skipped} finished before, {len(failed)} failed"
+        f"{len(jobs)} models: {trained} trained in {time.perf_counter() - begun:.0f} s, "
+        f"{skipped} finished before, {len(failed)} failed"
     )
     for job, problem in failed.items():
         print(f"train_all.py: failed: {job.name}: {problem}", file=sys.stderr)
@@ -158,7 +151,10 @@ def main() -> int:
 
 
 def list_jobs(flags) -> list[Job]:
-    """The loop: networks x data sets x folds, or the configs' folds. Every config is read and checked before anything is trained."""
+    """List the models: networks x data sets x folds, or the folds of the configs.
+
+    Every config is read and checked before anything is trained.
+    """
     if flags.config and (flags.in_dataset or flags.arch):
         raise InputError("give -config, or -in_dataset and -arch, not both")
     configs = flags.config or [
@@ -171,7 +167,8 @@ def list_jobs(flags) -> list[Job]:
         values = read_json(config)
         if values.get("method") != "leaveout":
             raise InputError(
-                f"{config} is no config of leave-out classifiers (method is {values.get('method')!r}, not 'leaveout')"
+                f"{config} is no config of leave-out classifiers "
+                f"(method is {values.get('method')!r}, not 'leaveout')"
             )
         overrides = {name: getattr(flags, name) for name in OVERRIDES}
         settings = build(
@@ -192,15 +189,15 @@ def list_jobs(flags) -> list[Job]:
 
 
 def state_of(job: Job) -> str:
-    """'finished', 'begun' or 'new'. Raises InputError for a folder of other settings."""
+    """Return 'finished', 'begun' or 'new'. Raises InputError for a folder of other settings."""
     if runs.holds_run(job.folder):
-        training.continued(runs.reopen(job.folder), job.settings)
+        training.continued(runs.Run(job.folder), job.settings)
         return "finished" if training.finished(job.folder, job.settings.epochs) else "begun"
     return "finished" if (job.folder / leaveout.WEIGHT_FILES[1]).is_file() else "new"
 
 
 def command(job: Job, flags, device: str | None) -> list[str]:
-    """What trains this one model by hand."""
+    """Return the command that trains this one model."""
     words = [
         "python3",
         os.path.relpath(ROOT / "ood_training.py"),
@@ -220,45 +217,44 @@ def command(job: Job, flags, device: str | None) -> list[str]:
 
 
 def train_here(jobs: list[Job], devices: list[torch.device], flags):
-    """One after the other in this process; yields (job, what went wrong or None)."""
+    """Train one after the other in this process. Yields (job, what went wrong or None)."""
     for job in jobs:
         context = methods.Context(
             models,
-            devices[0],
-            flags.data_dir,
-            flags.checkpoints_dir,
-            job.folder,
-            True,
-            flags.download,
-            flags.limit,
-            None,
-            cli.progress,
-            cli.log,
+            device=devices[0],
+            data_dir=flags.data_dir,
+            checkpoints_dir=flags.checkpoints_dir,
+            out_dir=job.folder,
+            resume=True,
+            download=flags.download,
+            limit=flags.limit,
+            progress=cli.progress,
+            log=cli.log,
         )
         problem = None
         try:
             methods.get("leaveout").train(job.settings, context)
         except (InputError, cli.RunError, models.ModelError, models.CheckpointError) as error:
             problem = " ".join(str(error).split())
-        except (
-            Exception
-        ) as error:  # a bug or a full GPU in one fold: the others may still be trained
+        except Exception as error:  # a bug or a full GPU: the other folds may still be trained
             traceback.print_exc()
             problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         yield job, problem
 
 
 def train_apart(jobs: list[Job], devices: list[torch.device], flags):
-    """Each device takes the next model when it is free, in a process of its own; yields (job, what went wrong or None) as they end."""
+    """Give each device the next model when it is free, in a process of its own.
+
+    Yields: (job, what went wrong or None) as they end.
+    """
     waiting, done = queue.Queue(), queue.Queue()
     for job in jobs:
         waiting.put(job)
     on_cpu = sum(device.type == "cpu" for device in devices)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if on_cpu:
-        environment.setdefault(
-            "OMP_WAIT_POLICY", "PASSIVE"
-        )  # threads that spin while they wait would take the cores from each other
+        # Threads that spin while they wait would take the cores from each other.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // on_cpu)))
     running: set[subprocess.Popen] = set()
 
@@ -303,16 +299,15 @@ def train_apart(jobs: list[Job], devices: list[torch.device], flags):
 def wanted_devices(flags) -> list[str | None]:
     if flags.gpu is not None and flags.devices:
         raise InputError("give -devices or -gpu, not both")
-    return (
-        [f"cuda:{number.strip()}" for number in flags.gpu.split(",")]
-        if flags.gpu is not None
-        else flags.devices or [None]
-    )
+    if flags.gpu is not None:
+        return [f"cuda:{number.strip()}" for number in flags.gpu.split(",")]
+    return flags.devices or [None]
 
 
 if __name__ == "__main__":
     cli.run(
         main,
         (models.ModelError, models.CheckpointError),
-        processes="give it -devices, one fold each; for one fold on several: torchrun ... ood_training.py -fold F",
+        processes="give it -devices, one fold each; "
+        "for one fold on several: torchrun ... ood_training.py -fold F",
     )

@@ -1,4 +1,4 @@
-"""Labelled image batches for training and for measuring: order, augmentation, and the part of each process in a distributed run."""
+"""Image batches for training and measuring: their order, augmentation, and share per process."""
 
 from __future__ import annotations
 
@@ -13,23 +13,30 @@ from ood import distributed
 from ood.config import InputError
 from ood.data.transforms import PartGenerator
 
-RESIDENT_BYTES = 4 * 2**30  # image arrays up to this size live on the GPU during training
+# Image arrays up to this size live on the GPU during training.
+RESIDENT_BYTES = 4 * 2**30
 
 
 class ImageBatches:
-    """Labelled image batches: shuffled anew every epoch, augmented and normalised on the device, last partial batch kept.
+    """Labelled image batches, shuffled anew every epoch, augmented and normalised on the device.
 
-    Order and augmentation follow from (seed, epoch) alone, so there is no state to save. With N processes a step takes N * batch_size
-    images: the batch of one process with that batch size, of which each gets its part, augmented as it would be there.
+    The last, partial batch is kept. Order and augmentation follow from (seed, epoch) alone, so
+    there is no state to save.
+
+    With N processes, one step uses N * batch_size images. They are the images that a single process
+    would use with that batch size, with the same augmentation. Each process gets its share.
 
     Args:
-        images: an ImageSet; `indices` chooses among its images (default: all).
+        images: an ImageSet.
         batch_size: images per step and process.
         transform: (batch of pixels, torch.Generator on the device) -> network input.
+        indices: the images to use. None: all.
         targets: labels by image number, when they are not the set's own (a fold's positions).
-        shuffle: for training; without it the images come in their order, and a process may get none of a small set.
-        balanced: every class equally often, see `balanced_order`.
-        views: how often a batch has each image, every time augmented anew: (views * B, C, H, W), all first views, then all second ones.
+        shuffle: for training. Without it the images come in their order, and a process may get
+            none of a small set.
+        balanced: take every class equally often, see `balanced_order`.
+        views: how often a batch holds each image, every time augmented anew. The batch is then
+            (views * B, C, H, W): all first views, then all second ones.
     """
 
     def __init__(
@@ -46,13 +53,9 @@ class ImageBatches:
         balanced: bool = False,
         views: int = 1,
     ):
-        self.images, self.batch_size, self.transform, self.device = (
-            images,
-            batch_size,
-            transform,
-            device,
-        )
-        self.seed, self.shuffle, self.balanced, self.views = seed, shuffle, balanced, views
+        self.images, self.batch_size, self.transform = images, batch_size, transform
+        self.device, self.seed, self.shuffle = device, seed, shuffle
+        self.balanced, self.views = balanced, views
         self.indices = np.arange(len(images)) if indices is None else np.asarray(indices)
         self.targets = torch.as_tensor(np.asarray(images.labels if targets is None else targets))
         self.resident = on_device(images, device)
@@ -61,36 +64,30 @@ class ImageBatches:
         return distributed.steps(len(self.indices), self.batch_size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images (B, C, H, W), labels (B,)) on the device; `views` times as many rows."""
+        """Yield (images (B, C, H, W), labels (B,)) on the device, B times `views` rows."""
         spans = distributed.spans(len(self.indices), self.batch_size, train=self.shuffle)
         spans = [span for span in spans if span.stop > span.start]
         chance = PartGenerator(self.device).seed_parts(
             mix(self.seed, number, 1), distributed.rank(), distributed.world()
         )
         indices = self._order(number)
-        mine = (
-            torch.cat([indices[span.start : span.stop] for span in spans]) if spans else indices[:0]
-        )
+        mine = torch.cat([indices[:0], *(indices[span.start : span.stop] for span in spans)])
         sizes = [span.stop - span.start for span in spans]
         parts = zip(
             spans, self._pixels(mine, sizes), self.targets[mine].to(self.device).split(sizes)
         )
         for span, pixels, labels in parts:
             chance.part = (span.start - span.first, span.last - span.first)
+            views = [self.transform(pixels, chance) for _ in range(self.views)]
             if self.views == 1:
-                yield self.transform(pixels, chance), labels
+                yield views[0], labels
             else:
-                yield (
-                    torch.cat([self.transform(pixels, chance) for _ in range(self.views)]),
-                    labels.repeat(self.views),
-                )
+                yield torch.cat(views), labels.repeat(self.views)
 
     def _order(self, number: int) -> Tensor:
-        """The image numbers of an epoch, of all processes."""
-        order, indices = (
-            torch.Generator().manual_seed(mix(self.seed, number)),
-            torch.as_tensor(self.indices),
-        )
+        """Return the image numbers of an epoch, of all processes."""
+        order = torch.Generator().manual_seed(mix(self.seed, number))
+        indices = torch.as_tensor(self.indices)
         if self.balanced:
             return indices[balanced_order(self.targets[indices], order)]
         return indices[torch.randperm(len(indices), generator=order)] if self.shuffle else indices
@@ -100,7 +97,8 @@ class ImageBatches:
             yield from (self.resident[part] for part in indices.to(self.device).split(sizes))
             return
         rows, last = indices.numpy(), sum(sizes[:-1])
-        if sizes and sizes[-1] > self.batch_size:  # it took in a remainder, see distributed.steps
+        # The last batch may have taken in a remainder, see distributed.steps.
+        if sizes and sizes[-1] > self.batch_size:
             read = itertools.chain(
                 self.images.batches(self.batch_size, rows[:last]),
                 self.images.batches(sizes[-1], rows[last:]),
@@ -112,10 +110,11 @@ class ImageBatches:
 
 
 def balanced_order(labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Positions (N,) into labels (N,) that take all classes in turn, in an order drawn anew for each round.
+    """Return positions (N,) into labels (N,) that take all K classes in turn.
 
-    Every K consecutive positions hold each of the K classes once. An epoch is as long as without balance: images of a rare class
-    come several times (all of them before one comes again), of a frequent class only some.
+    Positions are drawn in rounds of K, and each round has its own random order of the classes. An
+    epoch is as long as without balance. Images of a rare class therefore come several times, all
+    of them before one comes again. Of a frequent class only some come.
     """
     classes = labels.unique()
     rounds = -(-len(labels) // len(classes))
@@ -128,28 +127,31 @@ def balanced_order(labels: Tensor, generator: torch.Generator | None = None) -> 
         ]
         columns.append(torch.cat(turns)[:rounds])
     table = torch.stack(columns, 1)  # (rounds, K)
-    return table.gather(1, torch.rand(table.shape, generator=generator).argsort(1)).flatten()[
-        : len(labels)
-    ]
+    turns = torch.rand(table.shape, generator=generator).argsort(1)
+    return table.gather(1, turns).flatten()[: len(labels)]
 
 
 def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) image numbers, each sorted; round(fraction * count) of them, at least one, validate. 0: none do."""
+    """Split `count` images at random into (train, validation) image numbers, each sorted.
+
+    Validation gets round(fraction * count) of them, but at least one; with fraction 0 none.
+    """
     chosen = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
     order = np.random.RandomState(seed).permutation(count)
     return np.sort(order[chosen:]), np.sort(order[:chosen])
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; neighbouring numbers give unrelated seeds."""
-    return int(
-        np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
-        >> np.uint64(1)
-    )
+    """Make one 63-bit seed from several numbers. Neighbouring numbers give unrelated seeds."""
+    sequence = np.random.SeedSequence([n % 2**64 for n in numbers])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def on_device(images, device: torch.device) -> Tensor | None:
-    """The whole image array on the GPU when it fits: gathering a batch there costs nothing."""
+    """Put the whole image array on the GPU if it fits; gathering a batch there costs nothing.
+
+    Returns: (N, C, H, W), or None on a CPU, for images that are streamed, or too many of them.
+    """
     array = getattr(images, "images", None)
     if device.type != "cuda" or array is None or array.nbytes > RESIDENT_BYTES:
         return None
@@ -170,12 +172,14 @@ class FirstBatches:
 
 
 class MixedBatches:
-    """Every ID batch with a batch of outliers behind it: (images (B + B', C, H, W), labels (B + B',)), the latter -1.
+    """Every ID batch with a batch of outliers behind it, which have the label -1.
 
-    An epoch is one of the ID images; outliers begin anew in another order when they are used up. Which ones come, and how they are
-    augmented, follows from (seed, epoch), like the ID images: there is no state to save.
+    A batch is (images (B + B', C, H, W), labels (B + B',)). An epoch is one of the ID images. The
+    outliers begin anew in another order when they are used up. Which ones come and how they are
+    augmented follows from (seed, epoch), so there is no state to save.
 
-    Attributes: counted: ID images of the batch given last, by which an epoch's means weigh it.
+    Attributes:
+        counted: ID images of the last batch. An epoch's means weigh the batch by it.
     """
 
     counted = 0
@@ -196,9 +200,12 @@ class MixedBatches:
 
 
 class PairedBatches:
-    """Batches of kept classes, each with one of left-out classes; the latter start anew with another shuffle when they are used up.
+    """Batches of kept classes, each with a batch of left-out classes.
 
-    Args: kept, left_out: what yields (images, labels); the kept ones are an epoch. Iterates over (images, labels, left-out images).
+    Yields (images, labels, left-out images). An epoch is one of the kept classes. The left-out ones
+    begin anew with another shuffle when they are used up.
+
+    Args: kept, left_out: batches of (images, labels).
     """
 
     def __init__(self, kept: ImageBatches, left_out: ImageBatches):
@@ -218,13 +225,19 @@ class PairedBatches:
 class BalancedBatches:
     """Batches of `batch_classes` classes with `sample_count` images each.
 
-    Per epoch every class list is shuffled once and taken `sample_count` at a time; when fewer remain, it is shuffled and begun anew.
-    The classes of a batch are drawn without replacement. As many batches as make (k + 1) * B < N, so 624 for 50,000 images and B = 80.
-    Several processes share each batch out: the batch is what the loss is defined on, so it does not grow with them.
+    Each epoch shuffles the images of every class once and takes `sample_count` of them at a time.
+    When fewer remain, they are shuffled and begun anew. The classes of a batch are drawn without
+    replacement. An epoch has as many batches as k >= 0 fulfil (k + 1) * B < N: 624 for 50,000
+    images and B = 80.
+
+    The loss is defined on the whole batch. Several processes therefore share a batch; it does not
+    grow with their number.
 
     Args:
-        images: an ImageSet with labels 0..K-1; transform: (pixels, generator) -> network input.
-        steps: batches per epoch instead of that rule.
+        images: an ImageSet with labels 0..K-1.
+        transform: (pixels, generator) -> network input.
+        steps: batches per epoch instead of the rule above.
+    Raises: InputError when the images do not give such batches, or the processes cannot share them.
     """
 
     def __init__(
@@ -244,30 +257,35 @@ class BalancedBatches:
         smallest = min(map(len, self.rows))
         if not 2 <= batch_classes <= len(self.rows):
             raise InputError(
-                f"batch_classes is {batch_classes}; it must be from 2 to {len(self.rows)}, the classes of {images.name}: a triplet needs two"
+                f"batch_classes is {batch_classes}; it must be from 2 to {len(self.rows)}, "
+                f"the classes of {images.name}: a triplet needs two"
             )
         if not 2 <= sample_count <= smallest:
             raise InputError(
-                f"sample_count is {sample_count}; it must be from 2 to {smallest}, the images of the smallest class of {images.name}"
+                f"sample_count is {sample_count}; it must be from 2 to {smallest}, "
+                f"the images of the smallest class of {images.name}"
             )
         self.steps = steps or batches_per_epoch(len(images), batch_classes * sample_count)
         if batch_classes * sample_count % distributed.world():
             raise InputError(
-                f"{distributed.world()} processes cannot share batches of {batch_classes} x {sample_count} images out evenly; start another number of them"
+                f"{distributed.world()} processes cannot share batches of {batch_classes} x "
+                f"{sample_count} images out evenly; start another number of them"
             )
         if self.steps < 1:
             raise InputError(
-                f"{len(images)} images give no batch of {batch_classes} x {sample_count}; lower batch_classes or sample_count"
+                f"{len(images)} images give no batch of {batch_classes} x {sample_count}; "
+                "lower batch_classes or sample_count"
             )
-        array = getattr(images, "images", None)
-        fits = device.type == "cuda" and array is not None and array.nbytes <= RESIDENT_BYTES
-        self.resident = torch.from_numpy(np.ascontiguousarray(array)).to(device) if fits else None
+        self.resident = on_device(images, device)
 
     def __len__(self) -> int:
         return self.steps
 
     def draw(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image numbers (steps * B,) and labels of an epoch, class by class within a batch; they follow from (seed, number)."""
+        """Draw image numbers (steps * B,) and labels of an epoch, class by class within a batch.
+
+        They follow from (seed, number).
+        """
         chance = np.random.default_rng(mix(self.seed, number))
         lists = [chance.permutation(rows) for rows in self.rows]
         used = [0] * len(lists)
@@ -282,7 +300,10 @@ class BalancedBatches:
         return np.concatenate(rows), np.concatenate(labels)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(this process's images (B', C, H, W), labels of the whole batch (B,)) on the device, augmented and normalised there."""
+        """Yield (this process's images (B', C, H, W), labels of the whole batch (B,)).
+
+        They are on the device, augmented and normalised there.
+        """
         rows, labels = self.draw(number)
         size = self.batch_classes * self.sample_count
         part = size // distributed.world()
@@ -307,12 +328,15 @@ class BalancedBatches:
 
 
 def batches_per_epoch(count: int, batch_size: int) -> int:
-    """Number of k >= 0 with (k + 1) * batch_size < count: an exact multiple gives one less."""
+    """Count the k >= 0 with (k + 1) * batch_size < count; an exact multiple gives one less."""
     return (count - 1) // batch_size
 
 
 def class_rows(labels: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each class 0..K-1, in order. Raises InputError for a class without images."""
+    """Return the row numbers of each class 0..K-1, in order.
+
+    Raises: InputError for a class without images.
+    """
     labels = np.asarray(labels)
     rows = [np.flatnonzero(labels == c) for c in range(int(labels.max()) + 1)]
     for c, of_class in enumerate(rows):

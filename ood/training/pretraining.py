@@ -1,6 +1,6 @@
 """Training of a classifier: the run from images to best.pt, and how its run is found again.
 
-    run = train_classifier(models, {"id_dataset": "cifar10", "arch": "resnet18", "loss": "logitnorm"})
+    run = train_classifier(models, {"id_dataset": "cifar10", "loss": "logitnorm"})
 
 This is what classifier_pretraining.py does, and ood_training.py for a config with a `loss`.
 """
@@ -156,7 +156,7 @@ class Training:
         self._make_batches()
 
     def _network(self, fresh: bool) -> nn.Module:
-        """Build the network, and self.objective: the loss with what it learns beside the network."""
+        """Build the network, and self.objective: the loss with what it learns itself."""
         s, data = self.settings, self.data
         network = self.networks.build(
             s.arch,
@@ -423,7 +423,7 @@ def facts(settings: Settings) -> DatasetInfo | None:
 
 
 def load_images(settings: Settings, split: str) -> ImageSet:
-    """Return one split at the network's size; with -limit so many images of it, every class kept."""
+    """Return one split at the network's size, limited to settings.limit images."""
     row = facts(settings)
     size = settings.size or (row.size if row else None)
     resize = settings.size or (row.resize if row else None)
