@@ -1,4 +1,4 @@
-"""Objectives on real images: twenty steps of each, the batches with outliers, and classifier_pretraining.py -loss as users call it."""
+"""Objectives on real images: steps, batches with outliers, classifier_pretraining.py -loss."""
 
 import json
 
@@ -57,12 +57,12 @@ def objective_of(name, **args):
     )
 
 
-# ---- steps on real images ------------------------------------------------------------------------------------------------------
+# ---- steps on real images --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twenty_steps_lower_the_loss(name, digits, outliers):
-    """small_cnn on digits (and letters, patches): the mean over the last four steps is below that of the first four."""
+    """The last four of twenty steps have a lower mean loss than the first four."""
     objective = objective_of(name)
     stream = (
         MixedBatches(batches(digits), batches(outliers, 16, seed=1))
@@ -168,7 +168,10 @@ def test_energy_margin_moves_its_multipliers_between_epochs(digits):
 
 @pytest.mark.parametrize("name", ("t2fnorm", "mchad", "center"))
 def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
-    """a <- d a + (1 - d) w for the loss's head or centres; a computed head is written from the averages; a resumed run is the run."""
+    """The average covers the loss's head or centres: a <- d a + (1 - d) w.
+
+    A computed head is written from the averages. A resumed run is the run.
+    """
 
     def training(folder, epochs, resume=False):
         objective, seen = objective_of(name), []
@@ -230,7 +233,11 @@ def test_moving_average_holds_what_the_loss_learns_too(name, digits, tmp_path):
 
 @pytest.mark.parametrize("name", ("ish", "vos", "deep_svdd"))
 def test_moving_average_counts_a_shared_head_once_and_leaves_fixed_centres(name, digits):
-    """ISH and VOS have the network's head as a module of their own; the centre of deep_svdd is set before the first epoch, not trained."""
+    """Parameters that the loss shares with the network, or does not train, are in no average twice.
+
+    ISH and VOS have the network's head as a module of their own. The centre of deep_svdd is set
+    before the first epoch and not trained.
+    """
     objective = objective_of(name)
     average = loop.Average(
         objective.network, 0.5, [p for p in objective.parameters() if p.requires_grad]
@@ -240,7 +247,7 @@ def test_moving_average_counts_a_shared_head_once_and_leaves_fixed_centres(name,
     assert centre is None or centre.params.data_ptr() not in {t.data_ptr() for t in average.held}
 
 
-# ---- batches with outliers -----------------------------------------------------------------------------------------------------
+# ---- batches with outliers -------------------------------------------------------------------
 
 
 def grey(value, count, dtype=np.uint8):
@@ -272,7 +279,10 @@ def test_joined_sets():
 
 
 def test_outliers_follow_the_images_of_an_epoch(digits):
-    """20 ID images, 7 outliers, 3 per step: five steps, all outliers before any comes again; order from (seed, epoch) alone."""
+    """20 ID images, 7 outliers, 3 per step: all outliers come before any comes again.
+
+    The order follows from (seed, epoch) alone.
+    """
     marked = ArrayImages(
         np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 28, 28), np.uint8),
         name="marked",
@@ -295,7 +305,10 @@ def test_outliers_follow_the_images_of_an_epoch(digits):
 
 
 def test_means_of_an_epoch_are_those_of_the_id_images(digits, outliers, tmp_path):
-    """20 ID images in batches of 8 with outliers in batches of 3, the fourth of which has one: accuracy and images_per_s count ID images."""
+    """Accuracy and images_per_s count ID images.
+
+    20 ID images come in batches of 8, outliers in batches of 3, the fourth of which has one.
+    """
     network = models.build("small_cnn", 10, in_channels=1, image_size=28, width=4)
     few, rows, seen = outliers.subset(range(10)), range(20), []
     stream = MixedBatches(batches(digits, 8, indices=rows), batches(few, 3, seed=5))
@@ -361,7 +374,7 @@ def test_limit_is_spread_over_the_pools(outliers):
         load_outliers("leters", "datasets", size=28, channels=1)
 
 
-# ---- classifier_pretraining.py -------------------------------------------------------------------------------------------------
+# ---- classifier_pretraining.py ---------------------------------------------------------------
 
 
 def weights(folder, name="last.pt"):
@@ -369,7 +382,10 @@ def weights(folder, name="last.pt"):
 
 
 def test_outlier_exposure_as_users_call_it_and_resumed(tmp_path, call_script):
-    """A run of two epochs equals one that stopped after the first; the folder says what was learned from, eval_ood.py takes the weights."""
+    """A run of two epochs equals one that stopped after the first.
+
+    The folder says what was learned from, and eval_ood.py takes the weights.
+    """
     arguments = (*TINY, "-schedule", "constant", "-loss", "outlier_exposure")
     done = call_script(
         "classifier_pretraining.py",
@@ -463,7 +479,9 @@ def test_outlier_exposure_as_users_call_it_and_resumed(tmp_path, call_script):
     ),
 )
 def test_what_a_loss_remembers_is_resumed(tmp_path, call_script, name, args):
-    """Queues, centres, multipliers, random draws: as if the run had never stopped; and the network in the file is a plain one.
+    """Queues, centres, multipliers and random draws are as if the run had never stopped.
+
+    The network in the file is a plain one.
 
     With a moving average for mchad, whose head in the file is that of the centres in the file."""
     words = (
@@ -612,7 +630,10 @@ def test_config_gives_the_same_keys(tmp_path, call_script):
     ("cifar10_wrn_outlier_exposure", "cifar10_wrn_energy_bounded", "mnist5k_outlier_exposure"),
 )
 def test_published_configs_are_complete(name):
-    """They resolve (one that continues a trained network: with -init), and the loss is made with what they say; the data is not at hand here."""
+    """They resolve, and the loss is made with what they say.
+
+    One continues a trained network and resolves with -init only. The data is not at hand here.
+    """
     given = with_known_names(models, read_settings(ROOT / "configs" / f"{name}.json"))
     if given.get("needs_init"):
         with pytest.raises(InputError, match="-init FILE"):

@@ -1,14 +1,12 @@
-"""classifier_pretraining.py at tiny size: what it writes, kill and resume, and every kind of bad input."""
+"""classifier_pretraining.py at tiny size: what it writes, kill and resume, bad input."""
 
-import glob
+import itertools
 import json
 import os
-import random
 import runpy
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -34,7 +32,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def pretrain(monkeypatch, capsys):
-    """pretrain('-epochs', 1) -> (exit code, stdout, stderr) of the real file, run in this process to save its imports."""
+    """pretrain('-epochs', 1) -> (exit code, stdout, stderr) of the real file.
+
+    It runs in this process to save its imports.
+    """
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["classifier_pretraining.py", *map(str, arguments)])
@@ -61,7 +62,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-# ---- what a run writes -------------------------------------------------------------------------------------------------------
+# ---- what a run writes -----------------------------------------------------------------------
 
 
 def test_files_of_a_run(tmp_path):
@@ -259,7 +260,7 @@ def test_recipe_of_the_heatmap_paper():
     )
 
 
-# ---- image folders -----------------------------------------------------------------------------------------------------------
+# ---- image folders ---------------------------------------------------------------------------
 
 
 def image_folder(
@@ -339,108 +340,78 @@ def test_limit_below_the_number_of_classes_is_refused(tmp_path, pretrain):
     assert not (tmp_path / "run").exists()
 
 
-# ---- resume ------------------------------------------------------------------------------------------------------------------
-
-KILLS, EPOCHS = 10, 40
+# ---- resume ----------------------------------------------------------------------------------
 
 
-def kill_at(arguments, line, delay=0.0, file=None):
-    """Run the script and SIGKILL it `delay` seconds after it prints a line that begins with `line`, or when a `file` matches then."""
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for text in process.stdout:
-        if text.startswith(line):
-            break
-    while file and not glob.glob(file) and process.poll() is None:
-        pass
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.stdout.close()
-    return process.wait()
+def half_written(payload, path):
+    path.write_bytes(b"half")
 
 
-def test_run_killed_at_ten_random_moments_ends_in_the_same_weights(tmp_path):
-    """Within an epoch, between two, while a checkpoint is written; a plateau schedule, dropout and an average have state of their own."""
-    arguments = (
-        "-device",
-        "cpu",
-        "-arch",
-        "small_wideresnet",
-        "-limit",
-        120,
-        "-epochs",
-        EPOCHS,
-        "-batch_size",
-        32,
-        "-schedule",
-        "plateau",
-        "-patience",
-        1,
-        "-model_args",
-        "dropout=0.3",
-        "-width",
-        1,
-        "-ema",
-        0.9,
-        "-resume",
-        "-out_dir",
-    )
+# What the run dies in: (object, name of its function, what it still does before).
+MOMENTS = {
+    "step": (pretraining.Training, "step", None),  # within an epoch
+    "log": (runs.Run, "log", None),
+    "save": (torch, "save", half_written),  # of best.pt and last.pt, twice an epoch
+    "replace": (os, "replace", None),  # written, but not in place yet
+    "validate": (pretraining.Training, "validate", None),
+}
 
-    def run(folder):
-        return subprocess.run(
-            [sys.executable, SCRIPT, *map(str, arguments), folder],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-        )
 
-    straight = run(tmp_path / "straight")
-    assert straight.returncode == 0, straight.stderr
-    seconds = np.median([r["seconds"] for r in records(tmp_path / "straight", "epoch")])
-    killed, seed = tmp_path / "killed", random.randrange(2**32)
-    chance = random.Random(seed)
-    for number in range(KILLS):
-        if (
-            number >= 3 and len(records(killed, "epoch")) > EPOCHS - 12
-        ):  # the machine has become much faster since `straight`
-            break
-        line = (
-            "epoch" if number % 3 else "108 training"
-        )  # after an epoch of this very process, or in its first
-        writing = f"{killed}/.last.pt.*.tmp" if number in (3, 6, 8) else None
-        for left in glob.glob(writing or ""):  # by the last kill of this kind
-            os.unlink(left)
-        assert (
-            kill_at(
-                (*arguments, killed),
-                line,
-                0 if writing else chance.uniform(0, 1.5 * seconds),
-                writing,
-            )
-            == -signal.SIGKILL
-        ), f"seed {seed}"
+def run_in_child(arguments, moment=None, count=0):
+    """Run the script in a fork of this process, killed by SIGKILL at the count-th `moment`.
+
+    Returns: the signal that ended it, 0 for none.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            if moment:
+                owner, name, before = MOMENTS[moment]
+                real, calls = getattr(owner, name), itertools.count(1)
+
+                def dying(*given):
+                    if next(calls) < count:
+                        return real(*given)
+                    if before:
+                        before(*given)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                setattr(owner, name, dying)
+            sys.argv = ["classifier_pretraining.py", *map(str, arguments)]
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def test_a_run_that_is_killed_ends_in_the_same_weights(tmp_path, pretrain):
+    """A plateau schedule, dropout and a moving average have a state of their own."""
+    arguments = ("-device", "cpu", "-arch", "small_wideresnet", "-width", 1, "-limit", 60)
+    arguments += ("-batch_size", 32, "-epochs", 4, "-schedule", "plateau", "-patience", 0)
+    arguments += ("-model_args", "dropout=0.3", "-ema", 0.9, "-resume", "-out_dir")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    code, _, err = pretrain(*arguments, straight)
+    assert code == 0, err
+    moments = [("step", 1), ("save", 1), ("validate", 2), ("log", 3), ("replace", 3), ("save", 1)]
+    for moment, count in moments:
+        assert run_in_child((*arguments, killed), moment, count) == signal.SIGKILL, moment
     done = len(records(killed, "epoch"))
-    assert 0 < done < EPOCHS, f"seed {seed}"
-    resumed = run(killed)
-    assert resumed.returncode == 0, resumed.stderr
-    assert next(x for x in resumed.stdout.splitlines() if x.startswith("epoch")).startswith(
-        (f"epoch {done}/", f"epoch {done + 1}/")
-    )
+    assert done == 3 and list(killed.glob(".*"))  # something is left of the last kill
+    code, out, err = pretrain(*arguments, killed)
+    assert code == 0, err
+    assert f"epoch {done}/4" in out and f"epoch {done - 1}/4" not in out
     for name in ("last.pt", "best.pt"):
-        assert same(weights(tmp_path / "straight", name), weights(killed, name)), f"seed {seed}"
+        assert same(weights(straight, name), weights(killed, name))
     logs = [
         [
             {k: v for k, v in r.items() if k not in ("seconds", "images_per_s")}
-            for r in records(tmp_path / name, "epoch")
+            for r in records(folder, "epoch")
         ]
-        for name in ("straight", "killed")
+        for folder in (straight, killed)
     ]
-    assert logs[0] == logs[1] and len(logs[0]) == EPOCHS
-    assert records(tmp_path / "straight", "end") == records(killed, "end")
+    assert logs[0] == logs[1] and len(logs[0]) == 4
+    assert records(straight, "end") == records(killed, "end")
+    assert sorted(p.name for p in killed.iterdir()) == sorted(runs.FILES)
 
 
 def test_resume_of_a_finished_run_repeats_its_result(tmp_path, pretrain):
@@ -504,7 +475,7 @@ def test_prolonged_run_equals_a_longer_one(tmp_path, pretrain):
     )
 
 
-# ---- bad input and failed runs -----------------------------------------------------------------------------------------------
+# ---- bad input and failed runs ---------------------------------------------------------------
 
 
 def assert_refused(result, *words):

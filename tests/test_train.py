@@ -1,4 +1,4 @@
-"""The training loop and run folders on toy networks: resume to the bit, schedules against torch's, what stops a run."""
+"""The training loop and run folders on toy networks: resume, schedules, what stops a run."""
 
 import json
 import math
@@ -32,7 +32,7 @@ class Toy(nn.Module):
 
 
 class Images:
-    """60 random images with labels that can be learned; the part of an ImageSet that training uses."""
+    """60 random images with labels that can be learned, as the part of an ImageSet in use."""
 
     def __init__(self, count=60):
         generator = np.random.RandomState(0)
@@ -68,7 +68,10 @@ def experiment(
     poison_at=None,
     **options,
 ):
-    """Train the toy as a script would; crash_at = (epoch, batch) raises in the middle of that epoch, poison_at makes weights infinite."""
+    """Train the toy as a script would.
+
+    crash_at = (epoch, batch) raises in the middle of that epoch. poison_at makes weights infinite.
+    """
     torch.manual_seed(0)
     network = Toy()
     batches = loop.ImageBatches(Images(), 16, transform=noisy, device=torch.device("cpu"), seed=3)
@@ -132,7 +135,7 @@ def same(a, b):
     )
 
 
-# ---- resume ------------------------------------------------------------------------------------------------------------------
+# ---- resume ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", loop.SCHEDULES)
@@ -251,7 +254,7 @@ def test_truncated_last_is_bad_input(tmp_path):
         experiment(tmp_path, 2, resume=True)
 
 
-# ---- the loop ----------------------------------------------------------------------------------------------------------------
+# ---- the loop --------------------------------------------------------------------------------
 
 
 def test_training_learns_and_best_is_the_best(tmp_path):
@@ -397,7 +400,10 @@ def test_one_greppable_line_per_epoch(tmp_path):
 
 
 def test_ema_equals_an_explicit_average(tmp_path):
-    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)), of weights and running averages; it is what is saved."""
+    """a <- d a + (1 - d) w after every step, d = min(decay, (1 + t) / (10 + t)); a is saved.
+
+    The average is one of the weights and the running statistics.
+    """
     seen = []
 
     class Watching(torch.optim.SGD):
@@ -470,7 +476,10 @@ def test_tensorboard_is_asked_for_in_words_when_it_is_missing(monkeypatch, tmp_p
 
 
 def test_tensorboard_gets_every_epoch_once(tmp_path):
-    """Two epochs, a third that was told but whose last.pt was lost, resumed: the steps 1, 2, 3, once each, with the values of the log."""
+    """A resumed run has each step once, with the values of the log.
+
+    It has two epochs, and a third that was told but whose last.pt was lost.
+    """
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -526,7 +535,10 @@ def test_compiled_network_keeps_its_names(identity_compiler):
 def test_compile_and_deterministic_as_users_call_them(
     tmp_path, call_script, identity_compiler, monkeypatch
 ):
-    """With a moving average and a resume: the files of a run without -compile, weight for weight; -deterministic is switched on."""
+    """The weights are those of a run without -compile, also with an average and a resume.
+
+    -deterministic is switched on.
+    """
     words = (
         "classifier_pretraining.py",
         "-device",
@@ -577,7 +589,7 @@ def test_compile_without_a_compiler_is_refused(monkeypatch):
         loop.compiled(Toy(), torch.device("cpu"))
 
 
-# ---- batches -----------------------------------------------------------------------------------------------------------------
+# ---- batches ---------------------------------------------------------------------------------
 
 
 def test_every_image_once_per_epoch_in_a_new_order():
@@ -680,7 +692,7 @@ def test_split_is_seeded_disjoint_and_complete():
     assert len(split(10, 0.01, 0)[1]) == 1 and len(split(10, 0.0, 0)[1]) == 0
 
 
-# ---- schedules ---------------------------------------------------------------------------------------------------------------
+# ---- schedules -------------------------------------------------------------------------------
 
 
 def rates(name, epochs, steps=4, **options):
@@ -715,7 +727,7 @@ def test_cosine_equals_torch():
 
 
 def test_onecycle_follows_torch():
-    """torch ends the cycle at the last step, ours at the end of the run: at most one step of 400 apart."""
+    """torch ends the cycle at the last step, ours at the end of the run, one step of 400 apart."""
     theirs = torch_rates(
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=401), 400
     )
@@ -761,7 +773,7 @@ def test_unknown_names_suggest(make):
         make()
 
 
-# ---- run folders -------------------------------------------------------------------------------------------------------------
+# ---- run folders -----------------------------------------------------------------------------
 
 
 def finished(root, name, started, **config):
@@ -789,7 +801,8 @@ def test_find_newest_without_one_names_the_command(tmp_path):
     runs.create("x", {"dataset": "cifar10"}, out_dir=tmp_path / "unfinished")
     with pytest.raises(
         InputError,
-        match=r"no run with dataset=cifar10 in .*\(1 without a best.pt yet\); train one: python3 x.py",
+        match=r"no run with dataset=cifar10 in .*\(1 without a best.pt yet\); "
+        "train one: python3 x.py",
     ):
         runs.find_newest(tmp_path, {"dataset": "cifar10", "depth": None}, command="python3 x.py")
     with pytest.raises(InputError, match="no run"):

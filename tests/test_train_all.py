@@ -1,4 +1,4 @@
-"""train_all.py: the visible loop, what it skips, resumes and survives, and folds on several devices."""
+"""train_all.py: the loop, what it skips, resumes and survives, folds on several devices."""
 
 from __future__ import annotations
 
