@@ -208,8 +208,11 @@ def _fetched(archive: Archive, work: Path, data_dir: Path, patience: Patience, l
             return file
 
     def wrong_with(part: Path) -> str | None:
-        if archive.unpack and not is_archive(part):
-            return "is no archive"
+        try:
+            if archive.unpack and not is_archive(part):
+                return "is no archive"
+        except UnpackError as error:
+            return f"is refused: {error}"
         return None if part.stat().st_size else "is empty"
 
     try:

@@ -3,10 +3,14 @@
 Refused are absolute paths, "..", links that lead out of the target folder, devices, pipes,
 encrypted members, and more bytes or members than an archive of that size can honestly hold. Links
 that stay inside become copies. Nothing is executed, and owners and permissions are ignored.
+
+Python's readers trust what an archive says about its own headers: one that claims 4 GiB is read
+into memory. So they get a stream that gives only so much of itself (bounded.py).
 """
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import stat
@@ -17,16 +21,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ood.data.fetch.bounded import HEADER_BYTES, Bounded, UnpackError, open_tar, too_long
+
 BLOCK = 2**20
 RATIO = 50  # bytes out per byte in: images pack about 1:1, arrays of digits up to 20:1
 FLOOR = 2**30  # below this much no archive is called a bomb
 MEMBERS = 5_000_000
+DIRECTORY_BYTES = 2**26  # the list of members of a zip; about 110 bytes each
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others are expanded in memory
 LONGEST_LINK = 4096  # bytes of the target of a link in a zip
 DRIVE = re.compile(r"^[A-Za-z]:")
-
-
-class UnpackError(RuntimeError):
-    """An archive is damaged or not safe."""
 
 
 @dataclass
@@ -60,12 +64,8 @@ def unpack(
     limit = limit if limit is not None else max(FLOOR, RATIO * archive.stat().st_size)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        opened = (
-            _Zip(archive)
-            if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive)
-            else _Tar(archive, target)
-        )
-        with opened:
+        is_zip = zipfile.is_zipfile(archive) and not _is_tar(archive)
+        with _Zip(archive) if is_zip else _Tar(archive, target) as opened:
             return _write(opened, target, limit, select, progress)
     except UnpackError:
         raise
@@ -73,6 +73,7 @@ def unpack(
         tarfile.TarError,
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
         EOFError,
         OSError,
         NotImplementedError,
@@ -88,8 +89,20 @@ def unpack(
 
 
 def is_archive(path: Path) -> bool:
-    """True for a zip and for a (compressed) tar, judged by content."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    """True for a zip and for a (compressed) tar, judged by content.
+
+    Raises UnpackError for a tar whose first header is not safe to read.
+    """
+    return zipfile.is_zipfile(path) or _is_tar(path)
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        stream, _ = open_tar(path)
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError):
+        return False
+    stream.close()
+    return True
 
 
 def _write(opened, target: Path, limit: int, select, progress) -> int:
@@ -199,13 +212,20 @@ class _Zip:
     """The members of a zip."""
 
     def __init__(self, path: Path):
-        self.name, self.file = path.name, zipfile.ZipFile(path)
+        self.name, self.stream = path.name, Bounded(open(path, "rb"), path)
+        try:
+            with self.stream.at_most(DIRECTORY_BYTES, "a list of members"):
+                self.file = zipfile.ZipFile(self.stream)
+        except BaseException:
+            self.stream.close()
+            raise
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.file.close()
+        self.stream.close()
 
     def members(self) -> Iterator[_Member]:
         for entry in self.file.infolist():
@@ -217,10 +237,15 @@ class _Zip:
                 raise _not_a_file(name, self.name)
             if entry.flag_bits & 1:
                 raise UnpackError(f"'{self.name}' holds '{name}', which is encrypted")
+            if entry.compress_type not in ZIP_METHODS:
+                raise UnpackError(
+                    f"'{self.name}' holds '{name}', compressed by method {entry.compress_type}; "
+                    "only stored and deflated files are unpacked"
+                )
             path = _checked(name, self.name)
             if kind == "symlink":
-                if entry.file_size < LONGEST_LINK:
-                    target = self.file.read(entry).decode("utf-8", "replace")
+                with self.file.open(entry) as content:
+                    target = content.read(LONGEST_LINK).decode("utf-8", "replace")
                 _checked_link(name, target, self.name)
             yield _Member(name, path, entry.file_size, kind, target, entry)
 
@@ -232,20 +257,25 @@ class _Tar:
     """The members of a tar, compressed or not."""
 
     def __init__(self, path: Path, target: Path):
-        self.name, self.path, self.target, self.file = path.name, path, target, tarfile.open(path)
+        self.name, self.path, self.target = path.name, path, target
+        self.stream = self.file = None
+        self.rewind()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.file.close()
+        self.stream.close()
+
+    def rewind(self) -> None:
+        if self.stream:
+            self.stream.close()
+        self.stream, self.file = open_tar(self.path)
 
     def members(self) -> Iterator[_Member]:
         """Read from the beginning at each call; a compressed archive is read as a stream."""
-        self.file.close()
-        self.file = tarfile.open(self.path)
-        while (entry := self.file.next()) is not None:
-            self.file.members = []  # tarfile keeps every header otherwise
+        self.rewind()
+        while (entry := self.next_entry()) is not None:
             path, kind = _checked(entry.name, self.name), self._kind(entry)
             if kind in ("symlink", "hardlink"):
                 _checked_link(entry.name, entry.linkname, self.name)
@@ -258,8 +288,19 @@ class _Tar:
             yield _Member(entry.name, path, size, kind, entry.linkname, entry)
         if self.file.offset == 0:
             raise UnpackError(f"'{self.name}' is damaged (it holds nothing)")
-        while self.file.fileobj.read(BLOCK):  # the checksum of the stream is at its end
+        while self.stream.read(BLOCK):  # the checksum of the stream is at its end
             pass
+
+    def next_entry(self) -> tarfile.TarInfo | None:
+        with self.stream.at_most(HEADER_BYTES, "a header"):
+            entry = self.file.next()
+        self.file.members = []  # tarfile keeps every header otherwise
+        kept = self.file.pax_headers.items()  # of global headers, for all members that follow
+        if sum(len(key) + len(value) for key, value in kept) > HEADER_BYTES:
+            raise too_long(self.name, "a header", HEADER_BYTES)
+        if entry is not None and entry.size < 0:
+            raise UnpackError(f"'{self.name}' is damaged ('{entry.name}' has a negative size)")
+        return entry
 
     def _kind(self, entry: tarfile.TarInfo) -> str:
         if entry.isdir():
