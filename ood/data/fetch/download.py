@@ -247,7 +247,7 @@ def _attempt(url: str, wanted: _Wanted, begun: int, guard: Guard) -> None:
             begun, total = _where(answer, begun, wanted, before)
             _check_offer(answer, wanted, total)
             total = total if wanted.size is None else wanted.size
-            _check_space(wanted, (total or 0) - begun)
+            _check_space(wanted, begun, total)
             tag = _tag(answer)
             note = {"url": url, "tag": tag or before.get("tag"), "total": total}
             wanted.note.write_text(json.dumps(note), encoding="utf-8")
@@ -335,7 +335,7 @@ def _copy(answer, wanted: _Wanted, begun: int, total: int | None, guard: Guard) 
         file.flush()
         os.fsync(file.fileno())
     if full:
-        _check_space(wanted, 0 if total is None else total - at)
+        _check_space(wanted, at, total)
     if at > most:
         if total is None:
             wanted.discard()
@@ -344,17 +344,17 @@ def _copy(answer, wanted: _Wanted, begun: int, total: int | None, guard: Guard) 
         raise Broken(f"the connection ended after {at:,} of {total:,} bytes")
 
 
-def _check_space(wanted: _Wanted, missing: int) -> None:
-    """Raise an error if the disk has no place for so many more bytes.
+def _check_space(wanted: _Wanted, at: int, total: int | None) -> None:
+    """Raise an error if the disk has no place for the bytes from `at` to `total`.
 
     Raises:
         DownloadError: the publisher says how large the file is, so no mirror can help.
         Refused: the server says how large it is, or nobody does; then what arrived is removed.
     """
-    free = _free(wanted)
+    free, missing = _free(wanted), 0 if total is None else total - at
     if missing + SPARE_BYTES <= free:
         return
-    if wanted.size is None and not wanted.read_note().get("total"):
+    if total is None:
         wanted.discard()
         raise Refused(f"sends a file of unknown size, and only {free:,} bytes are free")
     raise (Refused if wanted.size is None else DownloadError)(
