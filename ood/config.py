@@ -135,7 +135,7 @@ class Range:
             "below": self.below,
         }
         words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-        return " and ".join(words) or "finite"
+        return " and ".join(words if len(words) == 2 else ["finite", *words])
 
 
 def ranged(default, low=None, high=None, *, above=None, below=None):
@@ -160,10 +160,13 @@ def check_setting(cls, name: str, value, where: str):
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             if number not in allowed:
-                large = isinstance(number, int) and number.bit_length() > 100
-                shown = "a number of more than 30 digits" if large else repr(number)
-                raise InputError(f"{where} is {shown}; it must be {allowed}")
+                raise InputError(f"{where} is {_shown(number)}; it must be {allowed}")
     return value
+
+
+def _shown(number) -> str:
+    large = isinstance(number, int) and number.bit_length() > 100
+    return "a number of more than 30 digits" if large else repr(number)
 
 
 @functools.cache
