@@ -90,7 +90,7 @@ class Bounded:
         ({"count": 10**5000}, "a number of more than 30 digits"),
         ({"count": 2.5}, "must be of type int"),
         ({"count": np.float64(2)}, "must be of type int"),
-        ({"weights": [1, -1]}, "'weights' is -1.0; it must be at least 0"),
+        ({"weights": [1, -1]}, "'weights' is -1.0; it must be finite and at least 0"),
         ({"free": float("inf")}, "'free' is inf; it must be finite"),
         ({"on": 1}, "must be of type bool"),
     ],
