@@ -139,6 +139,45 @@ def test_no_warning_for_features_that_fit(name):
     assert not warnings(outputs(600, seed=1), name)
 
 
+def fitted_warnings(out, name, **settings):
+    """Warnings about a detector that was fitted to the outputs that the diagnosis looks at."""
+    return advice(diagnose(out), {name: detectors.create(name, **settings).fit(out)})
+
+
+@pytest.mark.parametrize("name", ["vim", "residual", "neco"])
+def test_a_default_dimension_that_the_images_cannot_fill_is_said(name):
+    few, many = (made(np.abs(gaussian(n, 60))) for n in (20, 400))
+    said = [line for line in fitted_warnings(few, name) if "instead of 30" in line]
+    assert len(said) == 1 and "20 training images fill only" in said[0]
+    assert not any("instead of" in line for line in fitted_warnings(many, name))
+    assert not any("instead of" in line for line in fitted_warnings(few, name, dim=5))
+
+
+def test_neco_without_the_logit_is_advised_against_on_signed_features():
+    signed, rectified = made(gaussian()), made(np.abs(gaussian()))
+    assert any("below chance" in line for line in fitted_warnings(signed, "neco", max_logit=False))
+    for out, settings in ((signed, {}), (rectified, {}), (rectified, {"max_logit": False})):
+        assert not any("below chance" in line for line in fitted_warnings(out, "neco", **settings))
+
+
+@pytest.mark.parametrize("shift, recommended", [(0.0, True), (-1.5, False)])
+def test_neco_is_recommended_for_collapsed_classes_of_rectified_features_only(shift, recommended):
+    points = np.eye(4)[np.arange(400) % 4] + 1e-3 * np.abs(gaussian(400, 4)) + shift
+    (said,) = (line for line in warnings(made(points), "mds") if "collapsed" in line)
+    assert ("neco" in said) == recommended and "knn look at other directions" in said
+
+
+def test_a_clip_of_react_that_takes_most_of_the_energy_is_said():
+    sparse = np.random.default_rng(0).uniform(0, 0.1, (300, 60))
+    sparse[np.arange(300), np.arange(300) % 6] += 4.0  # one of 60 activations carries the class
+    head = Head(torch.eye(6, 60) * 3, torch.zeros(6))
+    features = torch.tensor(sparse, dtype=torch.float32)
+    out = Outputs(features, head(features), torch.arange(300) % 6, head)
+    (said,) = fitted_warnings(out, "react")
+    assert said.startswith("react: its clip at") and "take a higher percentile" in said
+    assert not fitted_warnings(out, "react", percentile=99.0)
+
+
 def test_one_sentence_names_all_detectors_it_is_about_and_no_others():
     said = warnings(made(gaussian()), "msp", "ash", "scale:percentile=90", "energy")
     assert len(said) == 1 and said[0].startswith("ash, scale:percentile=90: ")

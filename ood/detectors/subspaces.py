@@ -92,8 +92,8 @@ def principal(dim: int | None, features: int, rank: int, name: str) -> int:
     Raises: InputError when no dimension would be left outside the subspace.
     """
     if dim is None:
-        dim = _rule(features)
-        return dim if rank - dim >= (features - dim) / 2 else max(1, _rule(rank))
+        dim = default_dimension(name, features)
+        return dim if rank - dim >= (features - dim) / 2 else max(1, default_dimension(name, rank))
     if not 0 < dim < features:
         raise InputError(
             f"{name}: dim is {dim}, the principal subspace of {features} features must have "
@@ -102,7 +102,13 @@ def principal(dim: int | None, features: int, rank: int, name: str) -> int:
     return dim
 
 
-def _rule(features: int) -> int:
+def default_dimension(name: str, features: int) -> int:
+    """Return the dimension that the authors take for so many features of full rank.
+
+    It is the rule of ViM for 'vim' and 'residual', and 100 or half of the features for 'neco'.
+    """
+    if name == "neco":
+        return min(100, max(1, features // 2))
     return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
 
 
@@ -147,7 +153,7 @@ class NECO(Detector):
             self.mean = mean
         values, columns = torch.linalg.eigh(matrix / self.scale[:, None] / self.scale)
         self.rank = statistics.rank(values)
-        dim = min(100, max(1, self.rank // 2)) if self.dim is None else self.dim
+        dim = default_dimension("neco", self.rank) if self.dim is None else self.dim
         self.dimension = principal(dim, len(mean), self.rank, self.name)
         self.principal = columns.flip(1)[:, : self.dimension].contiguous()  # (D, d)
         self.signed = statistics.signed(train)

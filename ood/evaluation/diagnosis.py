@@ -13,14 +13,17 @@ from torch import Tensor
 
 from ood.data.images import spread
 from ood.detectors import Detector
+from ood.detectors.subspaces import default_dimension
 from ood.outputs import Outputs
+from ood.statistics import SIGNED
 
 SAMPLE = 5000  # rows that are looked at: the shares below do not need more
-NEGATIVE = 0.01  # share of negative values above which features do not count as rectified
+NEGATIVE = SIGNED  # share of negative values above which features do not count as rectified
 NORM_SPREAD = 0.3  # standard deviation / mean of the norms above which they count as uneven
 ONE_NORM = 0.01  # the same, below which all features count as equally long
 COLLAPSED = 0.05  # within / between class variance below which classes count as points
 DEAD = 0.02  # share of constant dimensions that is worth a sentence
+REMOVED = 0.5  # share of the ID energy above which ReAct's clip takes what tells classes apart
 AGREEMENT = 0.5  # share of correctly classified images below which something is probably wrong
 
 RECTIFIED = ("ash", "scale", "adascale_a", "adascale_l")
@@ -225,11 +228,12 @@ def _about_geometry(found: Diagnosis, say) -> None:
             "all features have one length (normalised?), so a scale from their sum says little",
         )
     if found.collapse < COLLAPSED:
+        others = "vim, neco or knn look" if found.negative <= NEGATIVE else "vim or knn look"
         say(
             (*GAUSSIAN, "gmm"),
             f"the classes have collapsed to points (within / between class variance "
-            f"{found.collapse:.2g}): distances within classes are noise; vim, neco or knn look at "
-            "other directions",
+            f"{found.collapse:.2g}): distances within classes are noise; {others} at other "
+            "directions",
         )
 
 
@@ -245,6 +249,27 @@ def _about_settings(found: Diagnosis, detector: Detector) -> list[str]:
     elif name in SUBSPACES and found.rank < 2:
         said.append(
             f"the features vary in {found.rank} direction(s) only: there is no subspace to leave"
+        )
+    elif name in ("vim", "residual", "neco") and dim is None:
+        usual = default_dimension(name, found.dimensions)
+        taken = getattr(detector, "dimension", usual)
+        if taken < 0.9 * usual:
+            said.append(
+                f"{n:,} training images fill only {detector.rank} of {found.dimensions} "
+                f"dimensions, so its subspace has {taken} of them instead of {usual}; fit it to "
+                "more images"
+            )
+    if name == "neco" and detector.max_logit is False and found.negative > NEGATIVE:
+        said.append(
+            f"{100 * found.negative:.0f} % of the values are negative, and without the largest "
+            "logit as a factor it falls below chance on such features; leave max_logit out"
+        )
+    removed = getattr(detector, "removed", 0.0)
+    if name == "react" and removed > REMOVED:
+        said.append(
+            f"its clip at {detector.clip:.3g} takes {100 * removed:.0f} % of the energy of the "
+            "training images, so it cuts off what tells the classes apart; take a higher "
+            "percentile or a threshold"
         )
     if name in ("knn", "nnguide", "combood"):
         k = detector.k
