@@ -13,10 +13,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import models
 from ood import cli, methods
+from ood.cache import Cache
 from ood.config import InputError, build, merge, read_json, split
-from ood.outputs import Cache
 from ood.training import pretraining, runs
 from ood.training.settings import Settings, read_settings
 

@@ -29,6 +29,10 @@ import sys
 import time
 from pathlib import Path
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import numpy as np
 
 import models

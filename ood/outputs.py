@@ -13,17 +13,17 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ood import distributed
+from ood.cache import Cache, Writer, content_key, require_seen
 from ood.config import InputError
 
 CHUNK = 65536  # at most so many rows at a time for a detector: bounds memory, not results
@@ -69,6 +69,13 @@ class Outputs:
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     memo: dict = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self):
+        """Raise InputError for sparse tensors and for those of the meta device."""
+        for what, values in (("features", self.features), ("logits", self.logits)):
+            if values.is_meta or values.layout != torch.strided:
+                kind = "on the meta device" if values.is_meta else f"sparse ({values.layout})"
+                raise InputError(f"the {what} are {kind}: detectors need dense tensors with values")
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -113,47 +120,6 @@ class Pass:
     maps: tuple[Tensor, ...] = ()
 
 
-class Cache:
-    """A folder of arrays: `<folder>/<key>/<part>.npy`.
-
-    A part is written under another name and renamed at the end: a part that is there is complete.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-
-    def entry(self, key: str) -> Path:
-        return self.folder / key
-
-    def parts(self, key: str) -> set[str]:
-        return {p.stem for p in self.entry(key).glob("*.npy") if not p.name.startswith(".")}
-
-    def get(self, key: str, part: str) -> Tensor:
-        return torch.from_numpy(np.load(self.entry(key) / f"{part}.npy", mmap_mode="c"))
-
-    def create(self, key: str, part: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-        """A writable array on disk that becomes visible with `commit`."""
-        self.entry(key).mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(
-            self._aside(key, part), mode="w+", dtype=dtype, shape=shape
-        )
-
-    def put(self, key: str, part: str, values: Tensor) -> None:
-        """Store an array that is complete in memory."""
-        rows = values.numpy()
-        self.create(key, part, rows.shape, rows.dtype)[:] = rows
-        self.commit(key, part)
-
-    def commit(self, key: str, part: str) -> None:
-        os.replace(self._aside(key, part), self.entry(key) / f"{part}.npy")
-
-    def discard(self, key: str, part: str) -> None:
-        self._aside(key, part).unlink(missing_ok=True)
-
-    def _aside(self, key: str, part: str) -> Path:
-        return self.entry(key) / f".{part}.{os.getpid()}.npy"
-
-
 def network_digest(network: nn.Module) -> str:
     """sha256 over the weights, the printed structure and the source of the network's classes.
 
@@ -182,58 +148,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def content_key(*content: str) -> str:
-    """Name a cache entry after everything that its values depend on: digests and texts.
-
-    Raises: TypeError for anything but text. The printed form of an object may leave out what counts
-        (a tensor's middle values), so the caller says how it is written: `repr(preprocess)`.
-    """
-    for text in content:
-        if not isinstance(text, str):
-            raise TypeError(f"a cache key is made of text; got {type(text).__name__} {text!r}")
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:32]
-
-
-def cached(
-    cache: Cache | None,
-    parts: dict[str, tuple[str, ...]],
-    compute: Callable[[], dict[str, Tensor]],
-) -> dict[str, Tensor]:
-    """Return the arrays of a pass that is not `extract`'s, from the cache or by `compute`.
-
-        def _pass(self, images):
-            content = (self.digest, images.digest, repr(self.preprocess), device.type)
-            return cached(cache, {"leaveout-softmax": content}, lambda: self._forward(images))
-
-    Args:
-        cache: where the arrays are kept; None computes them every time.
-        parts: for each array its name and everything that its values depend on, as for
-            `content_key`. Begin the name with the method's. Arrays of one pass may depend on
-            different things: then changing one setting leaves the others in the cache.
-        compute: gives all arrays, {name: (N, ...) on the CPU}, with the rows of the whole set.
-            It runs if the cache lacks one of them.
-
-    Returns:
-        {name: array}, one for each of `parts`. With a cache they are memory-mapped.
-
-    Under torchrun every process must call this. All of them run `compute`, which may share the
-    images and gather the rows (ood.distributed); rank 0 writes.
-
-    Raises: InputError where another process cannot see the cache's folder.
-    """
-    if cache is None:
-        return compute()
-    keys = {part: content_key(*content) for part, content in parts.items()}
-    if not distributed.from_first(lambda: all(p in cache.parts(k) for p, k in keys.items())):
-        made = compute()
-        if distributed.first():
-            for part, key in keys.items():
-                cache.put(key, part, made[part])
-        distributed.barrier()
-        _require_seen(cache, keys)
-    return {part: cache.get(key, part) for part, key in keys.items()}
 
 
 def extract(
@@ -290,9 +204,9 @@ def extract(
     if cache:
         weights = digest or network_digest(network)
         key = content_key(weights, images.digest, repr(preprocess), precision, device.type)
-    have = distributed.from_first(lambda: cache.parts(key)) if cache else set()
     wanted = {"features", "logits"} | {f"score-{k}" for k in detectors}
-    missing = wanted - have | ({"taps"} if taps and "tap0" not in have else set())
+    held = distributed.from_first(lambda: _held(cache, key, wanted, taps)) if cache else set()
+    missing = wanted - held | ({"taps"} if taps and "tap0" not in held else set())
     arrays: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     if missing:
@@ -301,7 +215,8 @@ def extract(
         arrays = _pass(forward, images, batch_size, missing, cache, key, progress)
         seconds = forward.total_seconds()
     if cache:
-        arrays |= {name: cache.get(key, name) for name in cache.parts(key) if name not in arrays}
+        names = {name for name in cache.parts(key) if taps and name.startswith("tap")} | wanted
+        arrays = {name: cache.get(key, name) for name in names}
     tap_names = [name for name in arrays if name.startswith("tap")] if taps else []
     return Outputs(
         arrays["features"],
@@ -403,45 +318,59 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+class _InMemory:
+    """An array that grows in memory, as ood.cache.Writer's grows on disk."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype):
+        self.name, self.array, self.rows = name, np.empty(shape, dtype), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        self.array[self.rows : self.rows + len(rows)] = rows
+        self.rows += len(rows)
+
+    def commit(self) -> None:
+        if self.rows != len(self.array):
+            raise RuntimeError(
+                f"{self.rows} of {len(self.array)} images came out of the pass ({self.name})"
+            )
+
+    def close(self) -> None:
+        pass
+
+
 class _Parts:
     """Arrays that grow batch by batch, on disk when there is a cache, else in memory."""
 
     def __init__(self, missing: set[str], length: int, cache: Cache | None, key: str):
         self.missing, self.length, self.cache, self.key = missing, length, cache, key
-        self.arrays: dict[str, np.ndarray] = {}
-        self.filled: dict[str, int] = {}
+        self.growing: dict[str, _InMemory | Writer] = {}
 
     def add(self, name: str, values: Tensor) -> None:
         if name not in self.missing and not (name.startswith("tap") and "taps" in self.missing):
             return
         rows = values.cpu().numpy()
-        if name not in self.arrays:
+        if name not in self.growing:
             shape = (self.length, *rows.shape[1:])
-            self.arrays[name] = (
-                self.cache.create(self.key, name, shape, rows.dtype)
-                if self.cache
-                else np.empty(shape, rows.dtype)
-            )
-            self.filled[name] = 0
-        start = self.filled[name]
-        self.arrays[name][start : start + len(rows)] = rows
-        self.filled[name] = start + len(rows)
+            if self.cache:
+                self.growing[name] = self.cache.writer(self.key, name, shape, rows.dtype)
+            else:
+                self.growing[name] = _InMemory(name, shape, rows.dtype)
+        self.growing[name].add(rows)
 
     def finish(self) -> dict[str, Tensor]:
-        for name, count in self.filled.items():
-            if count != self.length:
-                raise RuntimeError(f"{count} of {self.length} images came out of the pass ({name})")
-        if not self.cache:
-            return {name: torch.from_numpy(array) for name, array in self.arrays.items()}
-        for name, array in self.arrays.items():
-            array.flush()
-            self.cache.commit(self.key, name)
-        return {}
+        """Return the arrays; with a cache they lie there and the result is empty.
+
+        The first tap comes last: where it is, all taps are.
+        """
+        for part in reversed(self.growing.values()):
+            part.commit()
+        if self.cache:
+            return {}
+        return {name: torch.from_numpy(part.array) for name, part in self.growing.items()}
 
     def discard(self) -> None:
-        for name in self.arrays:
-            if self.cache:
-                self.cache.discard(self.key, name)
+        for part in self.growing.values():
+            part.close()
 
 
 def _of_all(
@@ -453,27 +382,29 @@ def _of_all(
     """
     names = distributed.gathered(list(arrays))[0]  # rank 0 has rows, if there are any
     whole = {}
-    for name in names:
+    for name in reversed(names):  # the first tap last, as in _Parts
         rows = distributed.gather_rows(arrays.pop(name, None))
         if len(rows) != length:
             raise RuntimeError(f"{len(rows)} of {length} images came out of the pass ({name})")
-        if not cache:
+        if cache:
+            distributed.from_first(partial(cache.put, key, name, rows))
+        else:
             whole[name] = rows
-        elif distributed.first():
-            cache.put(key, name, rows)
-    distributed.barrier()
     if cache:
-        _require_seen(cache, dict.fromkeys(names, key))
+        require_seen(cache, dict.fromkeys(names, key))
     return whole
 
 
-def _require_seen(cache: Cache, keys: dict[str, str]) -> None:
-    """Raise InputError if parts that rank 0 has written are not on this process's disk."""
-    if not all(part in cache.parts(key) for part, key in keys.items()):
-        raise InputError(
-            f"process {distributed.rank()} does not see '{cache.folder}'; the cache must be on a "
-            "disk that all machines share (-cache_dir), or -no_cache"
-        )
+def _held(cache: Cache, key: str, wanted: set[str], taps: bool) -> set[str]:
+    """Return the parts of an entry that are sound: those of `wanted`, and the taps if all are."""
+    held = cache.sound(key, wanted)
+    if taps:
+        there = {part for part in cache.parts(key) if part.startswith("tap")}
+        sound = cache.sound(key, there)
+        if sound and sound == there == {f"tap{i}" for i in range(len(there))}:
+            return held | sound
+        cache.remove(key, "tap0")  # without it no later run takes the others for all of them
+    return held
 
 
 def _bias(fc: nn.Linear) -> Tensor:

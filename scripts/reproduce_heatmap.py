@@ -15,19 +15,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
+
 import models
 from ood import cli, metrics
+from ood.cache import Cache
 from ood.config import build, merge, read_json
 from ood.data import info, load_benchmark
 from ood.evaluation import measurements
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
-from ood.outputs import Cache
 from ood.training.context import Context
 
 CONFIG = ROOT / "configs" / "mnist5k_small_ood.json"

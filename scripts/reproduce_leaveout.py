@@ -15,19 +15,24 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import torch
+
 import models
 from ood import cli, detectors, metrics
+from ood.cache import Cache
 from ood.config import build, merge, read_json, split
 from ood.data import Preprocess, load_benchmark
 from ood.evaluation import measurements
 from ood.methods import leaveout
 from ood.methods.leaveout import training
-from ood.outputs import Cache, extract
+from ood.outputs import extract
 from ood.training.context import Context
 
 CONFIG = ROOT / "configs" / "mnist5k_small_leaveout.json"

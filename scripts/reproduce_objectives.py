@@ -18,17 +18,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
+
 import models
 from ood import cli, detectors, losses
+from ood.cache import Cache
 from ood.data import Preprocess, load_benchmark
 from ood.evaluation import measurements, scoring
 from ood.evaluation.passes import Passes
-from ood.outputs import Cache
 
 DETECTORS = ("msp", "energy")
 # Arguments of a loss. With seed 0, the plain network's median energy is -12 on its training digits

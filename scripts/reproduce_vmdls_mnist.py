@@ -15,13 +15,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+
 import models
 from ood import cli, methods
+from ood.cache import Cache
 from ood.config import InputError, build, read_json, split
 from ood.data import load
 from ood.evaluation import measurements
 from ood.metrics import evaluate
-from ood.outputs import Cache
 from ood.training.context import Context
 
 SETS = ("omniglot", "mnist_noise", "noise")

@@ -18,6 +18,7 @@ from torch import nn
 
 import models
 from ood import distributed, losses
+from ood.cache import Cache
 from ood.cli import RunError
 from ood.config import InputError
 from ood.data import ArrayImages, Augment, Preprocess
@@ -27,7 +28,7 @@ from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings as HeatmapSettings
 from ood.methods.leaveout.training import train_fold
 from ood.methods.vmdls.method import VMDLS
-from ood.outputs import Cache, extract
+from ood.outputs import extract
 from ood.training import loop, runs
 from ood.training.batches import MixedBatches
 
@@ -260,13 +261,23 @@ def seen(folder: Path, count: int, size: int, **options):
     return {"steps": steps, "length": len(batches)}
 
 
+def flip_a_bit(folder: Path):
+    for file in folder.rglob("features.npy"):
+        content = bytearray(file.read_bytes())
+        content[-200] ^= 1
+        file.write_bytes(content)
+
+
 def outputs(folder: Path, cached: bool):
     """Features and logits of 70 images in 5 batches, of 10 in one (a process has none then)."""
     torch.manual_seed(0)
     network = models.build("small_cnn", 3, in_channels=3, image_size=32, width=4)
     cache, found = Cache(folder / "cache") if cached else None, {}
     for count in (70, 10):
-        for _ in range(2 if cached else 1):
+        for turn in range(2 if cached else 1):
+            if turn:  # every process gets sound features after a bit has flipped
+                distributed.in_turn(lambda: distributed.first() and flip_a_bit(folder))
+                distributed.barrier()
             made = extract(
                 network,
                 toy_images(count, 32),

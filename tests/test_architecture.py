@@ -15,7 +15,7 @@ FLOORS = (
     ("ood.metrics", "ood.distributed"),
     ("ood.metrics_released",),
     ("ood.cli",),
-    ("ood.files",),
+    ("ood.files", "ood.cache"),
     ("ood.outputs",),
     ("ood.data", "ood.statistics", "ood.provenance"),
     ("ood.detectors",),

@@ -13,6 +13,7 @@ import torch
 
 import models
 from ood import metrics
+from ood.cache import Cache
 from ood.config import InputError, build
 from ood.data import Preprocess, load
 from ood.methods import Context
@@ -21,7 +22,6 @@ from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.targets import nearest_id
 from ood.methods.heatmap.training import find
-from ood.outputs import Cache
 from ood.training import runs
 
 BASE = dict(

@@ -15,11 +15,12 @@ from torch import nn
 
 import models
 from ood import detectors, methods
+from ood.cache import Cache
 from ood.config import InputError, build
 from ood.data import ArrayImages, Preprocess
 from ood.methods import leaveout
 from ood.methods.leaveout.settings import Settings
-from ood.outputs import Cache, extract
+from ood.outputs import extract
 
 STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 

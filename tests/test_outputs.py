@@ -8,11 +8,13 @@ from torch.nn.functional import cross_entropy
 
 import models
 from ood import detectors
+from ood.cache import Cache
+from ood.config import InputError
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.evaluation import scoring
 from ood.evaluation.passes import Passes
-from ood.outputs import Cache, cached, content_key, extract, network_digest
+from ood.outputs import Outputs, extract, network_digest
 
 NAMES = ("msp", "maxlogit", "energy", "odin", "react", "dice")
 
@@ -198,32 +200,9 @@ def test_gradients_stay_with_the_parameters(network, preprocess):
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
 
 
-def test_arrays_of_other_passes_are_kept_by_their_content(tmp_path):
-    """`cached`: what methods compute beside `extract`."""
-    calls = []
-
-    def arrays(network="n", autoencoder="a", cache=Cache(tmp_path)):  # noqa: B008
-        def compute():
-            calls.append(1)
-            return {"toy-first": torch.arange(6.0).view(3, 2), "toy-second": torch.tensor([1, 2])}
-
-        parts = {"toy-first": (network, "images"), "toy-second": (network, "images", autoencoder)}
-        return cached(cache, parts, compute)
-
-    for _ in range(2):
-        found = arrays()
-        assert found["toy-first"].tolist() == [[0, 1], [2, 3], [4, 5]]
-        assert found["toy-second"].dtype == torch.int64 and found["toy-second"].tolist() == [1, 2]
-    assert len(calls) == 1
-    arrays(autoencoder="b")
-    arrays(network="m")
-    arrays(cache=None)
-    arrays(cache=None)
-    assert len(calls) == 5
-
-
-def test_a_cache_key_is_made_of_text():
-    """The printed form of a large tensor leaves its middle out: two of them would share a key."""
-    assert content_key("a", "b") != content_key("ab")
-    with pytest.raises(TypeError, match="got Tensor"):
-        content_key("a", torch.zeros(3))
+@pytest.mark.parametrize(
+    "values", [torch.zeros(4, 3).to_sparse(), torch.zeros(4, 3, device="meta")]
+)
+def test_outputs_are_dense_tensors_with_values(values):
+    with pytest.raises(InputError, match="the features are (sparse|on the meta device)"):
+        Outputs(values, torch.zeros(4, 2), torch.zeros(4), None)

@@ -13,11 +13,11 @@ from detector_toys import Gratings, gratings
 import models
 import ood.outputs
 from ood import detectors, metrics
+from ood.cache import Cache
 from ood.data import Preprocess
 from ood.detectors import distances
 from ood.evaluation import report, scoring, uncertainty
 from ood.evaluation.passes import Passes
-from ood.outputs import Cache
 
 
 @pytest.fixture

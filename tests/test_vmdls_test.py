@@ -395,7 +395,7 @@ def test_jitter_report_and_figures(trained, tmp_path):
 def test_cached_passes_give_the_same_scores(trained, tmp_path):
     import dataclasses
 
-    from ood.outputs import Cache
+    from ood.cache import Cache
 
     settings, context, run, _, known, _ = trained
     cached = dataclasses.replace(context, cache=Cache(tmp_path))

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ood import cli
-from ood.outputs import Cache
+from ood.cache import Cache
 from ood.training.context import Context
 
 FLAGS: dict[str, dict] = {

@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from ood.cache import Cache
 from ood.data.images import ImageSet
 from ood.detectors import ImageDetector
-from ood.outputs import Cache, Head, Outputs, extract, network_digest
+from ood.outputs import Head, Outputs, extract, network_digest
 
 
 @dataclass

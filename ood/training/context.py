@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from ood.outputs import Cache
+from ood.cache import Cache
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ood import distributed
+from ood.cache import cached
 from ood.config import InputError
 from ood.methods.base import Method
 from ood.methods.leaveout.formulas import pass_over, stacked
@@ -42,7 +43,7 @@ from ood.methods.leaveout.settings import (
     preprocess_of,
 )
 from ood.methods.leaveout.training import train_fold
-from ood.outputs import cached, network_digest
+from ood.outputs import network_digest
 from ood.training.context import Context
 from ood.training.runs import Run, holds_run
 

@@ -23,6 +23,7 @@ from types import ModuleType
 import numpy as np
 
 from ood import cli, files, provenance
+from ood.cache import Cache
 from ood.config import InputError, nearest, to_dict
 from ood.data import info, load
 from ood.data.registry.table import is_folder_path
@@ -39,7 +40,6 @@ from ood.methods.vmdls.method import LIKELIHOOD, VMDLS
 from ood.methods.vmdls.open_set import Scored, open_set, threshold_table
 from ood.methods.vmdls.settings import ENCODERS, Settings
 from ood.methods.vmdls.training import known_images, preprocess_of
-from ood.outputs import Cache
 from ood.training.context import Context
 
 AS_STORED = ("Imagenet", "LSUN")  # ODIN's crops may be 36 x 36; the released code does not resize

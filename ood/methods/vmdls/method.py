@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ood.cache import cached
 from ood.config import to_dict
 from ood.data import Preprocess
 from ood.files import file_stem
@@ -45,7 +46,7 @@ from ood.methods.vmdls.training import (
     preprocess_of,
     train_latent,
 )
-from ood.outputs import cached, network_digest
+from ood.outputs import network_digest
 from ood.training import runs
 from ood.training.context import Context
 
