@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import struct
@@ -40,9 +39,8 @@ RENAMES = (
     ("linear.", "fc."),
     ("conv_shortcut.", "convShortcut."),
 )
-# The first PyTorch that restores chosen names. Older ones refuse files with NumPy scalars or
-# Lightning objects.
-NAMED_GLOBALS = (2, 6)
+# In older PyTorch a file could run code despite weights_only=True (CVE-2025-32434).
+SAFE = (2, 6)
 LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # parts of a VMDLS file beside its encoder
 
 
@@ -143,8 +141,8 @@ def load_into(
     name = "the weights" if isinstance(source, Checkpoint) else str(source)
     target = network.state_dict()
     fits = [_fit(view, target, optional) for view, optional in _views(checkpoint, target)]
-    best = min(fits, key=lambda fit: len(fit.missing) + len(fit.unexpected) + len(fit.shapes))
-    if best.missing or best.unexpected or best.shapes:
+    best = min(fits, key=_Fit.count)
+    if best.count():
         raise CheckpointError(
             f"{name} ({checkpoint.format}, {len(checkpoint.state_dict)} tensors) does not fit "
             f"{_title(network)} ({len(target)} tensors): {best.problems()}"
@@ -182,6 +180,11 @@ def _load(path: Path):
         )
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty (0 bytes); copy or download it again")
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < SAFE:
+        raise CheckpointError(
+            f"{path}: not read, because in torch {torch.__version__} a weight file can run code "
+            "(CVE-2025-32434); install torch 2.6 or newer"
+        )
     try:
         with _inert_globals(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on pickle protocols
@@ -252,8 +255,6 @@ class _Name:
 
 def _inert_globals():
     """Let a file name a few harmless objects of the authors' files; it gets the stand-ins above."""
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < NAMED_GLOBALS:
-        return contextlib.nullcontext()
     callbacks = (
         "model_checkpoint.ModelCheckpoint",
         "early_stopping.EarlyStopping",
@@ -286,6 +287,11 @@ def _state(path: Path, state) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: expected a state dict (names -> tensors), found a dict with {_some(state)}"
         )
+    for key, tensor in state.items():
+        if tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided:
+            kind = "without values (meta)" if tensor.is_meta else "quantized"
+            kind = kind if tensor.layout == torch.strided else f"sparse ({tensor.layout})"
+            raise CheckpointError(f"{path}: expected dense tensors, but {key} is {kind}")
     if all(k.startswith("module.") for k in state):
         state = {k[len("module.") :]: v for k, v in state.items()}
     return dict(state)
@@ -303,6 +309,10 @@ class _Fit(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     shapes: list[str]
+    types: list[str]
+
+    def count(self) -> int:
+        return sum(map(len, (self.missing, self.unexpected, self.shapes, self.types)))
 
     def problems(self) -> str:
         """Say what does not fit: '2 missing (a, b); 1 unexpected (c)'."""
@@ -310,6 +320,7 @@ class _Fit(NamedTuple):
             ("missing", self.missing),
             ("unexpected", self.unexpected),
             ("of another shape", self.shapes),
+            ("of another type", self.types),
         )
         return "; ".join(
             f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
@@ -349,7 +360,16 @@ def _fit(view: dict, target: dict, optional: tuple) -> _Fit:
         for k, v in state.items()
         if v.shape != target[k].shape
     ]
-    return _Fit(state, missing, unexpected, shapes)
+    types = [
+        f"{k}: file {_name(v.dtype)}, network {_name(target[k].dtype)}"
+        for k, v in state.items()
+        if v.is_complex() or v.is_floating_point() != target[k].is_floating_point()
+    ]
+    return _Fit(state, missing, unexpected, shapes, types)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _replace(key: str, old: str, new: str) -> str:

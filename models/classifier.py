@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 COMMON = ("num_classes", "in_channels", "image_size")  # arguments that every architecture takes
+DEEPEST = 4000  # layers; a loop that makes many more takes hours and all memory
 TORCHVISION = "torchvision_"  # how the names of torchvision's networks begin
 
 

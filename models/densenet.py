@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classifier import Classifier, init_fan_out, one_of, pool_window, require
+from .classifier import DEEPEST, Classifier, init_fan_out, one_of, pool_window, require
 from .dropout import drop
 from .registry import register
 
@@ -103,6 +103,7 @@ class DenseNet(Classifier):
             depth >= 10 and (depth - 4) % 6 == 0,
             f"the depth of a DenseNet-BC must be 6 n + 4 (10, 16, ... 100), got {depth}",
         )
+        require(depth <= DEEPEST, f"the depth may be {DEEPEST} at most, got {depth}")
         require(
             growth >= 1 and 0 < reduction <= 1,
             f"growth must be >= 1 and reduction in (0, 1], got {growth}, {reduction}",

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Callable, NamedTuple
 
-from .classifier import COMMON, TORCHVISION, Classifier, one_of, require
+import torch
+from torch import nn
+
+from .classifier import COMMON, TORCHVISION, Classifier, ModelError, one_of, require
+
+LARGE = 1024  # an integer argument above this may ask for more memory than there is
 
 
 class Entry(NamedTuple):
@@ -104,9 +110,47 @@ def build(
         "image_size": image_size or entry.image_size,
     }
     chosen = {**entry.options, **options}
-    network = entry.factory(**common, **entry.fixed, **chosen)
+    arguments = {**common, **entry.fixed, **chosen}
+    if any(_is_int(value) and value > LARGE for value in arguments.values()):
+        _require_memory(arch, entry, arguments)
+    network = entry.factory(**arguments)
     network.arch = {"arch": arch, **common, **chosen}
     return network
+
+
+def _require_memory(arch: str, entry: Entry, arguments: dict) -> None:
+    """Raise a ModelError if this machine's memory cannot hold the network and one image's pass.
+
+    The network is built without memory (on torch's meta device) and asked for its shapes.
+    """
+    numbers = [0]
+    try:
+        with torch.device("meta"):
+            network = entry.factory(**arguments).eval()
+            hooks = [
+                module.register_forward_hook(lambda _, __, out: numbers.append(out.numel()))
+                for module in network.modules()
+                if isinstance(module, (nn.Conv2d, nn.Linear))
+            ]
+            side = arguments["image_size"]
+            network(torch.empty(1, arguments["in_channels"], side, side))
+            for hook in hooks:
+                hook.remove()
+    except (RuntimeError, TypeError) as error:  # sizes beyond 64 bits
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{arch} cannot be built with {_large(arguments)}: {reason}") from None
+    needed = 4 * (sum(p.numel() for p in network.parameters()) + max(numbers))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    require(
+        needed <= there,
+        f"{arch} with {_large(arguments)} would need at least {needed / 1e9:,.0f} GB of memory, "
+        f"this machine has {there / 1e9:,.0f} GB",
+    )
+
+
+def _large(arguments: dict) -> str:
+    """Name the arguments that may be too large: 'num_classes=1000000000000'."""
+    return ", ".join(f"{k}={v}" for k, v in arguments.items() if _is_int(v) and v > LARGE)
 
 
 def _check_type(arch: str, key: str, value, default) -> None:

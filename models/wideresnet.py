@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classifier import Classifier, init_fan_out, one_of, pool_window, require
+from .classifier import DEEPEST, Classifier, init_fan_out, one_of, pool_window, require
 from .dropout import drop
 from .registry import register
 
@@ -215,6 +215,7 @@ def blocks_per_group(depth: int, width: int, dropout: float) -> int:
         depth >= 10 and (depth - 4) % 6 == 0,
         f"the depth of a wide ResNet must be 6 n + 4 (10, 16, ... 28, 40), got {depth}",
     )
+    require(depth <= DEEPEST, f"the depth may be {DEEPEST} at most, got {depth}")
     require(
         width >= 1 and 0 <= dropout < 1,
         f"width must be >= 1 and dropout in [0, 1), got {width}, {dropout}",

@@ -425,3 +425,60 @@ def rewrite(path, old, new):
             target.writestr(
                 name, content.replace(old, new) if name.endswith("data.pkl") else content
             )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_another_kind_are_refused(tmp_path, dtype):
+    """Copied into float32, complex64 would lose its imaginary part without a word."""
+    network = models.build("small_cnn", 3, width=4)
+    state = {
+        k: v.to(dtype) if v.is_floating_point() else v for k, v in network.state_dict().items()
+    }
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"of another type .*file {name}, network float32"):
+        load_into(network, tmp_path / "w.pt")
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_taken(tmp_path, dtype):
+    network = models.build("small_cnn", 3, width=4)
+    torch.save({k: v.to(dtype) for k, v in network.state_dict().items() if v.dim()}, tmp_path / "w")
+    load_into(network, tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda tensor: tensor.to_sparse(), "fc.weight is sparse"),
+        (lambda tensor: tensor.to("meta"), r"fc.weight is without values \(meta\)"),
+    ],
+)
+def test_tensors_without_values_are_refused(tmp_path, change, words):
+    state = models.build("small_cnn", 3, width=4).state_dict()
+    state["fc.weight"] = change(state["fc.weight"])
+    torch.save({"state_dict": state}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=words):
+        read(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("version, refused", [("2.5.1+cu121", True), ("2.6.0", False)])
+def test_a_pytorch_in_which_files_can_run_code_reads_none(tmp_path, monkeypatch, version, refused):
+    save(tmp_path / "w.pt", {"fc.weight": torch.zeros(2, 2)})
+    monkeypatch.setattr(torch, "__version__", version)
+    if refused:
+        with pytest.raises(
+            CheckpointError, match=r"torch 2.5.1\+cu121 .*install torch 2.6 or newer"
+        ):
+            read(tmp_path / "w.pt")
+    else:
+        assert list(read(tmp_path / "w.pt").state_dict) == ["fc.weight"]
+
+
+def test_requirements_name_the_first_pytorch_that_is_safe():
+    from conftest import ROOT
+
+    first = ".".join(map(str, models.checkpoints.SAFE))
+    assert f"torch>={first}" in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()

@@ -12,7 +12,7 @@ from torch import nn
 
 import models
 from models.autoencoder import MnistConvDecoder, ResNetDecoder
-from models.classifier import average, parameters
+from models.classifier import ModelError, average, parameters
 
 LIGHT = {
     "wrn": {"depth": 10, "width": 2},
@@ -656,3 +656,27 @@ def test_dropout_off_and_at_its_ends():
         and not drop(x, 1.0, True).any()
     )
     assert drop(torch.empty(0, 3), 0.5, True).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("resnet18", 0), "positive integer, got 0"),
+        (("resnet18", 10**12), "num_classes=1000000000000 would need at least"),
+        (("resnet18", 10**30), "cannot be built with num_classes"),
+        (("small_cnn", 10, 3, 100_000), "image_size=100000 would need at least"),
+        (("vgg", 10, 3, 100_000), "image_size=100000 would need at least"),
+    ],
+)
+def test_networks_that_no_memory_holds_are_refused(arguments, words):
+    began = torch.random.get_rng_state()
+    with pytest.raises(ModelError, match=words):
+        models.build(*arguments)
+    assert torch.equal(began, torch.random.get_rng_state())
+
+
+def test_endless_networks_are_refused():
+    for arch in ("wrn", "wideresnet", "densenet"):
+        with pytest.raises(ModelError, match="4000 at most"):
+            models.build(arch, 10, depth=6 * 10**9 + 4)
+    assert models.build("small_cnn", 2000, width=4).fc.out_features == 2000
