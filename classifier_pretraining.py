@@ -35,6 +35,10 @@ from __future__ import annotations
 
 import json
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import models
 from ood import cli, losses
 from ood.config import InputError, merge
@@ -253,7 +257,7 @@ def literal(text: str):
     """A number, true, false, or the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

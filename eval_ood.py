@@ -15,6 +15,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import models
 from ood import cli, distributed, methods, provenance
 from ood.config import to_dict

@@ -27,6 +27,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import torch
 
 import models

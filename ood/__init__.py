@@ -4,5 +4,22 @@ One convention everywhere: a score is larger for outliers, and an outlier's labe
 """
 
 import os
+import sys
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see models/__init__.py
+
+
+def catch_interrupts() -> None:
+    """Let Ctrl-C end a script with one line and exit code 130 while torch is still loading.
+
+    A script calls this before it imports anything large. Afterwards `ood.cli.run` takes over.
+    """
+    others = sys.excepthook
+
+    def say(kind, error, trace):
+        if not issubclass(kind, KeyboardInterrupt):
+            return others(kind, error, trace)
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    sys.excepthook = say

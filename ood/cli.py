@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ood import distributed
-from ood.config import InputError, nearest
+from ood.config import InputError, check_seed, nearest
 
 OTHERS_WAIT = 10.0  # seconds before a process other than the first says what went wrong
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
@@ -54,6 +54,13 @@ class Parser(argparse.ArgumentParser):
             options["metavar"] = name.lstrip("-").upper()
         text = (help + shown).replace("%", "%%")
         self.add_argument(*names, default=default, help=text, **options)
+
+    def _get_option_tuples(self, option_string: str) -> list:
+        """Take no beginning of a flag for the flag: argparse guesses those with a single dash.
+
+        (allow_abbrev=False rules out `--epoc` for `--epochs`, but not `-epoc`.)
+        """
+        return []
 
     def error(self, message: str):
         for word in sys.argv[1:]:
@@ -192,7 +199,11 @@ def describe_device(device: torch.device) -> str:
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch; `deterministic` also asks torch for deterministic kernels."""
+    """Seed Python, NumPy and torch; `deterministic` also asks torch for deterministic kernels.
+
+    Raises: InputError for a seed that is negative or needs more than 63 bits.
+    """
+    check_seed(seed, "-seed")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

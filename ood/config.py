@@ -50,16 +50,35 @@ def read_json(path: str | Path) -> dict:
         raise InputError(
             f"no config file '{path}'{nearest(path.name, siblings)}; the configs are in ./configs"
         )
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"config '{path}' is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"config '{path}' must hold a JSON object, not a {type(content).__name__}")
     flat: dict = {}
-    for key, value in content.items():
+    for key, value in json_object(path, "config").items():
         flat.update(value if key in GROUPS and isinstance(value, dict) else {key: value})
     return flat
+
+
+def json_object(path: Path, what: str) -> dict:
+    """Return the object in a JSON file that is there.
+
+    Args: what: the file is, as the message begins: "config".
+
+    Raises: InputError if the file cannot be read or holds anything else. Besides malformed text
+        that is: lists, NaN and Infinity, a number of thousands of digits, endless nesting.
+    """
+
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is no number in JSON")
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except OSError as error:
+        raise InputError(f"{what} '{path}' cannot be read: {error.strerror or error}") from None
+    except RecursionError:
+        raise InputError(f"{what} '{path}' is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:  # malformed, not UTF-8, or more digits than Python converts
+        raise InputError(f"{what} '{path}' is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{what} '{path}' must hold a JSON object, not a {type(content).__name__}")
+    return content
 
 
 def build(cls, values: dict, where: str = "config"):
@@ -138,6 +157,9 @@ class Range:
         return " and ".join(words if len(words) == 2 else ["finite", *words])
 
 
+SEEDS = Range(0, 2**63 - 1)  # of every field that is called seed, or something_seed
+
+
 def ranged(default, low=None, high=None, *, above=None, below=None):
     """Declare a dataclass field whose numbers must lie in a `Range`.
 
@@ -173,9 +195,17 @@ def _shown(number) -> str:
 def _declared(cls) -> dict[str, tuple[object, Range]]:
     """{field: (type, range)} of a dataclass."""
     hints = typing.get_type_hints(cls)
-    return {
-        f.name: (hints[f.name], f.metadata.get("range", Range())) for f in dataclasses.fields(cls)
-    }
+    found = {}
+    for f in dataclasses.fields(cls):
+        usual = SEEDS if f.name == "seed" or f.name.endswith("_seed") else Range()
+        found[f.name] = (hints[f.name], f.metadata.get("range", usual))
+    return found
+
+
+def check_seed(seed: int, what: str = "-seed") -> None:
+    """Raise InputError for a seed that not every generator takes."""
+    if seed not in SEEDS:
+        raise InputError(f"{what} is {_shown(seed)}; it must be an integer from 0 to 2^63 - 1")
 
 
 def _convert(value, hint, where: str):
@@ -252,9 +282,9 @@ class Experiment:
     method: str | None = None
     arch: str = ""
     loss: str = CROSS_ENTROPY
-    num_classes: int | None = None
-    depth: int | None = None
-    width: int | None = None
+    num_classes: int | None = ranged(None, 1)
+    depth: int | None = ranged(None, 1)
+    width: int | None = ranged(None, 1)
     model_args: dict = field(default_factory=dict)
     benchmark: str = "demo"
     protocol: Literal["paper", "full"] = "paper"
@@ -264,7 +294,7 @@ class Experiment:
     std: tuple[float, ...] | None = None
     checkpoint: str | None = None
     checkpoint_name: str | None = None
-    batch_size: int = 256
+    batch_size: int = ranged(256, 1)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 1
     limit: int | None = None

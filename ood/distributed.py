@@ -55,16 +55,44 @@ _code: int | None = None  # exit code of a process that has left the others
 
 
 def launched() -> int:
-    """Return how many processes torchrun started; 1 without torchrun."""
+    """Return how many processes torchrun started; 1 without torchrun.
+
+    Raises: InputError if WORLD_SIZE is no positive integer.
+    """
     by_torchrun = {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ.get("WORLD_SIZE", 1)) if by_torchrun else 1
+    return _from_environment("WORLD_SIZE", 1, lowest=1) if by_torchrun else 1
+
+
+def _from_environment(name: str, default: int, lowest: int = 0, highest: int = 1 << 20) -> int:
+    """Return an integer that torchrun has set. Raises InputError if it is none in that range."""
+    text = os.environ.get(name, str(default))
+    if text.strip().isdecimal() and len(text) < 20 and lowest <= int(text) <= highest:
+        return int(text)
+    raise InputError(
+        f"the environment variable {name} is '{text}', not an integer from {lowest} to {highest}; "
+        "start the processes with torchrun, which sets it, or unset it (and RANK, WORLD_SIZE, "
+        "MASTER_ADDR, MASTER_PORT) for a single process"
+    )
 
 
 def begin() -> None:
-    """Join the other processes, if torchrun started any: gloo on the CPU, nccl on GPUs."""
+    """Join the other processes, if torchrun started any: gloo on the CPU, nccl on GPUs.
+
+    Raises: InputError if what torchrun sets in the environment is missing or makes no sense.
+    """
     if launched() > 1 and not dist.is_initialized():
+        _from_environment("MASTER_PORT", 0, highest=65535)
+        _from_environment("RANK", 0, highest=launched() - 1)
+        local_rank()
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        except (RuntimeError, ValueError, OSError) as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise InputError(
+                f"cannot join the other processes at {place} (MASTER_ADDR, MASTER_PORT): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
         atexit.register(_leave)  # registered early: it runs after what is registered later
 
 
@@ -77,8 +105,12 @@ def end(code: int = 0) -> None:
     """
     global _code
     if joined():
-        dist.destroy_process_group()
         _code = code
+        # Wait for the others: a process that leaves first takes away what their leaving needs. If
+        # one has gone all the same, there is nothing left to take leave of.
+        with contextlib.suppress(RuntimeError):
+            barrier()
+            dist.destroy_process_group()
 
 
 def _leave() -> None:
@@ -105,7 +137,7 @@ def rank() -> int:
 
 def local_rank() -> int:
     """Return the number of this process on its machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if launched() > 1 else 0
+    return _from_environment("LOCAL_RANK", 0) if launched() > 1 else 0
 
 
 def first() -> bool:

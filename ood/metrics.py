@@ -236,6 +236,9 @@ def smallest_count(share: float, total: int) -> int:
 
 def _numpy(values) -> np.ndarray:
     if hasattr(values, "detach"):  # a torch tensor, on any device, in any precision
+        if values.is_meta or values.is_sparse:
+            kind = "a tensor of the meta device" if values.is_meta else "a sparse tensor"
+            raise InputError(f"scores and labels are dense values, got {kind}")
         values = values.detach().cpu()
         values = (
             values.float() if values.is_floating_point() and values.element_size() < 4 else values

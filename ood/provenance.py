@@ -79,7 +79,7 @@ def _git_revision(root: Path) -> dict | None:
 def _cpu_name() -> str:
     if sys.platform.startswith("linux"):
         try:
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
         except OSError:

@@ -20,11 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from torch.utils.data import DataLoader, Subset
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import torch
+from torch.utils.data import DataLoader, Subset
 
 from ood import cli
 from ood.config import InputError

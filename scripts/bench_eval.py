@@ -25,12 +25,16 @@ import math
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
 
 import models
 from ood import cli, detectors

@@ -18,10 +18,14 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import torch
 
 import models
 from ood import cli

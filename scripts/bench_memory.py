@@ -20,11 +20,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
+import torch
 
 from ood import cli, detectors
 from ood.detectors import ImageDetector
@@ -199,7 +203,7 @@ def measure(name: str, train: Streamed) -> list:
 def reset_peak() -> None:
     """Let the next `peak` count from now on."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:  # not Linux: the peak since the start
         pass
 

@@ -16,10 +16,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
 
 from ood import cli, metrics
 

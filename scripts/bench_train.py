@@ -36,6 +36,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+
 # name: (kind, allocator, precision, compiled)
 LOOPS = {
     "plain": ("plain", False, "fp32", False),

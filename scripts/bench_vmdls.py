@@ -18,12 +18,16 @@ import math
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
 
 import models
 from ood import cli

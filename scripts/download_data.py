@@ -19,6 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+
 from ood import cli
 from ood.config import InputError, nearest
 from ood.data import benchmark_names, load_benchmark, names

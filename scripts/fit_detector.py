@@ -14,9 +14,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
 
 import models
 from ood import cli, files, methods, provenance

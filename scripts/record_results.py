@@ -14,6 +14,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+
 from ood import cli
 from ood.config import InputError
 from ood.evaluation import measurements, report

@@ -19,6 +19,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+
 import models
 from ood import cli
 from ood.config import InputError

@@ -17,9 +17,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
+import numpy as np
 
 import models
 from ood import cli, detectors, files, methods, provenance

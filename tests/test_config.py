@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from ood import cli
 from ood.config import InputError, build, merge, nearest, ranged, read_json
 from ood.evaluation.workbench import make_detectors, read_config
 
@@ -59,12 +60,21 @@ def test_flags_win_over_json_and_groups_are_flattened(tmp_path):
 
 @pytest.mark.parametrize(
     "content, words",
-    [("{", "not valid JSON"), ("[1]", "must hold a JSON object"), (None, "no config file")],
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "must hold a JSON object"),
+        (None, "no config file"),
+        ('{"epochs": ' + 100_000 * "[" + 100_000 * "]" + "}", "nested too deeply"),
+        ('{"epochs": ' + 5000 * "9" + "}", "not valid JSON: Exceeds the limit"),
+        ('{"lr": NaN}', "NaN is no number in JSON"),
+        ('{"lr": -Infinity}', "-Infinity is no number in JSON"),
+        (b'{"lr": "\xff"}', "not valid JSON: .utf-8. codec"),
+    ],
 )
 def test_bad_files(tmp_path, content, words):
     file = tmp_path / "c.json"
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=words):
         read_json(file)
 
@@ -99,6 +109,22 @@ def test_numbers_stay_in_their_range(values, words):
     with pytest.raises(InputError) as refused:
         build(Bounded, values)
     assert words in str(refused.value)
+
+
+@dataclass(frozen=True)
+class Seeded:
+    seed: int = 0
+    split_seed: int = 0
+
+
+@pytest.mark.parametrize("seed", [-4, 2**63, 10**26, 10**5000], ids=lambda n: n.bit_length())
+def test_seeds_are_those_that_every_generator_takes(seed):
+    assert build(Seeded, {"seed": 2**63 - 1, "split_seed": 0}).seed == 2**63 - 1
+    for name in ("seed", "split_seed"):
+        with pytest.raises(InputError, match=f"'{name}' is .*; it must be at least 0 and at most"):
+            build(Seeded, {name: seed})
+    with pytest.raises(InputError, match="-seed is .*; it must be an integer from 0 to 2"):
+        cli.set_seed(seed)
 
 
 def test_bounds_that_belong_to_a_range_are_taken():
@@ -144,6 +170,80 @@ def test_models_and_ood_never_import_each_other_and_nobody_imports_a_script():
         for file, name in _imports(folder):
             assert name.split(".")[0] != other, f"{file} imports {name}"
             assert name.split(".")[0] not in scripts - {"test"}, f"{file} imports the script {name}"
+
+
+def text_files_without_encoding(file):
+    """The calls of read_text, write_text and open that leave the encoding to the system."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or any(k.arg == "encoding" for k in node.keywords):
+            continue
+        function = node.func
+        name = getattr(function, "attr", getattr(function, "id", ""))
+        owner = getattr(getattr(function, "value", None), "id", "")
+        modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        if name == "read_text" and not node.args:
+            yield node.lineno
+        elif name == "write_text" and len(node.args) == 1:
+            yield node.lineno
+        elif name == "open" and owner not in ("os", "Image", "tarfile", "zipfile", "gzip"):
+            binary = any("b" in mode for mode in modes if isinstance(mode, str))
+            variable = len(node.args) > (isinstance(function, ast.Name) and 1) and not modes
+            if not binary and not variable:
+                yield node.lineno
+
+
+def test_text_files_are_utf_8_whatever_the_system_says():
+    files = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    files += [file for folder in ("ood", "models") for file in (ROOT / folder).rglob("*.py")]
+    found = [f"{file}:{line}" for file in files for line in text_files_without_encoding(file)]
+    assert len(files) > 100 and not found, found
+
+
+def test_a_call_without_an_encoding_is_found(tmp_path):
+    file = tmp_path / "code.py"
+    lines = """
+path.read_text()
+path.read_text("utf-8")
+path.write_text(text)
+path.write_text(text, encoding="utf-8")
+open(path)
+open(path, "w")
+open(path, "rb")
+path.open()
+path.open("xb")
+open(path, mode)
+open(path, encoding="utf-8")
+os.open(path, flags)
+"""
+    file.write_text(lines, encoding="utf-8")
+    assert list(text_files_without_encoding(file)) == [2, 4, 6, 7, 9]
+
+
+@pytest.mark.parametrize(
+    "script", [*sorted(f.name for f in ROOT.glob("*.py")), "scripts/score_images.py"]
+)
+def test_ctrl_c_while_torch_loads_is_one_line(tmp_path, script, run_script):
+    for package in ("torch", "numpy"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    done = run_script(script, "-h", env={"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
+def test_no_flag_is_guessed_from_its_beginning(capsys):
+    """Despite allow_abbrev=False, argparse of Python 3.11 takes `-epoc` for `-epochs`."""
+    parser = cli.Parser("Test.")
+    parser.flag("-epochs", type=int, help="of the training")
+    parser.flag("-margin", help="of the loss", aliases=("-margin_jump",))
+    for flag in ("-epochs", "--epochs"):
+        assert parser.parse_args([flag, "3"]).epochs == 3
+        assert parser.parse_args([f"{flag}=3"]).epochs == 3
+    assert parser.parse_args(["--margin_jump", "-0.5"]).margin == "-0.5"
+    for words in (["-epoc", "3"], ["--epoc", "3"], ["-e", "3"], ["-epochs3"], ["-epoc=3"]):
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args(words)
+        assert end.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_layout_is_complete():

