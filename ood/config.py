@@ -191,6 +191,16 @@ def _shown(number) -> str:
     return "a number of more than 30 digits" if large else repr(number)
 
 
+def check_settings(settings) -> None:
+    """Check every field of a frozen dataclass, and bring it to its type. For `__post_init__`.
+
+    Raises: InputError for a field of a wrong type or out of its range.
+    """
+    for f in dataclasses.fields(settings):
+        value = check_setting(type(settings), f.name, getattr(settings, f.name), f.name)
+        object.__setattr__(settings, f.name, value)
+
+
 @functools.cache
 def _declared(cls) -> dict[str, tuple[object, Range]]:
     """{field: (type, range)} of a dataclass."""

@@ -22,6 +22,12 @@ MODULES = {
     "autoencoder": "ood.methods.vmdls",
 }
 
+# Bounds of settings that no sensible value reaches.
+MOST = 10**9  # epochs, images, features
+MOST_CLASSES = 10**6
+MOST_PIXELS = 10**5  # side of an image
+SEEDS = (0, 2**32 - 1)  # NumPy's old generator takes these
+
 
 class Method(ABC):
     """A trained method. `train` writes the run folder that `load` reads; `score` scores images.

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ood.config import InputError, build, to_dict
+from ood.config import build, check_settings, ranged, to_dict
 from ood.data import info
-from ood.data.registry.table import is_folder_path
+from ood.data.registry import is_folder_path
+from ood.methods.base import MOST, MOST_CLASSES, MOST_PIXELS, SEEDS
 
 HALF = 0.5  # mean and std of the paper's normalisation: maps live in [-1, 1]
 
@@ -65,46 +66,38 @@ class Settings:
 
     id_dataset: str
     ood_dataset: str | tuple[str, ...] = "tinyimages"
-    num_classes: int | None = None
+    num_classes: int | None = ranged(None, 2, MOST_CLASSES)
     arch: str = "resnet18"
-    depth: int | None = None
-    width: int | None = None
-    z_dim: int | None = None
-    batch_size: int = 200
-    lr: float = 2e-4
-    b1: float = 0.5
-    b2: float = 0.999
-    n_epochs: int = 150
-    num_ood: int = 10_000
-    fw_layers: int = 1
+    depth: int | None = ranged(None, 1, MOST)
+    width: int | None = ranged(None, 1, MOST)
+    z_dim: int | None = ranged(None, 1, MOST)
+    batch_size: int = ranged(200, 1, MOST)
+    lr: float = ranged(2e-4, above=0)
+    b1: float = ranged(0.5, 0, below=1)
+    b2: float = ranged(0.999, 0, below=1)
+    n_epochs: int = ranged(150, 1, MOST)
+    num_ood: int = ranged(10_000, 1, MOST)
+    fw_layers: int = ranged(1, 1, 4)
     pairing: Literal["correct", "released"] = "correct"
     scaling: Literal["none", "minmax", "released"] | None = None
     classifier: str | None = None
-    epochs: int | None = None
-    size: int | None = None
-    resize: int | tuple[int, ...] | None = None
+    epochs: int | None = ranged(None, 1, MOST)
+    size: int | None = ranged(None, 1, MOST_PIXELS)
+    resize: int | tuple[int, ...] | None = ranged(None, 1, MOST_PIXELS)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = ranged(None, above=0)
     model_args: dict = field(default_factory=dict)
     decoder: dict = field(default_factory=dict)
-    seed: int = 0
+    seed: int = ranged(0, *SEEDS)
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self):
+        check_settings(self)
         if self.epochs is not None:
             object.__setattr__(self, "n_epochs", self.epochs)
             object.__setattr__(self, "epochs", None)
         if self.scaling is None:
             object.__setattr__(self, "scaling", "none" if self.fw_layers == 1 else "minmax")
-        if self.fw_layers not in (1, 2, 3, 4):
-            raise InputError(f"fw_layers is {self.fw_layers}; it must be 1, 2, 3 or 4")
-        for name, least in dict(n_epochs=1, batch_size=1, num_ood=1).items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 < self.lr < float("inf") or not 0 <= self.b1 < 1 or not 0 <= self.b2 < 1:
-            raise InputError(
-                f"lr {self.lr}, b1 {self.b1}, b2 {self.b2}: lr must be above 0, b1 and b2 in [0, 1)"
-            )
 
     def config(self) -> dict:
         """Return the settings as a run's config.json holds them."""

@@ -12,28 +12,14 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from ood.config import InputError
+from ood.config import InputError, check_settings, ranged
 from ood.data import Preprocess, info
 from ood.data.registry import is_folder_path
+from ood.methods.base import MOST, MOST_CLASSES, MOST_PIXELS, SEEDS
 from ood.methods.leaveout.formulas import kept_classes
 from ood.training.context import Context
 
 WORDS = {"densenet": "dense", "wrn": "wide"}  # the repository's folder names
-
-# The least value of each setting, and the settings that must be above 0.
-LEAST = dict(
-    epochs=1,
-    batch_size=1,
-    validation_images=1,
-    beta=0,
-    margin=0,
-    magnitude=0,
-    momentum=0,
-    weight_decay=0,
-    seed=0,
-    split_seed=0,
-)
-POSITIVE = ("lr", "temperature", "gamma")
 
 
 @dataclass(frozen=True)
@@ -63,47 +49,52 @@ class Settings:
         together: run all folds in one vectorised pass. It needs the memory of all of them.
         magnitudes: {OOD set: eps} that the repository's README advises.
         repository: {OOD set: {metric: fraction}}, the numbers of its README.
+
+    Raises: InputError for a value out of its range.
     """
 
     id_dataset: str = "cifar10"
     arch: str = "densenet"
-    num_classes: int | None = None
-    depth: int | None = None
-    width: int | None = None
+    num_classes: int | None = ranged(None, 2, MOST_CLASSES)
+    depth: int | None = ranged(None, 1, MOST)
+    width: int | None = ranged(None, 1, MOST)
     model_args: dict = field(default_factory=dict)
-    size: int | None = None
+    size: int | None = ranged(None, 1, MOST_PIXELS)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    folds: int = 5
-    fold: int = 1
-    split_seed: int = 3
-    beta: float = 0.2
-    margin: float = 0.4
-    epochs: int = 100
-    batch_size: int = 100
+    std: tuple[float, ...] | None = ranged(None, above=0)
+    folds: int = ranged(5, 2, MOST_CLASSES)
+    fold: int = ranged(1, 1, MOST)
+    split_seed: int = ranged(3, *SEEDS)
+    beta: float = ranged(0.2, 0)
+    margin: float = ranged(0.4, 0)
+    epochs: int = ranged(100, 1, MOST)
+    batch_size: int = ranged(100, 1, MOST)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    lr: float = ranged(0.1, above=0)
+    momentum: float = ranged(0.9, 0, below=1)
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: float = ranged(5e-4, 0)
     schedule: Literal["steps", "cosine", "onecycle", "constant"] = "steps"
-    milestones: tuple[int, ...] = (50, 75)
-    gamma: float = 0.1
+    milestones: tuple[int, ...] = ranged((50, 75), 0, MOST)
+    gamma: float = ranged(0.1, above=0, high=1)
     augment: str = "crop_flip"
-    seed: int = 0
+    seed: int = ranged(0, *SEEDS)
     precision: Literal["fp32", "bf16"] = "fp32"
     validation_dataset: str | None = "iSUN"
     validation_split: Literal["train", "test"] = "test"
     validation_id: Literal["train", "test"] = "test"
-    validation_images: int = 1000
+    validation_images: int = ranged(1000, 1, MOST)
     selection: Literal["exact", "released"] = "exact"
-    temperature: float = 1000.0
-    magnitude: float = 0.002
+    temperature: float = ranged(1000.0, above=0, high=1e6)
+    magnitude: float = ranged(0.002, 0, 1)
     gradient: Literal["cross_entropy", "entropy"] = "cross_entropy"
     holdout: Literal["released", "full"] = "released"
     together: bool = False
     magnitudes: dict = field(default_factory=dict)
     repository: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_settings(self)
 
 
 def facts(settings: Settings) -> tuple[int, int, int]:
@@ -136,21 +127,13 @@ def kept_of(settings: Settings, fold: int | None = None) -> np.ndarray:
 
 
 def check(settings: Settings) -> None:
-    """Raise InputError for values that make no sense, before anything is read."""
+    """Raise InputError when the set has no classes, or none that the folds can leave out."""
     if facts(settings)[0] is None:
         raise InputError(
             f"leaveout: '{settings.id_dataset}' has no classes; "
             "leave-out classifiers need a labelled set"
         )
     kept_classes(facts(settings)[0], settings.fold, settings.folds, settings.split_seed)
-    for name, low in LEAST.items():
-        value = getattr(settings, name)
-        if not low <= value < float("inf"):
-            raise InputError(f"leaveout: {name} is {value}; it must be at least {low}")
-    for name in POSITIVE:
-        value = getattr(settings, name)
-        if not 0 < value < float("inf"):
-            raise InputError(f"leaveout: {name} is {value}; it must be above 0")
 
 
 def build_network(settings: Settings, context: Context) -> nn.Module:

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood import cli
-from ood.config import to_dict
+from ood.config import check_settings, ranged, to_dict
 from ood.data import ImageSet, Preprocess, info, load
-from ood.methods.base import Method
-from ood.methods.vmdls.settings import require
+from ood.methods.base import MOST, MOST_CLASSES, SEEDS, Method
 from ood.methods.vmdls.training import open_run
 from ood.training import loop, runs
 from ood.training.batches import FirstBatches, ImageBatches, split
@@ -51,22 +50,19 @@ class Settings:
 
     id_dataset: str = "mnist"
     arch: Literal["mnist_conv", "resnet18", "resnet50"] = "mnist_conv"
-    latent_dim: int | None = None
+    latent_dim: int | None = ranged(None, 1, MOST_CLASSES)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    epochs: int = 20
-    steps: int | None = None
-    batch_size: int = 32
-    lr: float = 1e-4
-    valid_images: int = 5000
+    std: tuple[float, ...] | None = ranged(None, above=0)
+    epochs: int = ranged(20, 1, MOST)
+    steps: int | None = ranged(None, 1, MOST)
+    batch_size: int = ranged(32, 1, MOST)
+    lr: float = ranged(1e-4, above=0)
+    valid_images: int = ranged(5000, 1, MOST)
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+    seed: int = ranged(0, *SEEDS)
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "valid_images"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}; it must be at least 1")
-        require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
+        check_settings(self)
 
 
 KIND = runs.Kind(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ood.config import InputError
+from ood.config import InputError, check_settings, ranged
+from ood.methods.base import MOST, MOST_CLASSES, SEEDS
 from ood.methods.vmdls.loss import PRIOR_STD, TRIPLET_MARGIN
 
 # The authors' --enc_type -> our architecture.
@@ -21,17 +22,6 @@ ENCODERS = {
 OPTIONS = {"densenet": {"init": "released"}, "resnet18": {"pool": "adaptive"}}
 
 AUGMENTATION = {28: "rotate_resized_crop", 32: "crop_flip"}  # by image side: MNIST, CIFAR
-
-AT_LEAST_ONE = ("epochs", "latent_dim", "step_size", "batch_size", "validate_every")
-ABOVE_ZERO = ("lr", "finetune_lr", "step_gamma", "prior_std")
-NOT_NEGATIVE = (
-    "kl_coeff",
-    "triplet_margin",
-    "margin_jumps",
-    "generation_epoch",
-    "margins_epoch",
-    "valid_images",
-)
 
 
 @dataclass(frozen=True)
@@ -86,81 +76,59 @@ class Settings:
 
     id_dataset: str = "mnist"
     arch: str = "mnist_conv"
-    num_classes: int | None = None
+    num_classes: int | None = ranged(None, 2, MOST_CLASSES)
     model_args: dict = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    latent_dim: int = 32
+    std: tuple[float, ...] | None = ranged(None, above=0)
+    latent_dim: int = ranged(32, 1, MOST_CLASSES)
     # training
-    epochs: int = 500
-    steps: int | None = None
-    batch_classes: int = 10
-    sample_count: int = 8
+    epochs: int = ranged(500, 1, MOST)
+    steps: int | None = ranged(None, 1, MOST)
+    batch_classes: int = ranged(10, 2, MOST)
+    sample_count: int = ranged(8, 2, MOST)
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.01
-    step_size: int = 100
-    step_gamma: float = 0.1
-    kl_coeff: float = 0.1
-    generation_epoch: int = 0
-    margins_epoch: int = 10
-    margin_max_distance: float = 32.0
-    margin_jumps: float = 1.0
-    triplet_margin: float = TRIPLET_MARGIN
-    prior_std: float = PRIOR_STD
+    lr: float = ranged(0.01, above=0)
+    step_size: int = ranged(100, 1, MOST)
+    step_gamma: float = ranged(0.1, above=0, high=1)
+    kl_coeff: float = ranged(0.1, 0)
+    generation_epoch: int = ranged(0, 0, MOST)
+    margins_epoch: int = ranged(10, 0, MOST)
+    margin_max_distance: float = ranged(32.0, 0)
+    margin_jumps: float = ranged(1.0, 0)
+    triplet_margin: float = ranged(TRIPLET_MARGIN, 0)
+    prior_std: float = ranged(PRIOR_STD, above=0)
     normalise: bool = True
     augment: str | None = None
     finetune: bool = False
     weights: str | None = None
-    finetune_lr: float = 0.01
+    finetune_lr: float = ranged(0.01, above=0)
     warm_start: str | None = None
-    lower_bound: float = 0.05
-    validate_every: int = 1
-    valid_images: int = 2000
+    lower_bound: float = ranged(0.05, 0, 1)
+    validate_every: int = ranged(1, 1, MOST)
+    valid_images: int = ranged(2000, 0, MOST)
     precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
+    seed: int = ranged(0, *SEEDS)
     # test
-    batch_size: int = 256
+    batch_size: int = ranged(256, 1, MOST)
     accumulate: Literal["all", "released"] = "all"
-    test_batch_classes: int = 1
-    test_sample_count: int = 4996
+    test_batch_classes: int = ranged(1, 1, MOST)
+    test_sample_count: int = ranged(4996, 1, MOST)
     statistics: Literal["float64", "released"] = "float64"
-    jitter: float | None = None
+    jitter: float | None = ranged(None, 0)
     ae_features: bool = True
     autoencoder: str | None = None
     autoencoder_mean: tuple[float, ...] | None = None
-    autoencoder_std: tuple[float, ...] | None = None
+    autoencoder_std: tuple[float, ...] | None = ranged(None, above=0)
     autoencoder_arch: str | None = None
     ae_input: Literal["own", "released"] = "own"
     shift: Literal["peak", "released"] = "peak"
     test_dropout: Literal["off", "released"] = "off"
 
     def __post_init__(self):
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}; it must be at least 1")
-        for name in ABOVE_ZERO:
-            value = getattr(self, name)
-            require(value > 0, f"{name} is {value}; it must be above 0")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value >= 0, f"{name} is {value}; it must be 0 or more")
-        require(
-            self.steps is None or self.steps >= 1, f"steps is {self.steps}; it must be at least 1"
-        )
-        require(
-            self.num_classes is None or self.num_classes >= 2,
-            f"num_classes is {self.num_classes}; a triplet needs two classes",
-        )
+        check_settings(self)
         require(
             (self.autoencoder_mean is None) == (self.autoencoder_std is None),
             "give autoencoder_mean and autoencoder_std, or neither",
-        )
-        require(
-            0 <= self.lower_bound <= 1, f"lower_bound is {self.lower_bound}; it is a quantile, 0..1"
-        )
-        require(
-            self.jitter is None or self.jitter >= 0,
-            f"jitter is {self.jitter}; it is added to a variance: 0 or more",
         )
         require(
             not (self.finetune and not (self.weights or self.warm_start)),
