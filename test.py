@@ -85,7 +85,7 @@ parser.flag(
     "-magnitude",
     aliases=("magnitud",),
     type=float,
-    help="of the perturbation, in pixel units of [0, 1]; default: the config's, 0.002",
+    help="of the perturbation, in pixel units of [0, 1]; default: the config's, 0.0014",
 )
 parser.flag("-temperature", type=float, help="default: the config's, 1000")
 parser.flag(

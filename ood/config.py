@@ -191,6 +191,13 @@ def _shown(number) -> str:
     return "a number of more than 30 digits" if large else repr(number)
 
 
+def check_word(name: str, value: str, allowed) -> None:
+    """Raise InputError for a text that is not one of the words that are `allowed`."""
+    if value not in allowed:
+        words = ", ".join(allowed)
+        raise InputError(f"{name} is '{value}'{nearest(value, allowed)}; allowed: {words}")
+
+
 def check_settings(settings) -> None:
     """Check every field of a frozen dataclass, and bring it to its type. For `__post_init__`.
 

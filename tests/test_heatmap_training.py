@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import models
 from ood import metrics
@@ -21,7 +22,8 @@ from ood.methods.heatmap.classifier import _released_places
 from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.targets import nearest_id
-from ood.methods.heatmap.training import find
+from ood.methods.heatmap.training import _draw_outliers, find
+from ood.outputs import Cache
 from ood.training import runs
 
 BASE = dict(
@@ -369,6 +371,24 @@ def test_a_run_is_found_whatever_its_auxiliary_set(root, trained, tmp_path):
     runs.Run(tmp_path / "older").update(ood_dataset="tinyimages", started="1999")
     assert find(asked, context(tmp_path)) == tmp_path / "older"
     assert find(settings(), context(tmp_path)) == tmp_path / "newer"
+
+
+def test_released_resizing_is_a_switch(root, tmp_path):
+    """Auxiliary photographs that are larger than the images come out differently."""
+    pictures = tmp_path / "pictures" / "x"
+    pictures.mkdir(parents=True)
+    noise = np.random.RandomState(0).randint(0, 256, (4, 60, 60), dtype=np.uint8)
+    for number, array in enumerate(noise):
+        Image.fromarray(array).save(pictures / f"{number}.png")
+    drawn = {}
+    for resizing in (None, "test", "released"):
+        asked = settings(ood_dataset=str(pictures.parent), num_ood=4, resizing=resizing)
+        known = load("mnist5k", "test", "datasets", size=28).limited(1)
+        drawn[resizing] = _draw_outliers(asked, context(root), known).images
+    assert np.array_equal(drawn[None], drawn["test"])
+    assert not np.array_equal(drawn["test"], drawn["released"])
+    # Runs from before the switch have no such field, and were trained as by default.
+    assert settings(resizing="test").config()["resizing"] is None
 
 
 def test_skip_connections_train_and_score(tmp_path):

@@ -125,6 +125,13 @@ def rows_of(folder):
     return list(csv.DictReader((folder / "metrics.csv").open()))
 
 
+def test_the_default_magnitude_is_the_repositorys(script):
+    """Its parser says 0.0014; the commands of its README give one of their own."""
+    for words in ([], ["-wide"], ["-in-dataset", "cifar100"], ["-in-dataset", "cifar100", "-wide"]):
+        assert script.read_config(script.parser.parse_args(words))[2].magnitude == 0.0014
+    assert Settings().magnitude == 0.0014
+
+
 @pytest.mark.parametrize("line", README)
 def test_readme_lines_mean_what_they_say(script, line):
     words = shlex.split(line)

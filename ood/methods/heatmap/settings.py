@@ -31,6 +31,7 @@ IDENTITY = (
     "num_ood",
     "fw_layers",
     "pairing",
+    "resizing",
     "scaling",
     "n_epochs",
     "batch_size",
@@ -38,6 +39,20 @@ IDENTITY = (
     "b1",
     "b2",
 )
+
+
+@dataclass(frozen=True)
+class DecoderOptions:
+    """The keys of the setting `decoder`. None: the paper's, cut to fit the classifier.
+
+    Attributes:
+        bottleneck: channels after the linear layer; channels: of each block.
+        first_skip: the block after which the deepest map is added.
+    """
+
+    bottleneck: int | None = ranged(None, 1, 10**5)
+    channels: tuple[int, ...] | None = ranged(None, 1, 10**5)
+    first_skip: int | None = ranged(None, 1, 100)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Settings:
             the 1 to 3 deepest stages.
         pairing: "correct": each OOD image goes with its own target; "released": as the authors'
             code pairs them.
+        resizing: of the auxiliary images. None or "test": as those of a test set; "released": as
+            the authors' training code resizes them, see ood.data.auxiliary.draw.
         scaling: of features. None: "none" for fw_layers 1, because released weights expect it,
             else "minmax".
         classifier: its weight file or run folder. None: the newest run of this architecture.
@@ -59,7 +76,7 @@ class Settings:
         resize: shorter side before the crop, or (height, width).
         mean, std: of the classifier's input. None: what its file says, else 0.5.
         model_args: further options of the architecture.
-        decoder: bottleneck and channels. {}: the paper's, cut to fit the classifier.
+        decoder: its size, see DecoderOptions.
 
     Raises: InputError for a value out of its range.
     """
@@ -79,6 +96,7 @@ class Settings:
     num_ood: int = ranged(10_000, 1, MOST)
     fw_layers: int = ranged(1, 1, 4)
     pairing: Literal["correct", "released"] = "correct"
+    resizing: Literal["test", "released"] | None = None
     scaling: Literal["none", "minmax", "released"] | None = None
     classifier: str | None = None
     epochs: int | None = ranged(None, 1, MOST)
@@ -93,9 +111,12 @@ class Settings:
 
     def __post_init__(self):
         check_settings(self)
+        build(DecoderOptions, self.decoder, "decoder")
         if self.epochs is not None:
             object.__setattr__(self, "n_epochs", self.epochs)
             object.__setattr__(self, "epochs", None)
+        if self.resizing == "test":  # runs from before this setting have none
+            object.__setattr__(self, "resizing", None)
         if self.scaling is None:
             object.__setattr__(self, "scaling", "none" if self.fw_layers == 1 else "minmax")
 

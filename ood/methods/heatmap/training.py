@@ -176,6 +176,7 @@ def _draw_outliers(settings: Settings, context: Context, known: ImageSet) -> Ima
         size=size,
         channels=channels,
         resize=settings.resize,
+        resizing=settings.resizing or "test",
         download=context.download,
         limit=context.limit,
     )

@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from ood.config import InputError, check_settings, ranged
+from ood.config import InputError, check_settings, check_word, ranged
 from ood.data import Preprocess, info
 from ood.data.registry import is_folder_path
+from ood.data.transforms import KINDS
 from ood.methods.base import MOST, MOST_CLASSES, MOST_PIXELS, SEEDS
 from ood.methods.leaveout.formulas import kept_classes
 from ood.training.context import Context
@@ -86,7 +87,7 @@ class Settings:
     validation_images: int = ranged(1000, 1, MOST)
     selection: Literal["exact", "released"] = "exact"
     temperature: float = ranged(1000.0, above=0, high=1e6)
-    magnitude: float = ranged(0.002, 0, 1)
+    magnitude: float = ranged(0.0014, 0, 1)
     gradient: Literal["cross_entropy", "entropy"] = "cross_entropy"
     holdout: Literal["released", "full"] = "released"
     together: bool = False
@@ -95,6 +96,7 @@ class Settings:
 
     def __post_init__(self):
         check_settings(self)
+        check_word("augment", self.augment, KINDS)
 
 
 def facts(settings: Settings) -> tuple[int, int, int]:

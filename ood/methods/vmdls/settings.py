@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ood.config import InputError, check_settings, ranged
+from ood.config import InputError, check_settings, check_word, ranged
+from ood.data.transforms import KINDS
 from ood.methods.base import MOST, MOST_CLASSES, SEEDS
 from ood.methods.vmdls.loss import PRIOR_STD, TRIPLET_MARGIN
 
@@ -126,6 +127,8 @@ class Settings:
 
     def __post_init__(self):
         check_settings(self)
+        if self.augment is not None:
+            check_word("augment", self.augment, KINDS)
         require(
             (self.autoencoder_mean is None) == (self.autoencoder_std is None),
             "give autoencoder_mean and autoencoder_std, or neither",
