@@ -29,13 +29,16 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path):
+def replacing(path: str | Path, *, new: bool = False):
     """Give a temporary path that takes the place of `path` when the block ends well.
 
     It lies in the same folder (made if needed) and has a name of its own, so that two processes
     never write into one file. The content reaches the disk before the name does.
 
-    Raises: RunError when the disk refuses. What was there before is untouched.
+    Args: new: there must be no `path` yet, not even one that another process just made.
+    Raises:
+        RunError: the disk refuses. What was there before is untouched.
+        FileExistsError: with `new`, there is a `path` already.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -44,7 +47,9 @@ def replacing(path: str | Path):
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        _name_new(temporary, path) if new else os.replace(temporary, path)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise RunError(
             f"cannot write '{path}': {error}; what was there before is untouched"
@@ -52,6 +57,18 @@ def replacing(path: str | Path):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file its name unless the name is taken. Raises FileExistsError when it is."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(f"'{path}' is there already") from None
+        os.replace(temporary, path)
 
 
 def remove_left_over(path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import socket
 import sys
 from dataclasses import fields
 
@@ -14,7 +17,7 @@ from torch import nn
 import models
 from ood.cli import RunError
 from ood.config import InputError
-from ood.training import loop, runs
+from ood.training import lock, loop, runs
 from ood.training.batches import balanced_order, split
 
 
@@ -277,6 +280,25 @@ def test_best_needs_a_strictly_better_metric(tmp_path):
     assert [r["best"] for r in run.records()] == [True, False, False, True] and up.best_epoch == 4
     _, down, run = experiment(tmp_path / "min", 4, mode="min", **options)
     assert [r["best"] for r in run.records()] == [True, False, True, False] and down.best_epoch == 3
+
+
+@pytest.mark.parametrize("select", ("valid_accuracy", None))
+def test_an_epoch_with_a_loss_that_is_not_finite_is_never_the_best(tmp_path, select):
+    losses, accuracies = (math.nan, 0.5, math.inf), (0.9, 0.6, 0.95)
+
+    def validate(epoch):
+        return {"valid_loss": losses[epoch - 1], "valid_accuracy": accuracies[epoch - 1]}
+
+    _, history, run = experiment(tmp_path, 3, validate=validate, select=select)
+    assert history.best_epoch == 2 and run.load("best.pt")["epoch"] == 2
+    assert [r["best"] for r in run.records()] == [False, True, False]
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()  # which is not JSON
+
+
+def test_a_run_without_a_finite_epoch_fails(tmp_path):
+    with pytest.raises(RunError, match=r"no epoch had finite metrics.*\(valid_loss nan\)"):
+        experiment(tmp_path, 2, validate=lambda epoch: {"valid_loss": math.nan}, select=None)
+    assert not (tmp_path / "best.pt").exists() and (tmp_path / "last.pt").exists()
 
 
 def test_without_selection_the_newest_epoch_is_the_best(tmp_path):
@@ -852,10 +874,65 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert run.load("last.pt") == {"epoch": 1} and not list(tmp_path.glob(".*"))
 
 
-def test_reopen_clears_what_a_killed_write_left(tmp_path):
+def test_what_a_killed_write_left_is_cleared(tmp_path):
     run = runs.create("x", {"a": 1}, out_dir=tmp_path)
-    (tmp_path / ".best.pt.tmp").write_bytes(b"half")
-    assert runs.reopen(tmp_path).config == run.config and not list(tmp_path.glob(".*"))
+    for name in (".best.pt.tmp", ".last.pt.4711.0f3a.tmp", ".best.pto.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with runs.reopen(tmp_path).locked():
+        assert {path.name for path in tmp_path.glob(".*")} == {".lock", ".best.pto.tmp"}
+    assert runs.Run(tmp_path).config == run.config and not (tmp_path / ".lock").exists()
+
+
+def test_a_run_of_another_process_of_the_same_moment_is_not_overwritten(tmp_path, monkeypatch):
+    runs.create("x", {"a": 1}, out_dir=tmp_path)
+    monkeypatch.setattr(runs, "holds_run", lambda folder: False)  # it had looked before
+    with pytest.raises(InputError, match="holds a run already; add -resume"):
+        runs.create("x", {"a": 2}, out_dir=tmp_path)
+    assert runs.Run(tmp_path).config["a"] == 1 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_trainings_of_one_run_are_refused(tmp_path):
+    run = runs.create("x", {}, out_dir=tmp_path)
+    with run.locked():
+        with pytest.raises(InputError, match=f"being trained by process {os.getpid()} on .* since"):
+            with runs.reopen(tmp_path).locked():
+                pass
+        assert (tmp_path / ".lock").exists()  # the second one did not take it away
+    with runs.reopen(tmp_path).locked():  # the first has ended
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path):
+    run = runs.create("x", {}, out_dir=tmp_path)
+    child = os.fork()
+    if not child:
+        with run.locked():
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == child
+    with run.locked():
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "host, pid, taken",
+    ((socket.gethostname(), 2**22 + 1, False), (socket.gethostname(), 1, True), ("n7", 5, True)),
+)
+def test_without_locks_of_the_file_system_the_owner_is_looked_up(
+    tmp_path, monkeypatch, host, pid, taken
+):
+    monkeypatch.setattr(lock, "fcntl", None)
+    (tmp_path / ".lock").write_text(json.dumps({"host": host, "pid": pid, "since": "1999"}))
+    if taken:
+        with pytest.raises(InputError, match=f"process {pid} on {host} since 1999"):
+            with lock.locked(tmp_path):
+                pass
+    else:
+        with lock.locked(tmp_path):
+            pass
+    assert (tmp_path / ".lock").exists() == taken
 
 
 def test_log_survives_a_half_line_and_rewinds(tmp_path):

@@ -95,10 +95,16 @@ class Plan:
     clip_norm: float | None = None
     ema: float | None = None
 
-    def better(self, value: float | None, than: float | None) -> bool:
-        """Whether the epoch with this value of the selection metric is the best one so far."""
+    def better(self, metrics: dict[str, float], than: float | None) -> bool:
+        """Whether the epoch with these metrics is the best one so far, `than` the best before it.
+
+        An epoch with a metric that is not finite never is, whatever the plan selects by.
+        """
+        if _not_finite(metrics):
+            return False
         if self.select is None or than is None:
             return True
+        value = metrics[self.select]
         return value > than if self.mode == "max" else value < than
 
 
@@ -148,7 +154,8 @@ def fit(
         training. It counts ID images, and each view of one; outliers are not counted.
     Raises:
         RunError: a loss, weight or selection metric is not finite. The message names epoch and
-            batch; last.pt then still holds the epoch before. Or processes restore different epochs.
+            batch; last.pt then still holds the epoch before. Or no epoch had finite metrics only.
+            Or processes restore different epochs.
     """
     hooks = hooks or Hooks()
     stateful = {"optimizer": plan.optimizer, "schedule": plan.schedule, **hooks.state}
@@ -191,6 +198,11 @@ def fit(
         if hooks.tell:
             hooks.tell(epoch, record)
     distributed.barrier()  # best.pt is there when anyone goes on to read it
+    if not history.best_epoch:
+        raise RunError(
+            f"no epoch had finite metrics, the last one neither ({_not_finite(history.metrics)}), "
+            "so there are no best weights; lower the learning rate (-lr) and start a new run"
+        )
     network.eval()
     return history
 
@@ -202,7 +214,7 @@ def _judge(history: History, epoch: int, metrics: dict, plan: Plan) -> tuple[His
         value = metrics[plan.select]
         _require_finite(value, plan.select, epoch)
         plan.schedule.observe(value)
-    if plan.better(value, history.best):
+    if plan.better(metrics, history.best):
         return History(epoch, value, epoch, metrics), True
     return History(epoch, history.best, history.best_epoch, metrics), False
 
@@ -603,6 +615,12 @@ def set_random_state(state: dict, device: torch.device) -> None:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _not_finite(metrics: dict) -> str:
+    """Name the metrics that are not finite, e.g. "valid_loss nan"; "" when all are."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    return ", ".join(f"{n} {v}" for n, v in numbers.items() if not math.isfinite(v))
 
 
 def _require_finite(value: float, name: str, epoch: int) -> None:

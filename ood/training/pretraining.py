@@ -67,11 +67,12 @@ def train_classifier(
     run = resumed or kind(settings.loss).create(
         stem(settings), describe(settings, training.network), root=root, out_dir=out_dir
     )
-    run.update(epochs=settings.epochs)
-    run.begin(settings, device, data.digests(), resumed=bool(resumed), **data.sizes())
-    cli.log(f"{data.describe()} | run folder {run.folder}")
-    history = training.fit(run, resume)
-    training.test(run, history.epochs)
+    with run.locked():
+        run.update(epochs=settings.epochs)
+        run.begin(settings, device, data.digests(), resumed=bool(resumed), **data.sizes())
+        cli.log(f"{data.describe()} | run folder {run.folder}")
+        history = training.fit(run, resume)
+        training.test(run, history.epochs)
     return run
 
 

@@ -16,10 +16,11 @@ which of them make two runs the same. The rest is common to all:
         settings = build(Settings, KIND.continued(run, config))
     else:
         run = KIND.create(stem, config, root=root, out_dir=out_dir)
-    run.begin(settings, device, {"train": images.digest}, resumed=..., train_images=len(images))
-    ...
-    run.save("best.pt", payload(networks, network, epoch, metrics, preprocess, size))
-    ...
+    with run.locked():
+        run.begin(settings, device, {"train": images.digest}, resumed=..., train_images=len(images))
+        ...
+        run.save("best.pt", payload(networks, network, epoch, metrics, preprocess, size))
+        ...
     KIND.newest(config, root).best                  # how an evaluation finds it
 
 `config` is the settings as plain JSON values (`ood.config.to_dict`). A run is found by the exact
@@ -35,7 +36,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -48,7 +49,8 @@ from ood import distributed, provenance
 from ood.cli import RunError
 from ood.config import InputError, to_dict
 from ood.data import Preprocess
-from ood.files import remove_left_over, replacing
+from ood.files import plain, remove_left_over, replacing
+from ood.training import lock
 
 FILES = ("config.json", "log.jsonl", "last.pt", "best.pt")
 
@@ -101,10 +103,10 @@ class Run:
             ) from None
 
     def log(self, record: dict) -> None:
-        """Append one JSON line to log.jsonl, in the order of the keys given."""
+        """Append one JSON line to log.jsonl, in the order of the keys given; NaN becomes null."""
         if distributed.first():
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(plain(record)) + "\n")
 
     def records(self) -> list[dict]:
         """Read the lines of log.jsonl; skip a half-written one (of a run that was killed)."""
@@ -129,6 +131,21 @@ class Run:
             return
         with replacing(self.folder / "config.json") as temporary:
             temporary.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def locked(self):
+        """Hold the run's lock, as a training must from its first line in the log to its last.
+
+        Of several processes rank 0 holds it. What a killed process left half-written is removed.
+
+        Raises: InputError when another training holds the lock.
+        """
+        with ExitStack() as stack:
+            distributed.from_first(lambda: stack.enter_context(lock.locked(self.folder)))
+            if distributed.first():
+                for name in FILES:
+                    remove_left_over(self.folder / name)
+            yield
 
     def begin(
         self, settings, device: torch.device, digests: dict, *, resumed: bool, **sizes: int
@@ -301,11 +318,11 @@ def create(
 
     def make() -> tuple[Path, dict]:
         now = datetime.now()
+        held = (
+            f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir"
+        )
         if out_dir is not None and holds_run(out_dir):
-            raise InputError(
-                f"'{out_dir}' holds a run already; add -resume to continue it, "
-                "or give another -out_dir"
-            )
+            raise InputError(held)
         try:
             if out_dir is not None:
                 folder = Path(out_dir)
@@ -313,7 +330,11 @@ def create(
             else:
                 folder = _unused(Path(root) / f"{stem}_{now:%Y_%m_%d_%H_%M_%S}")
             run = Run(folder)
-            run.update(**config, started=now.isoformat())
+            run.config = {**config, "started": now.isoformat()}
+            with replacing(folder / "config.json", new=True) as temporary:
+                temporary.write_text(json.dumps(run.config, indent=2) + "\n", encoding="utf-8")
+        except FileExistsError:
+            raise InputError(held) from None
         except (OSError, RunError) as error:
             raise InputError(
                 f"cannot make the run folder '{out_dir or root}': {error}; give another -out_dir"
@@ -330,9 +351,6 @@ def create(
 def reopen(out_dir: str | Path) -> Run:
     """Open the run in a folder to continue it. Raises InputError without a readable config.json."""
     run = Run(out_dir)
-    if distributed.first():
-        for name in FILES:
-            remove_left_over(run.folder / name)
     if not run.config:
         raise InputError(
             f"'{out_dir}' holds files of a run but no readable config.json; give another -out_dir"

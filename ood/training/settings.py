@@ -8,14 +8,13 @@ Precedence: what is given > the data set's recipe > the default of `Settings`.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from ood import losses
-from ood.config import CROSS_ENTROPY, InputError, build, read_json, split
+from ood.config import CROSS_ENTROPY, InputError, build, ranged, read_json, split
 from ood.data import info
 from ood.data.registry import is_folder_path
 from ood.data.transforms import KINDS
@@ -101,69 +100,53 @@ class Settings:
 
     id_dataset: str = "mnist5k"
     arch: str | None = None
-    depth: int | None = None
-    width: int | None = None
+    depth: int | None = ranged(None, 1, 10_000)
+    width: int | None = ranged(None, 1, 10_000)
     model_args: dict = field(default_factory=dict)
-    num_classes: int | None = None
-    size: int | None = None
+    num_classes: int | None = ranged(None, 2, 10**6)
+    size: int | None = ranged(None, 1, 10_000)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = ranged(None, above=0)
     augment: Literal[KINDS] = "crop_flip"
-    valid_split: float = 0.01
+    valid_split: float = ranged(0.01, 0, below=1)
     valid_augment: bool = False
     loss: str = CROSS_ENTROPY
     loss_args: dict = field(default_factory=dict)
     ood_dataset: str | tuple[str, ...] | None = None
-    ood_batch_size: int | None = None
+    ood_batch_size: int | None = ranged(None, 1, 10**6)
     init: str | None = None
     needs_init: bool = False
-    epochs: int = 100
-    batch_size: int = 200
+    epochs: int = ranged(100, 1, 10**6)
+    batch_size: int = ranged(200, 1, 10**6)
     optimizer: Literal[loop.OPTIMIZERS] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    lr: float = ranged(0.1, above=0)
+    momentum: float = ranged(0.9, 0, below=1)
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: float = ranged(5e-4, 0)
     schedule: Literal[loop.SCHEDULES] = "plateau"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    patience: int = 10
-    clip_norm: float | None = None
-    ema: float | None = None
+    milestones: tuple[int, ...] = ranged((), 0)
+    gamma: float = ranged(0.1, above=0)
+    patience: int = ranged(10, 0)
+    clip_norm: float | None = ranged(None, above=0)
+    ema: float | None = ranged(None, 0, below=1)
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     sync_batchnorm: bool = False
     compile: bool = False
     tensorboard: bool = False
     precision: Literal[loop.PRECISIONS] = "fp32"
     channels_last: Literal["auto", "on", "off"] = "auto"
-    seed: int = 0
+    seed: int = ranged(0, 0, 2**32 - 1)
     deterministic: bool = False
-    limit: int | None = None
+    limit: int | None = ranged(None, 1)
     data_dir: str = "./datasets"
     download: bool = False
-    num_workers: int | None = None
+    num_workers: int | None = ranged(None, 1, 1024)
     device: str | None = None
 
     def shape(self) -> dict:
         """Return depth and width, where they are given."""
         given = {"depth": self.depth, "width": self.width}
         return {name: value for name, value in given.items() if value is not None}
-
-
-# The least value of a setting that may be None, and settings that must be above 0.
-LEAST = {
-    "epochs": 1,
-    "batch_size": 1,
-    "ood_batch_size": 1,
-    "limit": 1,
-    "size": 1,
-    "num_workers": 1,
-    "patience": 0,
-    "momentum": 0,
-    "weight_decay": 0,
-    "seed": 0,
-}
-ABOVE_0 = ("lr", "gamma", "clip_norm")
 
 
 def read_settings(path: str | Path | None) -> dict:
@@ -212,7 +195,6 @@ def resolve(given: dict) -> Settings:
             f"-arch is needed for '{dataset}': the name of a network "
             "(classifier_pretraining.py -h lists them)"
         )
-    _check_ranges(settings)
     if settings.valid_split == 0 and settings.schedule == "plateau":
         raise InputError(
             "-schedule plateau looks at the validation accuracy, but -valid_split is 0; "
@@ -223,26 +205,6 @@ def resolve(given: dict) -> Settings:
     if settings.nesterov and (settings.optimizer != "sgd" or settings.momentum == 0):
         raise InputError("-nesterov needs -optimizer sgd and a -momentum above 0")
     return with_outliers(settings)
-
-
-def _check_ranges(settings: Settings) -> None:
-    for key, least in LEAST.items():
-        value = getattr(settings, key)
-        if value is not None and not least <= value < math.inf:
-            raise InputError(f"-{key} is {value}; it must be at least {least}")
-    for key in ABOVE_0:
-        value = getattr(settings, key)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"-{key} is {value}; it must be above 0")
-    if not 0 <= settings.valid_split < 1:
-        raise InputError(
-            f"-valid_split is {settings.valid_split}; "
-            "it is a fraction, from 0 (no validation) to below 1"
-        )
-    if settings.ema is not None and not 0 <= settings.ema < 1:
-        raise InputError(
-            f"-ema is {settings.ema}; it is a decay, from 0 (no memory) to below 1, e.g. 0.999"
-        )
 
 
 def with_outliers(settings: Settings) -> Settings:

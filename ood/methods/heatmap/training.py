@@ -60,6 +60,16 @@ def train_decoder(make: Callable, settings: Settings, context: Context) -> runs.
     batches = training_batches(method, known, outliers)
 
     run = run or _create(settings, context, source, method.classifier_weights)
+    with run.locked():
+        _begin(run, method, source, {"train": known, "ood": outliers}, resumed)
+        _fit(method, batches, run)
+        run.update(finished=True)
+    return run
+
+
+def _begin(run: runs.Run, method, source: Path, images: dict[str, ImageSet], resumed: bool) -> None:
+    """Check the classifier, keep a copy of it, and log what is needed to repeat the run."""
+    settings, context, known = method.settings, method.context, images["train"]
     theirs = run.config.get("classifier_weights", method.classifier_weights)
     if theirs != method.classifier_weights:
         raise InputError(
@@ -67,24 +77,20 @@ def train_decoder(make: Callable, settings: Settings, context: Context) -> runs.
             f"keep its {COPY}, or start a new run"
         )
     if not (run.folder / COPY).is_file():
-        size = known.shape[1]
+        classifier, preprocess, size = method.classifier, method.preprocess, known.shape[1]
         run.save(COPY, runs.payload(context.networks, classifier, 0, {}, preprocess, size))
     run.update(n_epochs=settings.n_epochs, finished=False)
     run.begin(
         settings,
         context.device,
-        {"classifier": method.digest, "train": known.digest, "ood": outliers.digest},
+        {"classifier": method.digest, **{part: of.digest for part, of in images.items()}},
         resumed=resumed,
-        train_images=len(known),
-        ood_images=len(outliers),
+        **{f"{part}_images": len(of) for part, of in images.items()},
     )
     context.log(
-        f"classifier {source} | {len(known)} ID, {len(outliers)} auxiliary images | "
+        f"classifier {source} | {len(known)} ID, {len(images['ood'])} auxiliary images | "
         f"pairing {settings.pairing} | run folder {run.folder}"
     )
-    _fit(method, batches, run)
-    run.update(finished=True)
-    return run
 
 
 def _fit(method, batches: DecoderBatches, run: runs.Run) -> None:

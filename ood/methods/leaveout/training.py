@@ -73,19 +73,20 @@ def train_fold(settings: Settings, context: Context) -> runs.Run:
     run = resumed or KIND.create(
         folder.name, {**to_dict(settings), "limit": context.limit}, out_dir=folder
     )
-    run.update(**{name: to_dict(settings)[name] for name in FREE})
-    fold.begin(run, bool(resumed))
-    began = time.perf_counter()
-    history = fold.fit(run, bool(resumed))
-    run.log(
-        {
-            "event": "end",
-            "epoch": history.epochs,
-            "best_epoch": history.best_epoch,
-            "valid_auroc": history.best,
-            "seconds": round(time.perf_counter() - began, 3),
-        }
-    )
+    with run.locked():
+        run.update(**{name: to_dict(settings)[name] for name in FREE})
+        fold.begin(run, bool(resumed))
+        began = time.perf_counter()
+        history = fold.fit(run, bool(resumed))
+        run.log(
+            {
+                "event": "end",
+                "epoch": history.epochs,
+                "best_epoch": history.best_epoch,
+                "valid_auroc": history.best,
+                "seconds": round(time.perf_counter() - began, 3),
+            }
+        )
     return run
 
 

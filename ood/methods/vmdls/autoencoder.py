@@ -147,16 +147,16 @@ def train_autoencoder(settings: Settings, context: Context) -> runs.Run:
     cli.set_seed(settings.seed, context.deterministic)
     training = _Training(settings, context, images)
     stem = f"{settings.id_dataset}_{settings.arch}_autoencoder"
-    run = open_run(KIND, settings, context, stem)
-    run.begin(
-        settings,
-        context.device,
-        {"train": images.digest},
-        resumed=run.last.exists(),
-        train_images=len(training.kept),
-        valid_images=len(training.held_out),
-    )
-    training.fit(run)
+    with open_run(KIND, settings, context, stem) as run:
+        run.begin(
+            settings,
+            context.device,
+            {"train": images.digest},
+            resumed=run.last.exists(),
+            train_images=len(training.kept),
+            valid_images=len(training.held_out),
+        )
+        training.fit(run)
     return run
 
 

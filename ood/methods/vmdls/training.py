@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -60,20 +62,21 @@ def train_latent(settings: Settings, context: Context) -> runs.Run:
     known, test = (known_images(settings, split, context) for split in ("train", "test"))
     cli.set_seed(settings.seed, context.deterministic)
     training = Training(settings, context, known, test)
-    run = open_run(KIND, settings, context, f"{settings.id_dataset}_{settings.arch}_vmdls")
-    run.begin(
-        settings,
-        context.device,
-        {"train": known.digest},
-        resumed=run.last.exists(),
-        train_images=len(known),
-    )
-    training.fit(run)
-    if distributed.first():
-        with distributed.solo():
-            write_log(run)
-            training.draw(run)
-    distributed.barrier()
+    stem = f"{settings.id_dataset}_{settings.arch}_vmdls"
+    with open_run(KIND, settings, context, stem) as run:
+        run.begin(
+            settings,
+            context.device,
+            {"train": known.digest},
+            resumed=run.last.exists(),
+            train_images=len(known),
+        )
+        training.fit(run)
+        if distributed.first():
+            with distributed.solo():
+                write_log(run)
+                training.draw(run)
+        distributed.barrier()
     return run
 
 
@@ -318,17 +321,20 @@ def load_encoder(encoder, path: str, context: Context) -> None:
     context.networks.checkpoints.load_into(encoder, checkpoint._replace(state_dict=state))
 
 
-def open_run(kind: runs.Kind, settings, context: Context, stem: str) -> runs.Run:
-    """Make a new run folder, or with context.resume take the one that exists.
+@contextmanager
+def open_run(kind: runs.Kind, settings, context: Context, stem: str) -> Iterator[runs.Run]:
+    """Make a new run folder, or with context.resume take the one that exists; hold its lock.
 
     That is the one in out_dir, else the newest of the same configuration, finished or not.
     """
     config, root, out_dir = to_dict(settings), context.checkpoints_dir, context.out_dir
     run = kind.to_resume(config, root, out_dir) if context.resume else None
+    values = kind.continued(run, config) if run else {}
     if run is None:
-        return kind.create(stem, {"method": kind.name, **config}, root=root, out_dir=out_dir)
-    run.update(**kind.continued(run, config))
-    return run
+        run = kind.create(stem, {"method": kind.name, **config}, root=root, out_dir=out_dir)
+    with run.locked():
+        run.update(**values)
+        yield run
 
 
 @torch.inference_mode()
