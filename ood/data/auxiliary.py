@@ -75,7 +75,9 @@ def draw(
             f"num_ood is {count} but the auxiliary set {show(pools)} has {total} images; "
             f"ask for at most {total} (-num_ood)"
         )
-    rows = np.sort(np.random.RandomState(seed).permutation(total)[:count])[spread(count, limit)]
+    rows = np.sort(np.random.RandomState(seed % 2**32).permutation(total)[:count])[
+        spread(count, limit)
+    ]
     starts = np.cumsum([0, *map(len, sets)])
     parts = [
         images.subset(rows[(rows >= start) & (rows < end)] - start)

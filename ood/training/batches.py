@@ -137,7 +137,7 @@ def split(count: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarra
     Validation gets round(fraction * count) of them, but at least one; with fraction 0 none.
     """
     chosen = min(count - 1, max(1, round(fraction * count))) if fraction > 0 else 0
-    order = np.random.RandomState(seed).permutation(count)
+    order = np.random.RandomState(seed % 2**32).permutation(count)
     return np.sort(order[chosen:]), np.sort(order[:chosen])
 
 

@@ -135,7 +135,7 @@ class Settings:
     tensorboard: bool = False
     precision: Literal[loop.PRECISIONS] = "fp32"
     channels_last: Literal["auto", "on", "off"] = "auto"
-    seed: int = ranged(0, 0, 2**32 - 1)
+    seed: int = 0
     deterministic: bool = False
     limit: int | None = ranged(None, 1)
     data_dir: str = "./datasets"

@@ -25,7 +25,7 @@ def class_folds(num_classes: int, folds: int = 5, seed: int = 3) -> list[np.ndar
             f"{num_classes} classes cannot be split into {folds} folds; the number of folds "
             "(2 or more) must divide it, and two classes or more must be kept"
         )
-    return np.split(np.random.RandomState(seed).permutation(num_classes), folds)
+    return np.split(np.random.RandomState(seed % 2**32).permutation(num_classes), folds)
 
 
 def kept_classes(num_classes: int, fold: int, folds: int = 5, seed: int = 3) -> np.ndarray:
@@ -53,7 +53,7 @@ def held_out(count: int, wanted: int = 1000, seed: int = 3) -> np.ndarray:
 
     They are the first `wanted` of a permutation, at most a tenth of the set.
     """
-    return np.random.RandomState(seed).permutation(count)[: min(wanted, count // 10)]
+    return np.random.RandomState(seed % 2**32).permutation(count)[: min(wanted, count // 10)]
 
 
 def evaluated(

@@ -98,4 +98,6 @@ def _validation(settings: Settings, train: ImageSet, common: dict):
 
 def _chosen(images: ImageSet, count: int, seed: int) -> ImageSet:
     """Choose at most `count` images by the seed, because files come class by class."""
-    return images.subset(np.sort(np.random.RandomState(seed).permutation(len(images))[:count]))
+    return images.subset(
+        np.sort(np.random.RandomState(seed % 2**32).permutation(len(images))[:count])
+    )
