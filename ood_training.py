@@ -31,6 +31,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import ood
+
+ood.catch_interrupts()  # before torch loads
+
 import models
 from ood import cli, methods
 from ood.config import InputError, build, merge, read_json, split
