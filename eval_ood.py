@@ -115,6 +115,7 @@ def main() -> None:
         cli.log(f"advice: {line}")
 
     # The report.
+    paper, paper_sets = workbench.published(config, bench.suite)
     out_dir = Path(flags.out_dir or Path("results") / Path(flags.config).stem)
     report.write_scores(out_dir, result.scores)
     made = report.Report(
@@ -127,7 +128,7 @@ def main() -> None:
             result.digests,
             result.seconds,
         ),
-        paper=experiment.paper,
+        paper=paper,
         source=experiment.source,
         title=f"OOD detection on {experiment.id_dataset}",
         accuracy=next(iter(result.accuracies.values()), None),
@@ -138,7 +139,7 @@ def main() -> None:
             "benchmark": f"{bench.suite.name} ({experiment.protocol} protocol)",
         },
         labels={entry.name: entry.label for entry in ood if entry.label},
-        datasets=tuple(entry.dataset for entry in bench.suite.entries),
+        datasets=paper_sets,
         figures=draw(out_dir, bench, test, ood, result),
         notes=notes(bench.suite, result),
         uncertainty=uncertainty.summarise(result.scores, test.name),

@@ -571,3 +571,11 @@ def test_rows_from_scores_are_in_the_order_of_the_detectors_and_name_a_nan():
 def test_further_keys_of_metrics_json(rows, facts):
     content = json.loads(Report(rows, facts, more={"jitter": 0.5, "gone": math.nan}).json())
     assert content["jitter"] == 0.5 and content["gone"] is None and len(content["rows"]) == 8
+
+
+def test_average_of_the_paper_is_left_out_when_more_sets_were_evaluated(facts):
+    paper = {"a": {"x": {"fpr95": 0.1}, "average": {"fpr95": 0.3}}}
+    made = [made_row("a", s) for s in ("x", "y", "z")]
+    text = Report(made, facts, paper=paper, datasets=("x", "y")).markdown()
+    assert "/" not in table(text, "FPR95")["a"]["average"] and "do not include z." in text
+    assert table(text, "FPR95")["a"]["x"] == "10.00 / 50.00"

@@ -140,13 +140,28 @@ class Calibration:
 
     @classmethod
     def from_state(cls, state: dict) -> Calibration:
-        """The calibration whose `state` this is."""
-        return cls(
-            np.asarray(state["scores"], dtype=np.float64),
+        """The calibration whose `state` this is.
+
+        Raises: InputError where the values contradict each other.
+        """
+        scores = np.asarray(state["scores"])
+        made = cls(
+            scores.astype(np.float64),
             int(state["rank"]),
             float(state["accept"]),
-            state["confidence"],
+            None if state["confidence"] is None else float(state["confidence"]),
         )
+        _check_shares(made.accept, made.confidence)
+        if scores.ndim != 1 or not len(scores) or np.isnan(made.scores).any():
+            raise InputError("its calibration scores are no list of numbers")
+        if (np.diff(made.scores) < 0).any():
+            raise InputError("its calibration scores are not in ascending order")
+        if made.rank != _rank(len(scores), made.accept, made.confidence):
+            raise InputError(
+                f"its threshold is score {made.rank} of {len(scores)}, which does not accept "
+                f"{100 * made.accept:g} % of ID images"
+            )
+        return made
 
 
 def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) -> Calibration:
@@ -167,11 +182,7 @@ def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) 
             accept=0.95 needs 19 images, accept=0.99 needs 99.
     """
     scores = np.sort(_checked(id_scores, "ID scores"))
-    for name, value in (("accept", accept), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise InputError(
-                f"{name} is {value}; it must be a fraction between 0 and 1, such as 0.95"
-            )
+    _check_shares(accept, confidence)
     rank = _rank(len(scores), accept, confidence)
     if rank is None:
         confidently = "" if confidence is None else f" with confidence {confidence:g}"
@@ -180,6 +191,14 @@ def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) 
             f"images{confidently}; at least {needed(accept, confidence)} are needed"
         )
     return Calibration(scores, rank, accept, confidence)
+
+
+def _check_shares(accept: float, confidence: float | None) -> None:
+    for name, value in (("accept", accept), ("confidence", confidence)):
+        if value is not None and not 0 < value < 1:
+            raise InputError(
+                f"{name} is {value}; it must be a fraction between 0 and 1, such as 0.95"
+            )
 
 
 def needed(accept: float, confidence: float | None = None) -> int:

@@ -29,14 +29,35 @@ from torch import Tensor, nn
 from ood import detectors
 from ood.config import InputError
 from ood.data import Preprocess
+from ood.data.images import ArrayImages
 from ood.deployment.calibration import Calibration
-from ood.detectors import Detector
+from ood.detectors import Detector, ImageDetector
+from ood.detectors.base import chunked_score
 from ood.files import replacing
-from ood.outputs import weights_digest
+from ood.outputs import extract, weights_digest
 
 FORMAT = "ood-detector-2"
 FIRST_FORMAT = "ood-detector-1"  # its digest also covered source code, so it cannot be checked
 RECIPE = ("size", "resize", "channels")  # of `ood.data.load`: how a picture becomes an input
+LARGEST_SIDE = 10_000  # of an image, pixels
+META: dict[str, type | tuple] = {  # the keys of the JSON text
+    "format": str,
+    "detector": str,
+    "hyperparameters": dict,
+    "values": dict,
+    "network": str,
+    "arch": dict,
+    "checkpoint": (str, type(None)),
+    "preprocess": dict,
+    "recipe": dict,
+    "calibration": (dict, type(None)),
+    "about": dict,
+}
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+AGAIN = "write it again with scripts/fit_detector.py"
 
 
 @dataclass
@@ -86,6 +107,45 @@ class Stored:
                 f"{self.network[:12]}, the digest of this network is {digest[:12]}; give the "
                 "weights it was fitted on, or fit it again"
             )
+        if isinstance(network, nn.Module):
+            self._try_out(network, where)
+
+    def _try_out(self, network: nn.Module, where: str) -> None:
+        """Score two grey images: what was fitted must fit the network's outputs."""
+        shape = self._shape(network)
+        held = self.detector.state().values()
+        if shape is None or any(isinstance(x, Tensor) and x.device.type != "cpu" for x in held):
+            return
+        images = ArrayImages(np.full((2, *shape), 0.5, np.float32), source="grey")
+        beside = [self.detector] if isinstance(self.detector, ImageDetector) else []
+        device = next(network.parameters()).device
+        try:
+            outputs = extract(
+                network,
+                images,
+                self.preprocess,
+                device=device,
+                taps="taps" in self.detector.needs,
+                image_detectors=beside,
+            )
+            scores = chunked_score(self.detector, outputs)
+            if scores.shape != (2,) or scores.isnan().any():
+                raise ValueError(f"it gives the scores {scores.tolist()} to two grey images")
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{where} ('{self.detector.name}') does not fit its network: {_first_line(error)}; "
+                f"{AGAIN}"
+            ) from None
+
+    def _shape(self, network: nn.Module) -> tuple[int, int, int] | None:
+        """(C, H, W) of the network's input; None where neither recipe nor network tells."""
+        size, resize, channels = (self.recipe[key] for key in RECIPE)
+        sides = (size, size) if size else resize
+        if channels and isinstance(sides, tuple):
+            return (channels, *sides)
+        arch = getattr(network, "arch", {})
+        channels, side = arch.get("in_channels"), arch.get("image_size")
+        return (channels, side, side) if channels and side else None
 
 
 def save(
@@ -148,7 +208,7 @@ def save(
 def load(
     path: str | Path, network: nn.Module | str | None = None, device: torch.device | str = "cpu"
 ) -> Stored:
-    """Read what `save` wrote.
+    """Read what `save` wrote. Nothing in the file is executed or downloaded.
 
     Args:
         network: the network that the detector will be used with; it is checked. None: the caller
@@ -162,46 +222,56 @@ def load(
     try:
         detector = detectors.restore(meta["detector"], meta["hyperparameters"])
         state = {key: _meant(value) for key, value in meta["values"].items()}
-        state |= {
-            key.removeprefix("state/"): torch.from_numpy(value)
-            for key, value in arrays.items()
-            if key.startswith("state/")
-        }
-        detector.load_state(state).to(device)
-        calibration = meta["calibration"] and Calibration.from_state(
-            {**meta["calibration"], "scores": arrays["calibration/scores"]}
-        )
+        for key, value in arrays.items():
+            if key.startswith("state/"):
+                state[key.removeprefix("state/")] = torch.from_numpy(value)
+        detector.load_state(state)
+        calibration = None
+        if meta["calibration"] is not None:
+            scores = arrays["calibration/scores"]
+            calibration = Calibration.from_state({**meta["calibration"], "scores": scores})
         stored = Stored(
             detector,
             meta["network"] if meta["format"] == FORMAT else None,
-            Preprocess(**meta["preprocess"]),
+            Preprocess(**_normalisation(meta["preprocess"])),
             _recipe(meta["recipe"]),
-            calibration or None,
+            calibration,
             meta["arch"],
             meta["checkpoint"],
             meta["about"],
         )
     except InputError as error:
         raise InputError(f"detector file '{path}': {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(
-            f"detector file '{path}' lacks or distorts {error}; "
-            "write it again with scripts/fit_detector.py"
+            f"detector file '{path}' lacks or distorts {_first_line(error)}; {AGAIN}"
         ) from None
     if network is not None:
         stored.check(network, f"'{path}'")
+    detector.to(device)
     return stored
 
 
 def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """The JSON text and the arrays of an archive, with what they claim about themselves checked."""
     if not path.is_file():
         raise InputError(f"no detector file '{path}'; scripts/fit_detector.py writes one")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+        with zipfile.ZipFile(path) as archive:
+            arrays = {}
+            for member in archive.infolist():
+                arrays[member.filename.removesuffix(".npy")] = _array(archive, member)
         meta = json.loads(arrays.pop("meta").tobytes())
         if meta.get("format") not in (FORMAT, FIRST_FORMAT):
             raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
+        for key in arrays:
+            if not key.startswith("state/") and key != "calibration/scores":
+                raise ValueError(f"unknown part '{key}'")
+        for key, value in meta.items():
+            if key not in META:
+                raise ValueError(f"unknown key '{key}'")
+            if not isinstance(value, META[key]):
+                raise ValueError(f"'{key}' is a {type(value).__name__}")
     except (
         OSError,
         ValueError,
@@ -209,20 +279,61 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         KeyError,
         AttributeError,
         TypeError,
+        MemoryError,
+        RecursionError,
+        NotImplementedError,
+        RuntimeError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"'{path}' is not a whole detector file ({reason}); "
-            "write it again with scripts/fit_detector.py"
-        ) from None
+        reason = _first_line(error)
+        raise InputError(f"'{path}' is not a whole detector file ({reason}); {AGAIN}") from None
     return meta, arrays
 
 
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array. No memory is taken before its header agrees with the bytes that are there."""
+    name = member.filename
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+        raise ValueError(f"'{name}' is compressed")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in HEADERS:
+            raise ValueError(f"'{name}' has version {version} of the .npy format")
+        shape, fortran, dtype = HEADERS[version](file)
+        if dtype.kind not in "fiub":
+            raise ValueError(f"'{name}' holds {dtype}, no numbers")
+        wanted, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+        if wanted != there:
+            raise ValueError(f"'{name}' claims {wanted:,} bytes and has {there:,}")
+        values = np.frombuffer(bytearray(file.read()), dtype)  # writable
+    values = values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+    return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _normalisation(values: dict) -> dict:
+    """Mean and standard deviation, checked: as many numbers as channels, std above 0."""
+    mean, std = values["mean"], values["std"]
+    numbers = [x for part in (mean, std) for x in part]
+    if len(mean) != len(std) or not all(isinstance(x, (int, float)) for x in numbers):
+        raise InputError(f"preprocess has mean {mean} and std {std}")
+    if not all(map(math.isfinite, numbers)) or min(std) <= 0:
+        raise InputError(f"preprocess has mean {mean} and std {std}")
+    return {"mean": tuple(mean), "std": tuple(std)}
+
+
 def _recipe(values: dict) -> dict:
-    """Make tuples of lists again: JSON has none, but `resize` may be (height, width)."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    """The recipe, checked; lists become tuples again: `resize` may be (height, width)."""
+    made = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    sides = [side for v in made.values() for side in (v if isinstance(v, tuple) else (v,))]
+    whole = all(s is None or type(s) is int and 0 < s <= LARGEST_SIDE for s in sides)
+    if set(made) != set(RECIPE) or not whole:
+        raise InputError(f"its recipe is {made}; sides are whole numbers up to {LARGEST_SIDE}")
+    return made
 
 
 def _spelled(value, what: str):

@@ -151,8 +151,8 @@ class Report:
         setting: {what: value}, shown below the heading.
         accuracy: of the classifier on the ID test set, a fraction.
         labels: {data set: how the paper prints it}.
-        datasets: every OOD set of the benchmark. The paper's averages are shown only if all of them
-            were evaluated.
+        datasets: the OOD sets that the paper's averages are over. The averages are shown only if
+            exactly these sets were evaluated.
         figures: paths of images, or (path, caption).
         notes: sentences below the tables.
         uncertainty: what `ood.evaluation.uncertainty.summarise` gives.
@@ -347,6 +347,11 @@ class _Table:
             if not name.startswith(AVERAGE)
         )
         self.not_evaluated = [name for name in wanted if name not in names]
+        self.not_in_paper = [
+            name
+            for name in self.datasets
+            if wanted and not {name, report.labels.get(name)} & set(wanted)
+        ]
 
     def heading(self, column: tuple[str, str]) -> str:
         name, group = column
@@ -363,7 +368,7 @@ class _Table:
 
     def theirs(self, detector: str, column: tuple[str, str], metric: str) -> float | None:
         """The paper's number, or None if it has none that may stand beside ours."""
-        if column[0] == AVERAGE and self.not_evaluated:
+        if column[0] == AVERAGE and (self.not_evaluated or self.not_in_paper):
             return None
         numbers = (self.report.paper or {}).get(detector, {})
         heading = self.heading(column)
@@ -410,12 +415,19 @@ class _Table:
             found.append("A cell with a single number is ours; the paper gives none for it.")
         found += [self._largest_gap(metric) for metric in ("fpr95", "auroc")]
         averaged = (name for numbers in self.report.paper.values() for name in numbers)
-        if self.not_evaluated and any(name.startswith(AVERAGE) for name in averaged):
-            found.append(
-                "The paper's averages are left out: they include sets that were not evaluated here "
-                f"({', '.join(self.not_evaluated)})."
-            )
+        if any(name.startswith(AVERAGE) for name in averaged):
+            found.append(self._left_out())
         return [sentence for sentence in found if sentence]
+
+    def _left_out(self) -> str:
+        """Why the paper's averages are not shown, as a sentence; "" where they are."""
+        reasons = []
+        if self.not_evaluated:
+            sets = ", ".join(self.not_evaluated)
+            reasons.append(f"they include sets that were not evaluated here ({sets})")
+        if self.not_in_paper:
+            reasons.append(f"they do not include {', '.join(self.not_in_paper)}")
+        return f"The paper's averages are left out: {', and '.join(reasons)}." if reasons else ""
 
     def _largest_gap(self, metric: str) -> str:
         """The cell that differs most from the paper's, as a sentence; "" where none is compared."""

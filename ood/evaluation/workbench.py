@@ -35,6 +35,7 @@ from ood.data.images import ImageSet
 from ood.detectors import Detector
 from ood.detectors.base import possible
 from ood.evaluation.passes import Passes
+from ood.evaluation.report import AVERAGE
 from ood.evaluation.scoring import TestSet
 from ood.outputs import Outputs
 from ood.training import pretraining
@@ -51,6 +52,8 @@ class Config:
         method: the class of the trainable method that the config names, if it names one.
         settings: the settings of that method.
         given: names of the experiment's fields that came from flags.
+        benchmark, protocol: what the file says, whatever the flags say. The numbers of the paper in
+            the config belong to this benchmark.
     """
 
     path: str
@@ -58,6 +61,8 @@ class Config:
     method: type | None = None
     settings: object | None = None
     given: frozenset[str] = frozenset()
+    benchmark: str = Experiment.benchmark
+    protocol: str = Experiment.protocol
 
 
 def read_config(
@@ -102,7 +107,8 @@ def read_config(
         raise InputError(f"-{name} means nothing to {what} ({where}); leave it out")
     if method:
         settings = build(method.Settings, merge(theirs, chosen), where)
-    return Config(where, experiment, method, settings, frozenset(overrides))
+    own = {name: ours[name] for name in ("benchmark", "protocol") if name in ours}
+    return Config(where, experiment, method, settings, frozenset(overrides), **own)
 
 
 def flagged(flags) -> dict:
@@ -373,6 +379,49 @@ def make_detector(experiment: Experiment, text: str, **more) -> Detector:
     """
     name, values = detectors.parse(text)
     return detectors.create(name, **{**experiment.detector_args.get(name, {}), **values, **more})
+
+
+def published(config: Config, suite: Benchmark) -> tuple[dict, tuple[str, ...]]:
+    """The paper's numbers that may stand beside ours.
+
+    The numbers in a config belong to the benchmark that it names. With another benchmark (or
+    protocol, or ID set), only those numbers stay whose sets are the same there.
+
+    Returns: {detector: {set or average: {metric: fraction}}} as for `report.Report`, and the OOD
+        sets that the paper's averages are over.
+    """
+    paper = config.experiment.paper
+    if not paper:
+        return {}, ()
+    try:
+        own = load_benchmark(config.benchmark, config.protocol)
+    except InputError:  # another one was given instead
+        return {}, ()
+    theirs, ours = _prepared(own.entries), _prepared(suite.entries)
+    same = {name for name in theirs if ours.get(name) == theirs[name]}
+    if _of_id(own) != _of_id(suite):
+        same = set()
+    names = same | {entry.label for entry in own.entries if entry.dataset in same}
+    averages = same == set(theirs)
+
+    def stays(name: str) -> bool:
+        return averages if name.startswith(AVERAGE) else name in names
+
+    kept = {
+        detector: {name: values for name, values in numbers.items() if stays(name)}
+        for detector, numbers in paper.items()
+    }
+    return {detector: numbers for detector, numbers in kept.items() if numbers}, tuple(theirs)
+
+
+def _prepared(entries) -> dict:
+    """{data set: how its images are chosen and prepared}."""
+    return {e.dataset: dataclasses.replace(e, label=None, group=None) for e in entries}
+
+
+def _of_id(suite: Benchmark) -> Benchmark:
+    """What a benchmark says of its ID images."""
+    return dataclasses.replace(suite, name="", entries=(), mean=None, std=None, source="", notes="")
 
 
 def _benchmark(config: Config) -> tuple[Benchmark, int]:
