@@ -15,12 +15,12 @@ from . import (  # noqa: F401  (each module registers its architectures)
     vgg,
     wideresnet,
 )
-from .adapter import adapt
+from .adapter import adapt, downloaded
 from .autoencoder import AutoEncoder, build_autoencoder
 from .checkpoints import CheckpointError
 from .classifier import Activations, Classifier, ModelError
 from .decoder import Decoder, decoder_for
-from .registry import build, names, options
+from .registry import build, names, options, rebuild
 
 __all__ = [
     "Activations",
@@ -34,6 +34,8 @@ __all__ = [
     "build_autoencoder",
     "checkpoints",
     "decoder_for",
+    "downloaded",
     "names",
     "options",
+    "rebuild",
 ]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Callable
+from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +236,25 @@ def build_torchvision(
         setattr(network.get_submodule(parent), child, head)
     adapted.arch = {"arch": arch, **dict(zip(COMMON, (num_classes, 3, size)))}
     return adapted
+
+
+def downloaded(arch: str, weights: str) -> Path:
+    """Return the file in which torchvision keeps published weights, whether or not it is there.
+
+    Args:
+        arch: torchvision_<name>.
+        weights: 'DEFAULT', 'IMAGENET1K_V1', ...
+
+    Raises: ModelError for an unknown network or unknown weights.
+    """
+    import torchvision
+
+    zoo, name = torchvision.models, str(arch).removeprefix(TORCHVISION)
+    one_of("torchvision network", name, zoo.list_models(module=zoo))
+    published = zoo.get_model_weights(name)
+    one_of(f"weights of {name}", weights, ["DEFAULT", *(w.name for w in published)])
+    url = urlparse(published[weights].url)
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url.path).name
 
 
 # what `adapt` finds out with a probe batch

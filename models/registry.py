@@ -153,6 +153,23 @@ def _large(arguments: dict) -> str:
     return ", ".join(f"{k}={v}" for k, v in arguments.items() if _is_int(v) and v > LARGE)
 
 
+def rebuild(arch: dict) -> Classifier:
+    """Build the network that a file describes, with fresh weights; nothing is downloaded.
+
+    Args: arch: keyword arguments of `build`. `weights`, which torchvision would download, is left
+        out.
+
+    Raises: ModelError as `build`, and for arguments that `build` does not take.
+    """
+    require(
+        isinstance(arch, dict) and all(isinstance(key, str) for key in arch),
+        "the file describes no network",
+    )
+    for name in ("arch", "num_classes"):
+        require(name in arch, f"the file does not say the network's {name}")
+    return build(**{key: value for key, value in arch.items() if key != "weights"})
+
+
 def _check_type(arch: str, key: str, value, default) -> None:
     """Raise a ModelError unless `value` has the type of the default; floats may be integers."""
     if isinstance(default, (int, float)) and isinstance(value, bool):

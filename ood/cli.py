@@ -50,6 +50,8 @@ class Parser(argparse.ArgumentParser):
         shown = "" if default is None or "default" in help else f" [default: {default}]"
         options.setdefault("dest", name.lstrip("-").replace("-", "_"))
         one_value = options.get("action") in (None, "store", "append")
+        if one_value:
+            options.setdefault("type", _text)
         if one_value and not options.keys() & {"nargs", "metavar", "choices"}:
             options["metavar"] = name.lstrip("-").upper()
         text = (help + shown).replace("%", "%%")
@@ -67,6 +69,13 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-") and word.split("=")[0] not in self._flags and word in message:
                 message += nearest(word, sorted(self._flags))
         self.exit(2, f"{self.prog}: error: {message}; `python3 {self.prog} -h` lists the flags\n")
+
+
+def _text(value: str) -> str:
+    """Refuse the empty text, which would pass for a flag that was not given."""
+    if not value:
+        raise argparse.ArgumentTypeError("it is empty; leave the flag out to use its default")
+    return value
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -308,13 +308,13 @@ class Experiment:
     detectors: tuple[str, ...] = DETECTORS
     detector_args: dict = field(default_factory=dict)
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = ranged(None, above=0)
     checkpoint: str | None = None
     checkpoint_name: str | None = None
     batch_size: int = ranged(256, 1)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 1
-    limit: int | None = None
+    limit: int | None = ranged(None, 1)
     datasets: tuple[str, ...] | None = None
     paper: dict = field(default_factory=dict)
     source: str | None = None

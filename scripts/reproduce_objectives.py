@@ -114,7 +114,7 @@ def main() -> None:
 def evaluated(weights: Path, test, ood: list, device, cache: Cache):
     """Score the network of a weight file with DETECTORS."""
     stored = models.checkpoints.read(weights).meta
-    network = models.build(**stored["arch"])
+    network = models.rebuild(stored["arch"])
     models.checkpoints.load_into(network, weights)
     preprocess = Preprocess(stored["preprocess"]["mean"], stored["preprocess"]["std"])
     passes = Passes(network, preprocess, device=device, cache=cache)

@@ -5,8 +5,9 @@
 scores.csv has the columns file, score (larger = less like the training data), p_value (conformal;
 small = unlike the training data), accepted (1 or 0) and error. The rows are written one by one into
 a temporary file that takes its name at the end, so folders of any size need the same memory. A
-damaged picture gets its error in the CSV and the run goes on; -strict stops there instead. The
-contact sheet shows the least and the most ID-like pictures.
+damaged picture gets its error in the CSV and the run goes on; -strict stops there instead. A file
+whose name begins like a formula is written as ./NAME. The contact sheet shows the least and the
+most ID-like pictures.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ from ood.deployment import detector_file, pictures
 from ood.evaluation import options
 from ood.files import replacing
 
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+)  # how a cell begins that is computed when it is opened
 EVERY = 20  # seconds between two progress lines where there is no terminal for a bar
 
 parser = cli.Parser(
@@ -105,7 +115,7 @@ def main() -> None:
     folder, files = found(Path(flags.input))
     total = len(files) if files else sum(1 for _ in pictures.find(folder))
     if not total:
-        raise InputError(f"no pictures in '{folder}' (looked for {', '.join(pictures.EXTENSIONS)})")
+        raise InputError(f"no pictures in '{folder}' (looked for {', '.join(pictures.KNOWN)})")
     accepts = "no threshold: the file has no calibration"
     if stored.calibration is not None:
         accepts = f"threshold {stored.calibration.threshold:.6g}"
@@ -153,12 +163,17 @@ def write_rows(path: Path, rows, tally: Tally, total: int) -> None:
         writer.writerow(pictures.Row._fields)
         for row in rows:
             numbers = (row.score, row.p_value, row.accepted)
-            writer.writerow([row.file, *map(spelled, numbers), row.error])
+            writer.writerow([as_path(row.file), *map(spelled, numbers), row.error])
             tally.add(row)
             now = time.perf_counter()
             if now - said > EVERY and not sys.stderr.isatty():
                 said, speed = now, tally.done / (now - tally.began)
                 cli.log(f"{tally.done:,} of {total:,} pictures ({speed:.0f} a second)")
+
+
+def as_path(file: str) -> str:
+    """The path as text that no spreadsheet takes for a formula: `=x.png` becomes `./=x.png`."""
+    return f"./{file}" if file.startswith(FORMULA) else file
 
 
 def spelled(value) -> str:
@@ -180,15 +195,18 @@ def found(path: Path) -> tuple[Path, list[str] | None]:
 def load_network(stored: detector_file.Stored, flags):
     """The network that the detector belongs to.
 
-    It is built as the detector's file says, with the weights of -checkpoint or of the fit.
+    It is built as the detector's file says, with the weights of -checkpoint or of the fit. Nothing
+    is downloaded, whatever the file says.
     """
     if not stored.arch:
         raise InputError(
             f"'{flags.detector}' does not say which network it belongs to; "
             "write it with scripts/fit_detector.py"
         )
-    network = models.build(**stored.arch)
+    network, published = models.rebuild(stored.arch), stored.arch.get("weights")
     weights = flags.checkpoint or stored.checkpoint
+    if weights is None and published:
+        weights = models.downloaded(stored.arch["arch"], published)
     if weights is None:
         return network.eval()
     if not flags.checkpoint and not Path(weights).is_file():

@@ -1,4 +1,4 @@
-"""Evaluate every registered detector, with intervals and costs, and record the table.
+"""Evaluate every registered detector, with intervals and costs, in one table.
 
     python3 scripts/table_detectors.py          # embedded images, networks of the seeds 1, 2, 3
     python3 scripts/table_detectors.py -config ./configs/dice_cifar10.json \\
@@ -6,8 +6,9 @@
         -skip gradunc adascale_a adascale_l     # the DenseNet of DICE's authors
 
 Without -weights, classifier_pretraining.py trains one network per seed; they are kept in
--checkpoints_dir. All detectors share one pass per set and network. The record becomes a section of
-docs/results.md with python3 scripts/build_docs.py.
+-checkpoints_dir. All detectors share one pass per set and network. Writes OUT_DIR/table.md and the
+scores. With -record NAME the table also becomes a section of docs/results.md, after
+python3 scripts/build_docs.py.
 """
 
 from __future__ import annotations
@@ -61,11 +62,12 @@ parser.flag(
 parser.flag(
     "-record",
     metavar="NAME",
-    help="name of the record docs/data/NAME.json; default: detectors_<name of the config>; "
-    "'' writes none",
+    help="also write the record docs/data/NAME.json, for docs/results.md",
 )
-parser.flag("-title", help="of the record; default: All detectors, with data set and network")
-parser.flag("-order", type=int, help="position on the page of results", default=500)
+parser.flag(
+    "-title", help="heading of the record; default: All detectors, with data set and network"
+)
+parser.flag("-order", type=int, help="position of the record on its page", default=500)
 parser.flag("-text", nargs="+", metavar="PARAGRAPH", help="paragraphs before the table", default=[])
 
 EXPLAINED = (
@@ -112,9 +114,9 @@ def main() -> None:
     shown = files.markdown_table(table["columns"], table["rows"])
     files.write_text(out_dir / "table.md", "\n\n".join([*text, table["caption"], shown]) + "\n")
     cli.log(f"table: {out_dir / 'table.md'}")
-    if flags.record != "":
+    if flags.record:
         path = measurements.write(
-            flags.record or f"detectors_{stem}",
+            flags.record,
             page="results",
             order=flags.order,
             title=flags.title or f"All detectors: {experiment.id_dataset}, {experiment.arch}",

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 import models
@@ -230,9 +231,19 @@ def test_no_run_yet_names_the_command(user, call_script):
     )
 
 
-def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
-    """configs/dice_imagenet.json and its benchmark, with three classes and a random ResNet-18."""
+def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script, monkeypatch):
+    """configs/dice_imagenet.json and its benchmark, with three classes and a random ResNet-18.
+
+    The config names torchvision's weights; with -checkpoint they are not downloaded.
+    """
     from conftest import ROOT
+
+    def refuse(*_, **__):
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
     generator = np.random.default_rng(0)
 
@@ -256,8 +267,8 @@ def test_imagenet_path_on_a_stand_in_of_its_layout(tmp_path, call_script):
         "benchmark": "suite.json",
         "arch": "torchvision_resnet18",
         "num_classes": 3,
-        "model_args": {},
     }
+    assert config["model_args"] == {"weights": "IMAGENET1K_V1"}
     (tmp_path / "imagenet.json").write_text(json.dumps({**config, **changed}))
     network = models.build("torchvision_resnet18", 3)
     models.checkpoints.save(tmp_path / "w.pth", network.state_dict())

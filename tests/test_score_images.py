@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -440,3 +441,66 @@ def test_pictures_are_scored_upright(tmp_path):
     pictures._place(sheet, tmp_path / "a.png", 0, 0)
     middle = pictures.CELL // 2
     assert sheet.getpixel((middle + 15, 30))[0] == 255 and sheet.getpixel((middle - 15, 30))[0] == 0
+
+
+@pytest.fixture(scope="module")
+def strange(root, tmp_path_factory):
+    """Pictures with strange names and formats, and a detector."""
+    folder, generator = tmp_path_factory.mktemp("strange"), np.random.default_rng(0)
+    for name in ("line\nbreak.png", "=cmd|'calc'!A1.png", "tab\there.png", "plain.png"):
+        picture(folder / name, generator, 60)
+    picture(folder / "-deep" / "a.png", generator, 60)
+    still = Image.fromarray(np.full((40, 40, 3), 90, np.uint8))
+    still.save(folder / "anim.gif", save_all=True, append_images=[still.rotate(90)])
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    os.mkfifo(folder / "pipe.png")
+    return folder
+
+
+def test_strange_names_and_formats_are_all_in_the_csv(root, strange, call_script):
+    assert fit(call_script, root, "-detector", "energy", "-out", "s.npz").returncode == 0
+    done = score(
+        call_script, root, "-detector", "s.npz", "-input", strange, "-out_dir", "s", "-sheet", "9"
+    )
+    assert done.returncode == 0, done.stderr
+    found = {row["file"]: row for row in rows(root / "s" / "scores.csv")}
+    assert set(found) == {
+        "line\nbreak.png",
+        "./=cmd|'calc'!A1.png",
+        "tab\there.png",
+        "plain.png",
+        "./-deep/a.png",
+        "anim.gif",
+        "phone.HEIC",
+        "pipe.png",
+    }
+    assert all((strange / name).exists() for name in found)
+    errors = {name: row["error"] for name, row in found.items() if row["error"]}
+    assert set(errors) == {"phone.HEIC", "pipe.png"}
+    assert "convert it to JPEG or PNG" in errors["phone.HEIC"] and "a pipe" in errors["pipe.png"]
+    assert found["anim.gif"]["score"] and (root / "s" / "contact_sheet.png").exists()
+
+
+def test_a_detector_file_starts_no_download(root, call_script, monkeypatch, tmp_path):
+    """Its `arch` may name published weights: only the file that torchvision keeps is taken."""
+    import torchvision
+
+    def refuse(*_, **__):
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert fit(call_script, root, "-detector", "energy", "-out", "w.npz").returncode == 0
+    arch = {"arch": "torchvision_resnet18", "num_classes": 1000, "weights": "IMAGENET1K_V1"}
+    change_meta(root / "w.npz", arch=arch, checkpoint=None)
+    done = score(call_script, root, "-detector", "w.npz", "-input", "mine", "-out_dir", "w")
+    assert done.returncode == 2 and "give them with -checkpoint" in done.stderr
+    assert str(tmp_path) in done.stderr and not (root / "w").exists()
+
+
+def change_meta(path, **changes):
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    meta = {**json.loads(arrays.pop("meta").tobytes()), **changes}
+    np.savez(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)

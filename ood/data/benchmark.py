@@ -174,7 +174,10 @@ class Benchmark:
                     f"benchmark '{self.name}' has no OOD set '{name}'{nearest(name, own)}; "
                     f"it has: {', '.join(own)}"
                 )
-            chosen += [entry for entry in exact or matches if entry not in chosen]
+            new = [entry for entry in exact or matches if entry not in chosen]
+            if not new:
+                raise InputError(f"the OOD set '{name}' is named twice")
+            chosen += new
         return replace(self, entries=tuple(entry for entry in self.entries if entry in chosen))
 
     def _full_spectrum(self, clean: ImageSet, data_dir, options: dict) -> ImageSet:

@@ -30,6 +30,10 @@ from ood.detectors.base import chunked_score
 from ood.files import replacing
 from ood.outputs import extract
 
+# Formats of pictures that data sets do not come in: Pillow reads some of them, others nowhere.
+SOME = (".gif", ".apng", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".tga", ".psd", ".ico")
+CONVERT = (".heic", ".heif", ".jxl", ".jxr", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf")
+KNOWN = (*EXTENSIONS, *SOME, *CONVERT)
 GROUP = 4096  # files that are listed at a time
 CELL, CAPTION, GAP = 132, 34, 10  # of a contact sheet, pixels: side of a picture, its caption, gap
 COLUMNS = 8
@@ -82,15 +86,22 @@ class Pictures(StreamedImages):
 
     def _decode_into(self, images, place, row):
         try:
+            path = self.folder / self._paths[row]
+            if path.exists() and not path.is_file():
+                raise InputError(f"'{path}' is a pipe or a device, not a file")
             super()._decode_into(images, place, row)
         except InputError as error:
-            images[place], self.errors[row] = 0, str(error)
+            convert = self._paths[row].lower().endswith(CONVERT)
+            hint = ", or convert it to JPEG or PNG" if convert else ""
+            images[place], self.errors[row] = 0, f"{error}{hint}"
 
 
 def find(folder: Path) -> Iterator[str]:
     """Paths of all pictures below `folder`, relative to it, folder by folder in string order.
 
-    Hidden files and folders, and links to folders, are left out.
+    Hidden files and folders, and links to folders, are left out. Formats that may not be readable
+    here (HEIC, camera raw) are among them: their rows then say so. Of an animation the first
+    picture is scored.
     """
     for root, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = sorted(
@@ -98,7 +109,7 @@ def find(folder: Path) -> Iterator[str]:
         )
         inside = os.path.relpath(root, folder)
         for name in sorted(files):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(KNOWN) and not name.startswith("."):
                 yield name if inside == "." else f"{inside}/{name}".replace(os.sep, "/")
 
 
@@ -265,7 +276,8 @@ def _colour(row: Row) -> str:
 
 
 def _fitted(text: str, font) -> str:
-    """The text, or its two ends around a dot-dot-dot, no wider than a picture."""
+    """The text in one line, or its two ends around a dot-dot-dot, no wider than a picture."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     keep, shown = len(text), text
     while font.getlength(shown) > CELL and keep > 2:
         keep -= 1

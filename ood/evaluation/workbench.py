@@ -24,6 +24,7 @@ from ood.config import (
     Experiment,
     InputError,
     build,
+    check_setting,
     merge,
     nearest,
     read_json,
@@ -94,11 +95,9 @@ def read_config(
         method = find_method(values["method"])
     ours, theirs = split(values, method.Settings if method else pretraining.Settings, where)
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
+    for name, value in overrides.items():
+        check_setting(Experiment, name, value, f"-{name}")
     experiment = build(Experiment, merge(ours, overrides), where)
-    for name in ("batch_size", "limit"):
-        value = getattr(experiment, name)
-        if value is not None and value < 1:
-            raise InputError(f"-{name} is {value}; it must be at least 1")
     settings = None
     chosen = merge(method_overrides or {})
     known = {f.name for f in dataclasses.fields(method.Settings)} if method else set()
@@ -348,6 +347,8 @@ def load_network(
     options = {name: getattr(experiment, name) for name in ("depth", "width")}
     options = {name: value for name, value in options.items() if value is not None}
     options |= experiment.model_args
+    if weights is not None:
+        options.pop("weights", None)  # torchvision would download them
     network = networks.build(experiment.arch, num_classes, **shape, **options)
     meta = {} if weights is None else networks.checkpoints.load_into(network, weights)
     return network.eval(), meta

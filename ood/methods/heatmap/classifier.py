@@ -98,7 +98,7 @@ def _build(settings: Settings, context: Context, stored: dict | None, path: Path
                 f"the classifier in '{path}' is a {stored['arch']}, "
                 f"the config's arch is {settings.arch}; they must agree"
             )
-        return context.networks.build(**stored)
+        return context.networks.rebuild(stored)
     facts = settings.facts()
     classes = settings.num_classes or (facts.num_classes if facts else None)
     if classes is None:
