@@ -26,7 +26,7 @@ import models
 from ood import cli, files, methods, provenance
 from ood.config import InputError
 from ood.deployment import detector_file
-from ood.deployment.calibration import calibrate
+from ood.deployment.calibration import calibrate, rank_of
 from ood.detectors import ImageDetector
 from ood.detectors.base import chunked_score
 from ood.evaluation import options, scoring, workbench
@@ -60,6 +60,10 @@ def main() -> None:
     flags = parser.parse_args()
     if not 0 < flags.share <= 1:
         raise InputError(f"-share is {flags.share}; it must be a fraction in (0, 1]")
+    for name in ("accept", "confidence"):
+        value = getattr(flags, name)
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"-{name} is {value}; it must be a fraction between 0 and 1")
     overrides = workbench.flagged(flags)
     config = workbench.read_config(flags.config, overrides, find_method=methods.get)
     experiment = config.experiment
@@ -77,6 +81,7 @@ def main() -> None:
     fits = detector.requires_fit or in_pass and detector.measures_train
     test = bench.images("test")
     held, rest = shared_out(len(test), flags.share, experiment.seed)
+    rank_of(len(held), flags.accept, flags.confidence)  # before any score is computed
     train = bench.images("train") if fits else None
     if train is not None and train.digest == test.digest:
         # A folder without sub-folders train and test gives the same images for both.

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ ood.catch_interrupts()  # before torch loads
 
 
 from ood import cli
-from ood.config import InputError
+from ood.config import InputError, json_object
 from ood.evaluation import measurements, report
 
 parser = cli.Parser("Record an evaluation for docs/results.md.")
@@ -36,9 +35,7 @@ parser.flag("-text", nargs="+", metavar="PARAGRAPH", help="paragraphs before the
 
 def main() -> None:
     flags = parser.parse_args()
-    if not Path(flags.metrics).is_file():
-        raise InputError(f"no file '{flags.metrics}'; give the metrics.json that eval_ood.py wrote")
-    made = json.loads(Path(flags.metrics).read_text("utf-8"))
+    made = read(Path(flags.metrics))
     path = measurements.write(
         flags.name,
         page="results",
@@ -51,6 +48,22 @@ def main() -> None:
         seeds=[made["provenance"]["seed"]],
     )
     cli.log(f"record: {path}")
+
+
+def read(path: Path) -> dict:
+    """The content of a metrics.json. Raises InputError for a file that is not one."""
+    if not path.is_file():
+        raise InputError(f"no file '{path}'; give the metrics.json that eval_ood.py wrote")
+    made = json_object(path, "file")
+    rows = made.get("rows")
+    wanted = {*report.COLUMNS}
+    if (
+        "provenance" not in made
+        or not rows
+        or not all(isinstance(row, dict) and wanted <= set(row) for row in rows)
+    ):
+        raise InputError(f"'{path}' has no rows of results; give a metrics.json of eval_ood.py")
+    return made
 
 
 def as_table(made: dict) -> dict:

@@ -140,7 +140,7 @@ def paragraphs(results: list[scoring.Result], arch: str, left_out: dict, skip: l
         f"{EXPLAINED}",
         *(f"Left out: {reason}." for reason in left_out.values()),
         *([f"Left out: {', '.join(skip)}."] if skip else []),
-        f"ID training features of network 1: {first.diagnosis.text()}.",
+        f"ID features of network 1: {first.diagnosis.text()}.",
         *(f"Advice: {line}." for line in first.advice),
     ]
 

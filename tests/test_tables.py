@@ -110,6 +110,20 @@ def test_diagnosis_is_of_the_training_features(result):
     )
 
 
+def test_advice_speaks_of_the_images_that_were_looked_at():
+    """Energy needs no training images: only test images are there, and the advice says so."""
+    found = scoring.evaluate(
+        Passes(Gratings().eval(), Preprocess((0.5,), (0.25,))),
+        None,
+        gratings(40, 1),
+        [scoring.TestSet("novel", gratings(30, 3, novel=True))],
+        {"energy": detectors.create("energy")},
+    )
+    assert found.diagnosis.text().startswith("40 test images")
+    (line,) = (line for line in found.advice if line.startswith("all detectors"))
+    assert "% of the test images are classified correctly" in line and "training" not in line
+
+
 def test_report_shows_intervals_and_costs_and_the_csv_stays(result):
     found = uncertainty.summarise(result.scores, "id", rounds=100)
     made = report.Report(

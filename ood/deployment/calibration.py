@@ -156,7 +156,7 @@ class Calibration:
             raise InputError("its calibration scores are no list of numbers")
         if (np.diff(made.scores) < 0).any():
             raise InputError("its calibration scores are not in ascending order")
-        if made.rank != _rank(len(scores), made.accept, made.confidence):
+        if made.rank != rank_of(len(scores), made.accept, made.confidence):
             raise InputError(
                 f"its threshold is score {made.rank} of {len(scores)}, which does not accept "
                 f"{100 * made.accept:g} % of ID images"
@@ -182,15 +182,22 @@ def calibrate(id_scores, accept: float = 0.95, confidence: float | None = None) 
             accept=0.95 needs 19 images, accept=0.99 needs 99.
     """
     scores = np.sort(_checked(id_scores, "ID scores"))
+    return Calibration(scores, rank_of(len(scores), accept, confidence), accept, confidence)
+
+
+def rank_of(count: int, accept: float, confidence: float | None = None) -> int:
+    """The rank k of the threshold among the scores of `count` calibration images.
+
+    Raises: InputError as `calibrate`, which a script can so learn before it computes any score.
+    """
     _check_shares(accept, confidence)
-    rank = _rank(len(scores), accept, confidence)
-    if rank is None:
-        confidently = "" if confidence is None else f" with confidence {confidence:g}"
-        raise InputError(
-            f"{len(scores)} calibration images are too few to accept {100 * accept:g} % of ID "
-            f"images{confidently}; at least {needed(accept, confidence)} are needed"
-        )
-    return Calibration(scores, rank, accept, confidence)
+    if count >= 1 and _possible(count, accept, confidence):
+        return _rank(count, accept, confidence)
+    confidently = "" if confidence is None else f" with confidence {confidence:g}"
+    raise InputError(
+        f"{count} calibration images are too few to accept {100 * accept:g} % of ID images"
+        f"{confidently}; at least {needed(accept, confidence):,} are needed"
+    )
 
 
 def _check_shares(accept: float, confidence: float | None) -> None:
@@ -207,19 +214,25 @@ def needed(accept: float, confidence: float | None = None) -> int:
         first = accept / (1 - accept)
     else:
         first = math.log1p(-confidence) / math.log(accept)
-    counts = range(max(1, math.floor(first) - 2), 10**12)  # rounding may shift `first` by one
-    return next(n for n in counts if _rank(n, accept, confidence))
+    counts = range(max(1, math.floor(first) - 2), 10**18)  # rounding may shift `first` by one
+    return next(n for n in counts if _possible(n, accept, confidence))
 
 
-def _rank(n: int, accept: float, confidence: float | None) -> int | None:
-    """k, or None where even the largest score is not enough."""
+def _possible(n: int, accept: float, confidence: float | None) -> bool:
+    """Whether the largest of n scores is enough as a threshold."""
+    if confidence is None:
+        return _rank(n, accept, None) <= n
+    return 1 - betainc(n, 1, accept) >= confidence
+
+
+def _rank(n: int, accept: float, confidence: float | None) -> int:
+    """k, where it is possible."""
     if confidence is None:
         # The small term makes 0.95 * 20 equal 19, in floating point too.
-        rank = max(1, math.ceil(accept * (n + 1) - 1e-9 * (n + 1)))
-        return rank if rank <= n else None
+        return max(1, math.ceil(accept * (n + 1) - 1e-9 * (n + 1)))
     ranks = np.arange(1, n + 1)
     enough = 1 - betainc(ranks, n + 1 - ranks, accept) >= confidence
-    return int(ranks[enough][0]) if enough.any() else None
+    return int(ranks[enough][0])
 
 
 def _checked(scores, name: str, empty: bool = False) -> np.ndarray:

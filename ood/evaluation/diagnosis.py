@@ -51,6 +51,7 @@ class Diagnosis:
         smallest_class: images of the rarest class that occurs, in the whole set; 0 without labels.
         missing: classes of the head that have no image.
         agreement: share of images whose largest logit is their label; nan without labels.
+        of: what the images are, "training" or "test".
     """
 
     images: int
@@ -67,11 +68,12 @@ class Diagnosis:
     smallest_class: int
     missing: int
     agreement: float
+    of: str = "training"
 
     def text(self) -> str:
         """One line for a log or report."""
         parts = [
-            f"{self.images:,} images, {self.dimensions} features",
+            f"{self.images:,} {self.of} images, {self.dimensions} features",
             f"{100 * self.negative:.1f} % negative",
             f"{100 * self.zero:.1f} % zero",
             f"norm {self.norm:.3g} (spread {100 * self.norm_spread:.0f} %)",
@@ -85,10 +87,12 @@ class Diagnosis:
         return ", ".join(parts)
 
 
-def diagnose(outputs: Outputs) -> Diagnosis:
+def diagnose(outputs: Outputs, of: str = "training") -> Diagnosis:
     """Look at ID outputs, if possible the ones that detectors are fitted to.
 
     At most SAMPLE rows are used, evenly spread, in float64.
+
+    Args: of: what the images are, "training" or "test"; sentences about them say so.
     """
     rows = spread(len(outputs), SAMPLE)
     part = outputs[rows if isinstance(rows, slice) else torch.as_tensor(rows)]
@@ -121,6 +125,7 @@ def diagnose(outputs: Outputs) -> Diagnosis:
         int(present[present > 0].min()) if labelled else 0,
         int((present[:classes] == 0).sum()) if labelled else 0,
         agreement,
+        of,
     )
 
 
@@ -156,7 +161,7 @@ def advice(found: Diagnosis, detectors: dict[str, Detector]) -> list[str]:
     for label, detector in detectors.items():
         said += [f"{label}: {text}" for text in _about_settings(found, detector)]
     if found.missing:
-        say(PER_CLASS, f"{found.missing} of {found.classes} classes have no training image")
+        say(PER_CLASS, f"{found.missing} of {found.classes} classes have no {found.of} image")
     if found.dead > DEAD:
         say(
             (*GAUSSIAN, "gmm"),
@@ -165,7 +170,7 @@ def advice(found: Diagnosis, detectors: dict[str, Detector]) -> list[str]:
         )
     if found.agreement < AGREEMENT:
         said.append(
-            f"all detectors: only {100 * found.agreement:.0f} % of the training images are "
+            f"all detectors: only {100 * found.agreement:.0f} % of the {found.of} images are "
             "classified correctly; are these the right weights, the right normalisation and the "
             "right order of the classes?"
         )

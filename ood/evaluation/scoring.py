@@ -115,7 +115,7 @@ def evaluate(
     found = None
     if detectors and distributed.first():
         with work.timed("diagnosis"):
-            found = diagnose(fitted_to if work.fits else known)
+            found = diagnose(fitted_to) if work.fits else diagnose(known, "test")
     work.seconds["total"] = time.perf_counter() - work.began
 
     accuracies = {"classifier": accuracy(known)} if detectors else {}

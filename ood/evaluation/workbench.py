@@ -437,7 +437,13 @@ def _benchmark(config: Config) -> tuple[Benchmark, int]:
             f"the config's id_dataset is {experiment.id_dataset}"
         )
     suite.select(experiment.datasets)  # a misspelt name fails before anything is loaded
-    num_classes = experiment.num_classes or info(experiment.id_dataset).num_classes
+    known = None if suite.id_classes else info(experiment.id_dataset).num_classes
+    num_classes = experiment.num_classes or known or info(experiment.id_dataset).num_classes
+    if known not in (None, num_classes):
+        raise InputError(
+            f"{experiment.id_dataset} has {known} classes, the network has {num_classes} "
+            "(num_classes); they must agree"
+        )
     if num_classes is None:
         raise InputError(
             f"{config.path}: num_classes is needed for the image folder '{experiment.id_dataset}'"
