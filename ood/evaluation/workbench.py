@@ -437,8 +437,9 @@ def _benchmark(config: Config) -> tuple[Benchmark, int]:
             f"the config's id_dataset is {experiment.id_dataset}"
         )
     suite.select(experiment.datasets)  # a misspelt name fails before anything is loaded
-    known = None if suite.id_classes else info(experiment.id_dataset).num_classes
-    num_classes = experiment.num_classes or known or info(experiment.id_dataset).num_classes
+    chosen = suite.id_classes
+    known = len(chosen) if chosen else info(experiment.id_dataset).num_classes
+    num_classes = experiment.num_classes or known
     if known not in (None, num_classes):
         raise InputError(
             f"{experiment.id_dataset} has {known} classes, the network has {num_classes} "
