@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
+import models
 from ood.config import InputError
 from ood.data import load_benchmark
 from ood.evaluation import workbench
@@ -42,3 +43,33 @@ def test_numbers_of_a_benchmark_that_is_not_there_are_left_out(tmp_path):
     assert workbench.published(config, load_benchmark("dice_cifar10")) == ({}, ())
     with pytest.raises(InputError, match="gone"):
         load_benchmark(config.benchmark)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/benchmarks").glob("openood_*.json")))
+def test_every_benchmark_of_openood_has_a_config(file):
+    config = workbench.read_config(ROOT / "configs" / file.name)
+    suite = load_benchmark(config.experiment.benchmark)
+    assert suite.name == file.stem and suite.id_dataset == config.experiment.id_dataset
+    assert config.method is None and workbench.make_detectors(config.experiment)
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("mnist5k_small_ood", "give it with -classifier, or use a config without a method"),
+        ("mnist5k_vmdls", "use a config without a method"),
+    ],
+)
+def test_weights_of_a_classifier_for_a_method_are_named(name, how, tmp_path, call_script):
+    """Before: no run with kind=classifier."""
+    network = models.build("small_cnn", 10, in_channels=1, image_size=28)
+    models.checkpoints.save(tmp_path / "w.pt", {"state_dict": network.state_dict()})
+    done = call_script(
+        "eval_ood.py",
+        *("-config", ROOT / "configs" / f"{name}.json", "-checkpoint", "w.pt"),
+        *("-device", "cpu", "-checkpoints_dir", "none", "-out_dir", "out"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert "'w.pt' holds a classifier (small_cnn), not the weights of method" in done.stderr
+    assert how in done.stderr

@@ -31,7 +31,7 @@ from ood.config import (
     split,
 )
 from ood.data import Preprocess, info, load_benchmark
-from ood.data.benchmark import Benchmark
+from ood.data.benchmark import FOLDER, Benchmark
 from ood.data.images import ImageSet
 from ood.detectors import Detector
 from ood.detectors.base import possible
@@ -258,7 +258,11 @@ def prepare(context: Context, config: Config) -> Workbench:
     suite, num_classes = _benchmark(config)
     weights = asked_for(experiment, context.checkpoints_dir)
     own_context = dataclasses.replace(context, limit=experiment.limit)
-    trained = config.method.load(config.settings, own_context, weights)
+    try:
+        trained = config.method.load(config.settings, own_context, weights)
+    except ValueError as error:
+        told = _holds_classifier(context.networks, config, suite, num_classes, weights)
+        raise (told or error) from None
     if trained.classifier is None and experiment.detectors:
         raise InputError(
             f"method '{trained.name}' has no classifier for detectors "
@@ -268,6 +272,27 @@ def prepare(context: Context, config: Config) -> Workbench:
     return Workbench(context, experiment, suite, num_classes, passes, weights, trained=trained)
 
 
+def _holds_classifier(
+    networks: ModuleType, config: Config, suite: Benchmark, num_classes: int, weights: Path | None
+) -> InputError | None:
+    """The error that says so where -checkpoint names a classifier, not the weights of a method."""
+    experiment, shape = config.experiment, _shape(config.experiment, suite)
+    if weights is None or not weights.is_file() or not experiment.arch:
+        return None
+    try:
+        load_network(networks, experiment, num_classes, shape, weights)
+    except ValueError:
+        return None
+    for_it = FOLDER.parent / f"{suite.name}.json"
+    example = f", such as configs/{for_it.name}" if for_it.is_file() else ""
+    takes = {f.name for f in dataclasses.fields(config.method.Settings)}
+    how = "give it with -classifier, or use " if "classifier" in takes else "use "
+    return InputError(
+        f"'{weights}' holds a classifier ({experiment.arch}), not the weights of method "
+        f"{config.method.name}; {how}a config without a method{example}"
+    )
+
+
 def prepare_classifier(context: Context, config: Config) -> Workbench:
     """The same as `prepare` for the classifier of a config, whether or not it names a method."""
     experiment, networks = config.experiment, context.networks
@@ -275,10 +300,7 @@ def prepare_classifier(context: Context, config: Config) -> Workbench:
     facts = info(experiment.id_dataset)
     weights = weight_file(networks, experiment, context.checkpoints_dir)
     context.log(f"weights: {weights or 'of the architecture'}")
-    shape = {
-        "in_channels": suite.channels or facts.channels,
-        "image_size": suite.size or facts.size,
-    }
+    shape = _shape(experiment, suite)
     network, stored = load_network(networks, experiment, num_classes, shape, weights)
     normal = stored.get("preprocess") or {}
     preprocess = Preprocess(
@@ -450,6 +472,15 @@ def _benchmark(config: Config) -> tuple[Benchmark, int]:
             f"{config.path}: num_classes is needed for the image folder '{experiment.id_dataset}'"
         )
     return suite, num_classes
+
+
+def _shape(experiment: Experiment, suite: Benchmark) -> dict:
+    """{"in_channels", "image_size"} of the network's input."""
+    facts = info(experiment.id_dataset)
+    return {
+        "in_channels": suite.channels or facts.channels,
+        "image_size": suite.size or facts.size,
+    }
 
 
 def _passes(context: Context, experiment: Experiment, network, preprocess) -> Passes:
