@@ -123,6 +123,8 @@ def fetch(
 ) -> str:
     """Download to `path` from the first mirror that gives the right file. Returns its sha256.
 
+    If the file is there already and has the checksum, nothing is fetched.
+
     Args:
         urls: http(s) addresses of the same file, best first.
         size, md5, sha256: what the file must have; None: unknown.
@@ -137,6 +139,11 @@ def fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = _Wanted(path.with_name(path.name + ".part"), size, md5, sha256, accept)
+    if path.is_file() and wanted.known:
+        wrong, digest = fault(path, size, md5, sha256)
+        if wrong is None:
+            wanted.discard()
+            return digest
     budget, failures = _Budget(patience), []
     for url in urls:
         try:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ood.data.registry.table import info
 
 WORK = ".download"
 RECORD = "downloads.json"
+KEPT = "kept"  # marks a work folder whose archive is to stay (-keep)
 FIRST_USE = (
     "first use: no checksum is published, the sha256 of the first download is enforced from then on"
 )
@@ -129,6 +131,9 @@ def obtain(
     """
     whole, text = inventory.state(row, data_dir)
     if whole and not replace:
+        if _left_over(row, data_dir):
+            with suppress(OSError), _alone(data_dir, log):
+                _sweep(row, data_dir)
         return Outcome(row.name, "there", text)
     if not row.archives and not row.prepare:
         made = not row.fetch or row.reader in inventory.MADE
@@ -146,6 +151,7 @@ def obtain(
 
 
 def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
+    _sweep(row, data_dir)
     missing = []  # archives that only a person can get
     for archive in row.archives:
         if split and archive.split not in (None, split):
@@ -153,14 +159,17 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         place = data_dir / archive.place
         if _is_there(place) and not replace or prepare.unneeded(row, archive, data_dir):
             continue
-        work = data_dir / WORK / archive.place.replace("/", "__")
+        work = _work(archive, data_dir)
         file, ours = _placed(archive, data_dir), False
         if file is None and archive.by_hand:
             missing.append(archive.name)
             continue
         if file is None:
             file, ours = _fetched(archive, work, data_dir, patience, log), True
-        _move(_staged(row, archive, file, work, data_dir), place, replace)
+        staged = _staged(row, archive, file, work, data_dir)
+        if keep:
+            (work / KEPT).touch()
+        _move(staged, place, replace)
         log(f"{row.name}: {place}")
         if ours and not keep:
             shutil.rmtree(work, ignore_errors=True)
@@ -169,8 +178,8 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         names = f"(not found in '{data_dir}': {', '.join(missing)})"
         return Outcome(row.name, "steps", f"{steps}\n{names}")
     if row.prepare in prepare.AFTER:
-        work, move = data_dir / WORK / f"prepare-{row.name}", functools.partial(_move, replace=True)
-        prepare.AFTER[row.prepare](data_dir, work, move)
+        move = functools.partial(_move, replace=True)
+        prepare.AFTER[row.prepare](data_dir, _prepare_work(row, data_dir), move)
     whole, text = inventory.state(row, data_dir, splits=[split] if split in row.splits else None)
     if whole is not False:
         return Outcome(row.name, "done", text)
@@ -178,6 +187,39 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         return Outcome(row.name, "steps", f"{text}\n{steps}")
     again = row.command(data_dir, " -replace")
     return Outcome(row.name, "failed", f"{text}; remove it, or replace it with {again}")
+
+
+def _work(archive: Archive, data_dir: Path) -> Path:
+    """Return the folder in which an archive is fetched and unpacked."""
+    return data_dir / WORK / archive.place.replace("/", "__")
+
+
+def _prepare_work(row: DatasetInfo, data_dir: Path) -> Path:
+    return data_dir / WORK / f"prepare-{row.name}"
+
+
+def _left_over(row: DatasetInfo, data_dir: Path) -> list[Path]:
+    """List what a run that was killed left behind and no later run goes on from."""
+    found = [*data_dir.glob(f".{RECORD}.*"), _prepare_work(row, data_dir)]
+    for archive in row.archives:
+        place, work = data_dir / archive.place, _work(archive, data_dir)
+        if _is_there(place) and not (work / KEPT).exists():
+            found.append(work)
+        found.append(place.with_name(f".incoming-{place.name}"))
+        found += place.parent.glob(f".replaced-{glob.escape(place.name)}-*")
+    return [path for path in found if path.exists()]
+
+
+def _sweep(row: DatasetInfo, data_dir: Path) -> None:
+    """Remove what a killed run left behind; put back what it had moved away to replace it."""
+    for path in _left_over(row, data_dir):
+        if path.name.startswith(".replaced-"):
+            name = path.name.removeprefix(".replaced-").rpartition("-")[0]
+            place = path.with_name(name)
+            if not place.exists():
+                os.replace(path, place)
+                continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _placed(archive: Archive, data_dir: Path) -> Path | None:
@@ -199,13 +241,10 @@ def _placed(archive: Archive, data_dir: Path) -> Path | None:
 
 
 def _fetched(archive: Archive, work: Path, data_dir: Path, patience: Patience, log) -> Path:
-    """Download an archive into `work`, unless a verified copy is there, and record its checksum."""
+    """Download an archive into `work` and record its checksum."""
     file = work / archive.name
     first = _recorded(data_dir).get(archive.place, {}).get("sha256")
     sha256 = archive.sha256 or (None if archive.md5 else first)
-    if file.is_file() and (archive.md5 or sha256):
-        if fault(file, archive.bytes, archive.md5, sha256)[0] is None:
-            return file
 
     def wrong_with(part: Path) -> str | None:
         try:
