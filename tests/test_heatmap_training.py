@@ -23,7 +23,6 @@ from ood.methods.heatmap.method import Heatmap
 from ood.methods.heatmap.settings import Settings
 from ood.methods.heatmap.targets import nearest_id
 from ood.methods.heatmap.training import _draw_outliers, find
-from ood.outputs import Cache
 from ood.training import runs
 
 BASE = dict(
