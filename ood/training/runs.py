@@ -259,6 +259,7 @@ class Kind:
 
         Raises: InputError when there is no such run, or the folder holds another kind of run.
         """
+        _require_name(out_dir)
         if out_dir is None:
             match = self.match(config, **more)
             found, _, near = _search(root, match, "config.json")
@@ -318,6 +319,7 @@ def create(
 
     def make() -> tuple[Path, dict]:
         now = datetime.now()
+        _require_name(out_dir)
         held = (
             f"'{out_dir}' holds a run already; add -resume to continue it, or give another -out_dir"
         )
@@ -459,6 +461,11 @@ def board(run: Run, wanted: bool):
 
 
 # ---- private ---------------------------------------------------------------------------------
+
+
+def _require_name(out_dir: str | Path | None) -> None:
+    if out_dir is not None and not str(out_dir).strip():
+        raise InputError("-out_dir is empty; give the name of a folder, or leave it out")
 
 
 def _unused(path: Path) -> Path:

@@ -104,7 +104,7 @@ class Settings:
     width: int | None = ranged(None, 1, 10_000)
     model_args: dict = field(default_factory=dict)
     num_classes: int | None = ranged(None, 2, 10**6)
-    size: int | None = ranged(None, 1, 10_000)
+    size: int | None = ranged(None, 1)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = ranged(None, above=0)
     augment: Literal[KINDS] = "crop_flip"
