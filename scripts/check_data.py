@@ -25,7 +25,7 @@ import ood
 ood.catch_interrupts()  # before torch loads
 
 
-from ood import cli
+from ood import cli, files
 from ood.config import InputError, nearest
 from ood.data import benchmark_names, load_benchmark, names
 from ood.data.fetch import check, inventory
@@ -78,7 +78,7 @@ def main() -> int:
             "sets": [dataclasses.asdict(report) for report in reports],
             "shared": [dataclasses.asdict(pair) for pair in shared],
         }
-        Path(flags.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        files.write_text(flags.json, json.dumps(content, indent=1) + "\n")
     bad = [report.label for report in reports if report.state not in ("complete", "present")] + [
         f"{pair.first} / {pair.second}" for pair in shared if pair.mixes
     ]

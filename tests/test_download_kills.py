@@ -135,3 +135,28 @@ def test_what_was_moved_away_is_put_back(row, tmp_path):
     outcome = obtain.obtain(row, tmp_path)
     assert outcome.state == "failed" and "1 of 2 images" in outcome.text
     assert (place / "mine.png").is_file() and not away.exists()
+
+
+def test_a_broken_replacement_is_gone_on_with(row, tmp_path):
+    """The archive of an interrupted -replace stays for the next one; else it is swept."""
+    for replace, there in ((True, True), (False, False)):
+        root = tmp_path / str(replace)
+        (root / PLACE / "0").mkdir(parents=True)
+        (root / PLACE / "0" / "mine.png").write_bytes(next(pictures(1)))
+        part = root / ".download" / "ood_datasets__toy" / "toy.tar.gz.part"
+        part.parent.mkdir(parents=True)
+        part.write_bytes(b"half")
+        obtain._sweep(row, root, replace)
+        assert part.exists() is there
+
+
+def test_sweeping_does_not_wait_for_another_download(row, tmp_path):
+    import fcntl
+
+    assert obtain.obtain(row, tmp_path).state == "done"
+    left = tmp_path / ".downloads.json.7"
+    left.write_text("{")
+    with open(tmp_path / ".download" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert obtain.obtain(row, tmp_path).state == "there" and left.exists()
+    assert obtain.obtain(row, tmp_path).state == "there" and not left.exists()

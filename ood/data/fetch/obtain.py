@@ -126,13 +126,13 @@ def obtain(
         replace: if a part is there but not whole, replace it once the new part is whole.
         keep: leave the verified archives in `.download`.
         split: fetch only the archives that this split needs; default: all.
-        patience: how long to try; see `download.Patience`.
+        patience: how long to try; see `connection.Patience`.
         log: gets one line for each step and each failed attempt.
     """
     whole, text = inventory.state(row, data_dir)
     if whole and not replace:
         if _left_over(row, data_dir):
-            with suppress(OSError), _alone(data_dir, log):
+            with suppress(OSError), _alone(data_dir, wait=False):
                 _sweep(row, data_dir)
         return Outcome(row.name, "there", text)
     if not row.archives and not row.prepare:
@@ -151,7 +151,7 @@ def obtain(
 
 
 def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
-    _sweep(row, data_dir)
+    _sweep(row, data_dir, replace)
     missing = []  # archives that only a person can get
     for archive in row.archives:
         if split and archive.split not in (None, split):
@@ -160,18 +160,17 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         if _is_there(place) and not replace or prepare.unneeded(row, archive, data_dir):
             continue
         work = _work(archive, data_dir)
-        file, ours = _placed(archive, data_dir), False
-        if file is None and archive.by_hand:
+        placed = _placed(archive, data_dir)
+        if not placed and archive.by_hand:
             missing.append(archive.name)
             continue
-        if file is None:
-            file, ours = _fetched(archive, work, data_dir, patience, log), True
+        file = placed or _fetched(archive, work, data_dir, patience, log)
         staged = _staged(row, archive, file, work, data_dir)
-        if keep:
+        if keep and not placed:
             (work / KEPT).touch()
         _move(staged, place, replace)
         log(f"{row.name}: {place}")
-        if ours and not keep:
+        if placed or not keep:
             shutil.rmtree(work, ignore_errors=True)
     steps = row.steps.format(data_dir=data_dir)
     if missing:
@@ -198,24 +197,27 @@ def _prepare_work(row: DatasetInfo, data_dir: Path) -> Path:
     return data_dir / WORK / f"prepare-{row.name}"
 
 
-def _left_over(row: DatasetInfo, data_dir: Path) -> list[Path]:
-    """List what a run that was killed left behind and no later run goes on from."""
+def _left_over(row: DatasetInfo, data_dir: Path, replace: bool = False) -> list[Path]:
+    """List what a killed run left behind and no later run goes on from.
+
+    Args:
+        replace: this run replaces what is there, so it goes on from archives that are there.
+    """
     found = [*data_dir.glob(f".{RECORD}.*"), _prepare_work(row, data_dir)]
     for archive in row.archives:
         place, work = data_dir / archive.place, _work(archive, data_dir)
-        if _is_there(place) and not (work / KEPT).exists():
+        if _is_there(place) and not replace and not (work / KEPT).exists():
             found.append(work)
         found.append(place.with_name(f".incoming-{place.name}"))
         found += place.parent.glob(f".replaced-{glob.escape(place.name)}-*")
     return [path for path in found if path.exists()]
 
 
-def _sweep(row: DatasetInfo, data_dir: Path) -> None:
+def _sweep(row: DatasetInfo, data_dir: Path, replace: bool = False) -> None:
     """Remove what a killed run left behind; put back what it had moved away to replace it."""
-    for path in _left_over(row, data_dir):
+    for path in _left_over(row, data_dir, replace):
         if path.name.startswith(".replaced-"):
-            name = path.name.removeprefix(".replaced-").rpartition("-")[0]
-            place = path.with_name(name)
+            place = path.with_name(path.name.removeprefix(".replaced-").rpartition("-")[0])
             if not place.exists():
                 os.replace(path, place)
                 continue
@@ -416,18 +418,23 @@ def _recorded(data_dir: Path) -> dict:
 
 
 @contextmanager
-def _alone(data_dir: Path, log) -> Iterator[None]:
-    """Let one process at a time download into a data root, if the system has file locks."""
+def _alone(data_dir: Path, log: Callable = lambda line: None, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time download into a data root, if the system has file locks.
+
+    Raises OSError if another one is at work and `wait` is False.
+    """
     (data_dir / WORK).mkdir(exist_ok=True)
     try:
         import fcntl
     except ImportError:
         yield
         return
-    with open(data_dir / WORK / "lock", "w", encoding="utf-8") as lock:
+    with open(data_dir / WORK / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            if not wait:
+                raise
             log(f"another download is at work in '{data_dir}'; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
