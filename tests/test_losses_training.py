@@ -583,7 +583,7 @@ def test_init_continues_a_trained_network(tmp_path, call_script):
         (("-loss", "outlier_exposure", "-ood_dataset", "leters"), "did you mean 'letters'"),
         (("-ood_dataset", "letters"), "cross_entropy does not learn from outliers"),
         (("-loss", "logitnorm", "-ood_batch_size", 3), "-ood_batch_size is 3"),
-        (("-loss", "outlier_exposure", "-ood_batch_size", 0), "-ood_batch_size is 0"),
+        (("-loss", "outlier_exposure", "-ood_batch_size", 0), "'ood_batch_size' is 0"),
         (("-loss", "energy_margin"), "-init FILE"),
         (("-init", "nowhere.pt"), "nowhere.pt"),
     ),

@@ -248,9 +248,9 @@ def test_bad_input_is_refused_before_training(call, words, message, monkeypatch)
         call(*words)
 
 
-def test_script_runs_from_another_folder(run_script, tmp_path):
-    found = run_script(
+def test_script_runs_from_another_folder(call_script, tmp_path):
+    found = call_script(
         "train_all.py", "-dry_run", "-in-dataset", "cifar10", "-arch", "densenet", cwd=tmp_path
     )
     assert found.returncode == 0 and found.stdout.count("# new") == 5 and not found.stderr
-    assert run_script("train_all.py", "-in_datset", "cifar10", cwd=tmp_path).returncode == 2
+    assert call_script("train_all.py", "-in_datset", "cifar10", cwd=tmp_path).returncode == 2
