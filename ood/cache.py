@@ -80,7 +80,7 @@ class Cache:
         file = self._file(key, part)
         try:
             return torch.from_numpy(np.load(file, mmap_mode="c"))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, EOFError, ValueError, TypeError) as error:
             raise RunError(f"the cache file '{file}' cannot be read: {error}") from error
 
     def put(self, key: str, part: str, values: Tensor) -> None:

@@ -449,12 +449,7 @@ class Ours:
             network,
             Few(),
             ours.number,
-            1,
-            optimizer,
-            schedule,
-            device,
-            precision,
-            None,
+            loop.Plan(1, optimizer, schedule, precision=precision),
             None,
         )
 

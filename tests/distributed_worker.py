@@ -5,6 +5,7 @@ Two processes: torchrun --nproc_per_node 2 distributed_worker.py OUT
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -263,9 +264,11 @@ def seen(folder: Path, count: int, size: int, **options):
 
 def flip_a_bit(folder: Path):
     for file in folder.rglob("features.npy"):
-        content = bytearray(file.read_bytes())
-        content[-200] ^= 1
-        file.write_bytes(content)
+        with open(file, "r+b") as handle:  # in place: others may have it mapped
+            handle.seek(-200, os.SEEK_END)
+            byte = handle.read(1)[0]
+            handle.seek(-200, os.SEEK_END)
+            handle.write(bytes([byte ^ 1]))
 
 
 def outputs(folder: Path, cached: bool):
@@ -276,6 +279,7 @@ def outputs(folder: Path, cached: bool):
     for count in (70, 10):
         for turn in range(2 if cached else 1):
             if turn:  # every process gets sound features after a bit has flipped
+                distributed.barrier()  # everyone has read what is there
                 distributed.in_turn(lambda: distributed.first() and flip_a_bit(folder))
                 distributed.barrier()
             made = extract(

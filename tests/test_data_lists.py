@@ -1,4 +1,4 @@
-"""Image lists, arrays in files, corruptions, anomaly and fine-grained sets, and their benchmarks."""
+"""Image lists, arrays in files, corruptions, anomaly and fine-grained sets; their benchmarks."""
 
 from __future__ import annotations
 

@@ -476,7 +476,8 @@ def test_slurm_example_gives_flags_that_the_programs_take(tmp_path):
         job = get_args_parser().parse_args(call.split("\0")[:-1])
         assert (job.nnodes, job.nproc_per_node) == ("2", "4")
         assert (job.rdzv_endpoint, job.rdzv_id, job.max_restarts) == ("node1:29500", "7", 0)
-        parser = runpy.run_path(str(ROOT / job.training_script), run_name="looked at")["parser"]
+        script = runpy.run_path(str(ROOT / job.training_script), run_name="looked at")
+        parser = script["make_parser"]() if "make_parser" in script else script["parser"]
         # exits at a flag that the script does not have
         flags[job.training_script] = parser.parse_args(job.training_script_args)
     scripts = "classifier_pretraining.py", "ood_training.py", "eval_ood.py"

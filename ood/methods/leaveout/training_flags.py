@@ -88,6 +88,7 @@ def add_flags(parser: cli.Parser) -> None:
         "-resume",
         nargs="?",
         const="",
+        type=str,
         help="continue the run in -c; train.py's checkpoint file in that folder may follow",
     )
     parser.flag("-gpu", help="number of a GPU: 0 means -device cuda:0")
