@@ -62,7 +62,7 @@ def read_flags():
     parser.flag(
         "-length",
         choices=("short", "full"),
-        help="short: 45 epochs in bfloat16; full: 100 epochs in float32",
+        help="short: bfloat16, 45 epochs of the encoder; full: float32, 100 epochs",
         default="short",
     )
     quick = "(a quick look, nothing is recorded)"
@@ -126,6 +126,7 @@ def train(flags, runs: Path) -> None:
         "ood_training.py",
         config=ROOT / "configs" / "mnist_autoencoder.json",
         epochs=flags.ae_epochs,
+        precision="bf16" if flags.length == "short" else None,
         out_dir=runs / f"mnist_autoencoder_{flags.length}",
         **common,
     )
@@ -242,7 +243,8 @@ def write(flags, device, tables: list[dict], sets: dict, method, known, seconds:
         f"but for {run.epochs} epochs in {run.precision}. The paper trains 500 epochs; its authors "
         "say that 100 are enough.",
         f"The auto-encoder for the reconstruction weight: {autoencoder['epochs']} epochs{steps} of "
-        f"{autoencoder['batch_size']} images, Adam at {autoencoder['lr']:g}.",
+        f"{autoencoder['batch_size']} images, Adam at {autoencoder['lr']:g}, in "
+        f"{autoencoder['precision']}, on pixels of [-1, 1].",
         "The paper's numbers could not be found, so there is nothing to compare with. "
         + (background if first.name != "omniglot" else "")
         + (no_gpu if short else "")

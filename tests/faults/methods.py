@@ -181,7 +181,7 @@ ROWS = [
             (("--jitter", "nan"), ("jitter is nan",)),
             (("--limit", "0"), ("limit",)),
             (("--seed", "-1"), ("seed is -1",)),
-            (("--unknown_dataset", "cifar_unknown"), ("ood_training.py",)),
+            ((), ("no run with kind=vmdls", "ood_training.py --enc_type small_cnn --latent")),
         )
     ),
 ]

@@ -69,6 +69,7 @@ def main(argv: list[str], networks: ModuleType) -> None:
         cache=Cache(Path(flags.checkpoints_dir) / ".outputs"),
         progress=cli.progress,
         log=cli.log,
+        training=training_command(flags),
     )
     method = VMDLS.load(settings, context, flags.checkpoint_path)
     check_features(method, flags)
@@ -99,6 +100,14 @@ def main(argv: list[str], networks: ModuleType) -> None:
         log_jitters(more["jitter_report"])
     write_results(out_dir, flags, method, (known, novel), pairs, values, more, seconds)
     cli.log(f"report: {out_dir / 'report.md'}")
+
+
+def training_command(flags) -> str:
+    """Return the command that trains such a network, with the flags of the authors' main.py."""
+    names = ("enc_type", "latent_dim", "class_num", "known_dataset", "data_transforms")
+    given = {name: getattr(flags, name) for name in names}
+    words = [f"--{name} {value}" for name, value in given.items() if value is not None]
+    return f"python3 ood_training.py {' '.join(words)}"
 
 
 def read_settings(flags) -> Settings:
