@@ -1,13 +1,13 @@
 """Time the reading of 100,000 small JPEGs, here and with torchvision's ImageFolder + DataLoader.
 
     python3 scripts/bench_data.py -data_dir ./datasets        # tinyimagenet32's training set
-    python3 scripts/bench_data.py -dataset cifar10 -limit 10000 -rounds 1 -no_record
+    python3 scripts/bench_data.py -dataset cifar10 -limit 10000 -rounds 1
 
 Every reader does a whole epoch from nothing: list the files, then read batches of uint8 tensors in
 order. Our first read decodes the images and keeps the array; the second one maps it. The array lies
 in a data root of its own under the temporary folder, with links to the images; it is removed
 afterwards. Rounds alternate, and medians are reported. An untimed pass brings all files into the
-page cache before. The record is docs/data/data_reading.json.
+page cache before. -record writes docs/data/data_reading.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     parser.flag(
         "-workers", type=int, help="processes of the DataLoader", default=os.cpu_count() or 1
     )
-    parser.flag("-no_record", action="store_true", help="print only", default=False)
+    measurements.add_flag(parser)
     flags = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -130,7 +130,7 @@ def same(flags, root: Path, folder: Path, count: int) -> None:
 
 
 def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list[float]]) -> None:
-    """Print the medians, and write the record unless it is not wanted."""
+    """Print the medians, and write the record where it is asked for."""
     best = min(value for name, value in medians.items() if name.startswith("ImageFolder"))
     rows = [
         [name, round(value, 2), round(count / value), round(best / value, 2)]
@@ -141,7 +141,7 @@ def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list
             f"{name:<40} {value:8.2f} s   {rate:>10,} images/s   "
             f"{ratio:6.2f} x the faster ImageFolder"
         )
-    if flags.no_record:
+    if not flags.record:
         return
     spread = "; ".join(
         f"{name} {min(values):.1f} to {max(values):.1f} s" for name, values in seconds.items()

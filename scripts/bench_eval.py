@@ -112,12 +112,7 @@ def read_flags():
         help="also time pytorch-ood without its cache",
         default=False,
     )
-    parser.flag(
-        "-record",
-        action="store_true",
-        help="write docs/data/bench_eval_<dataset>.json",
-        default=False,
-    )
+    measurements.add_flag(parser)
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     return parser.parse_args()

@@ -7,8 +7,8 @@ The plain loop does what the released code does. In every epoch, each image is t
 a normalised tensor (an ID image twice: as input and as target), the frozen classifier runs on every
 batch, and one process loads the data. Both loops start from the same weights, see the same batches
 in the same order with the released pairing and scaling, and must reach the same losses. Steps
-alternate between the loops in one process, so that other load on the machine slows both. Writes
-docs/data/bench_heatmap.json.
+alternate between the loops in one process, so that other load on the machine slows both. -record
+writes docs/data/bench_heatmap.json.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def read_flags():
     parser.flag("-ood_images", type=int, help="auxiliary OOD images", default=1000)
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    parser.flag(
-        "-no_record", action="store_true", help="print only, do not write docs/data", default=False
-    )
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -254,7 +252,7 @@ def report(
     setup: dict[str, tuple[float, float]],
     difference: tuple[float, float],
 ) -> None:
-    """Print the times and write the record.
+    """Print the times, and write the record where it is asked for.
 
     Args:
         sizes: (ID images, auxiliary images) of an epoch.
@@ -290,7 +288,7 @@ def report(
         cli.log("  " + f"{cells[0]:<40}" + "".join(f"{cell!s:>20}" for cell in cells[1:]))
     steps = "; ".join(faster(name, seconds["plain"] / seconds[name]) for name in others)
     cli.log(f"  medians over the steps: {steps}")
-    if flags.no_record:
+    if not flags.record:
         return
     text = [
         f"One epoch over {known:,} ID ({flags.dataset}) and {novel:,} auxiliary images "

@@ -6,8 +6,8 @@
 "Together" stacks the weights of the folds and makes one vectorised pass. Both sides see the same
 random images, and their losses and scores are compared before anything is timed. Rounds alternate
 and medians are reported: seconds on the clock, and seconds of CPU time, which other programs on
-the machine disturb less. Writes docs/data/bench_leaveout.json; `python3 scripts/build_docs.py`
-puts it into docs/benchmarks.md.
+the machine disturb less. -record writes docs/data/bench_leaveout.json, which
+`python3 scripts/build_docs.py` puts into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def read_flags():
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    parser.flag("-no_record", action="store_true", help="only print", default=False)
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -89,7 +89,7 @@ def main() -> None:
                 f"{what} {arch}: one after the other {one:.3f} s ({one_cpu:.3f} CPU), "
                 f"together {all_:.3f} s ({all_cpu:.3f} CPU)"
             )
-    if not flags.no_record:
+    if flags.record:
         write(flags, device, tables, gains)
 
 

@@ -80,9 +80,7 @@ def read_flags():
         "-rows", type=int, help="rows that are read at a time; default: 8,388,608 values' worth"
     )
     parser.flag("-folder", help="where to write the arrays; default: the system's temporary folder")
-    parser.flag(
-        "-record", action="store_true", help="write docs/data/bench_memory.json", default=False
-    )
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Time our training loop against two plain ones, on CIFAR-10 stored as JPEG files.
 
     python3 scripts/bench_train.py -data_dir ./datasets   # 5 rounds of 2 steps of 64 images
-    python3 scripts/bench_train.py -archs small_cnn -batch_size 32 -rounds 2 -no_record
+    python3 scripts/bench_train.py -archs small_cnn -batch_size 32 -rounds 2
     python3 scripts/bench_train.py -device cuda:0 -batch_size 256 -steps 20 -peak 989
 
 The last one adds the share of the chip's peak (dense bf16 TFLOP/s). The loops:
@@ -70,6 +70,7 @@ WORKERS = 2
 def read_flags():
     from ood import cli
     from ood.config import InputError
+    from ood.evaluation import measurements
 
     parser = cli.Parser("Time our training loop against two plain ones.")
     parser.flag(
@@ -94,9 +95,7 @@ def read_flags():
         "default: not shown",
     )
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-    parser.flag(
-        "-no_record", action="store_true", help="print only, do not write docs/data", default=False
-    )
+    measurements.add_flag(parser)
     flags = parser.parse_args()
     for name in flags.loops:
         if name not in LOOPS:
@@ -126,7 +125,7 @@ def main() -> None:
                 f"{row[6]:.0f} page faults per image   {row[7]:.2f} GiB   {row[8]:.3f} TFLOP/s"
                 + (f" ({row[9]:.1f} % of the peak)" if flags.peak else "")
             )
-    if not flags.no_record:
+    if flags.record:
         write(flags, device, tables)
 
 

@@ -8,8 +8,8 @@ the triplets in it (B = 400). Its test runs the encoder for each of the four tap
 1: training images), and two more times for the reconstruction error (stage 2: test images, with
 the auto-encoder). The results of both sides are compared before anything is timed. Rounds alternate
 and medians are reported: seconds on the clock, and seconds of CPU time, which other programs
-disturb less. Writes docs/data/bench_vmdls.json; `python3 scripts/build_docs.py` puts it into
-docs/benchmarks.md.
+disturb less. -record writes docs/data/bench_vmdls.json, which `python3 scripts/build_docs.py` puts
+into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_flags():
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    parser.flag("-no_record", action="store_true", help="only print", default=False)
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -72,7 +72,7 @@ def main() -> None:
         for row in time_stages(encoder, flags.images, flags.rounds, device)
     ]
     jitter = time_jitter(max(1, flags.rounds // 2))
-    if not flags.no_record:
+    if flags.record:
         write(flags, device, losses, stages, jitter)
 
 

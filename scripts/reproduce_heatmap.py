@@ -6,8 +6,8 @@
 For each seed, trains a classifier on 4,000 MNIST digits (the default recipe of
 classifier_pretraining.py), then one decoder for each pairing, correct and released
 (configs/mnist5k_small_ood.json). Each is scored on letters, patches and noise that neither saw;
-MSP is that of the same classifier. Runs are kept in -work_dir and are continued there. Writes
-docs/data/heatmap_mnist5k.json.
+MSP is that of the same classifier. Runs are kept in -work_dir and are continued there. -record
+writes docs/data/heatmap_mnist5k.json.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def read_flags():
     parser.flag("-epochs", type=int, help="of the decoder; default: the config's")
     parser.flag("-work_dir", help="where runs are kept", default="./checkpoints/reproduce_heatmap")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -112,7 +113,7 @@ def msp(method, images):
 def report(
     flags, settings: Settings, device, n_id: int, sizes: dict, found: dict, accuracies: list
 ) -> None:
-    """Write the record and print its tables. `sizes`: images of each OOD set."""
+    """Print the tables, and write the record where it is asked for. `sizes`: images of each OOD set."""
 
     def table(metric: str, title: str) -> dict:
         rows = []
@@ -145,17 +146,18 @@ def report(
         "settings need a GPU and were not run here.",
     ]
     seeds = "" if flags.seeds == [0, 1, 2] else f" -seeds {' '.join(map(str, flags.seeds))}"
-    measurements.write(
-        "heatmap_mnist5k",
-        page="results",
-        order=200,
-        title="Heatmap decoder on the embedded images",
-        text=text,
-        tables=tables,
-        seeds=flags.seeds,
-        device=cli.describe_device(device),
-        command=f"python3 scripts/reproduce_heatmap.py{seeds}",
-    )
+    if flags.record:
+        measurements.write(
+            "heatmap_mnist5k",
+            page="results",
+            order=200,
+            title="Heatmap decoder on the embedded images",
+            text=text,
+            tables=tables,
+            seeds=flags.seeds,
+            device=cli.describe_device(device),
+            command=f"python3 scripts/reproduce_heatmap.py{seeds}",
+        )
     measurements.print_tables(tables)
 
 

@@ -1,11 +1,11 @@
 """Compare the leave-out ensemble with single folds and plain classifiers on the embedded benchmark.
 
     python3 scripts/reproduce_leaveout.py                # three seeds, 5 min. on two CPU cores
-    python3 scripts/reproduce_leaveout.py -seeds 0 -epochs 2 -no_record
+    python3 scripts/reproduce_leaveout.py -seeds 0 -epochs 2   # a quick look
 
 The plain classifiers are scored with ODIN. What is trained already in -checkpoints_dir is not
-trained again. Writes docs/data/leaveout_embedded.json; `python3 scripts/build_docs.py` puts it into
-docs/results.md. For the paper's own settings, see scripts/reproduce_leaveout.sh.
+trained again. -record writes docs/data/leaveout_embedded.json, which
+`python3 scripts/build_docs.py` puts into docs/results.md. For the paper's own settings, see scripts/reproduce_leaveout.sh.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_flags():
     parser.flag(
         "-limit", type=int, help="at most so many images per set (a quick look); default: all"
     )
-    parser.flag("-no_record", action="store_true", help="only print", default=False)
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -112,7 +112,7 @@ def main() -> None:
         cli.log(each["caption"])
         for row in each["rows"]:
             cli.log(" | ".join(map(str, row)))
-    if not flags.no_record:
+    if flags.record:
         write(flags, settings, tables, grouped, device)
 
 

@@ -7,7 +7,7 @@ The losses are cross-entropy (always), outlier exposure and the energy-bounded l
 trains one classifier per loss with the default recipe of classifier_pretraining.py (small_cnn,
 4,000 MNIST digits, 12 epochs). The auxiliary outliers are the training halves of letters and
 patches; the test is on the other halves (other fonts, another photograph) and on noise. Runs are
-kept in -work_dir and are continued there. Writes docs/data/objectives_mnist5k.json.
+kept in -work_dir and are continued there. -record writes docs/data/objectives_mnist5k.json.
 
 This should give: AUROC of msp and of energy, averaged over the four OOD sets, higher with outliers
 than without, for every seed.
@@ -65,6 +65,7 @@ def read_flags():
         "-work_dir", help="where runs are kept", default="./checkpoints/reproduce_objectives"
     )
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
+    measurements.add_flag(parser)
     flags = parser.parse_args()
     for name in flags.losses:
         losses.get(name)
@@ -125,7 +126,7 @@ def evaluated(weights: Path, test, ood: list, device, cache: Cache):
 def report(
     flags, names: list[str], device, n_id: int, ood: list, found: dict, accuracies: dict
 ) -> None:
-    """Write the record and print its tables."""
+    """Print the tables, and write the record where it is asked for."""
 
     def averages(name: str, detector: str, metric: str) -> np.ndarray:
         """Mean over the OOD sets, one value per seed."""
@@ -175,17 +176,18 @@ def report(
         f"Arguments: {arguments}. This is our embedded benchmark, not one of the papers'; their "
         "CIFAR settings need a GPU and 300,000 random images, and were not run here.",
     ]
-    measurements.write(
-        "objectives_mnist5k",
-        page="results",
-        order=700,
-        title="Training with outliers on the embedded images",
-        text=text,
-        tables=tables,
-        seeds=flags.seeds,
-        device=cli.describe_device(device),
-        command=command(flags),
-    )
+    if flags.record:
+        measurements.write(
+            "objectives_mnist5k",
+            page="results",
+            order=700,
+            title="Training with outliers on the embedded images",
+            text=text,
+            tables=tables,
+            seeds=flags.seeds,
+            device=cli.describe_device(device),
+            command=command(flags),
+        )
     measurements.print_tables(tables)
 
 

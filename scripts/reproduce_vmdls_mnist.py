@@ -6,8 +6,7 @@
 
 It trains the auto-encoder as published (20 epochs) and the encoder, then tests. Both trainings go
 on where they stopped. Their folders are CHECKPOINTS_DIR/{mnist_autoencoder,vmdls_mnist}_<length>.
--data_dir holds MNIST/raw and omniglot-py. Writes docs/data/vmdls_mnist.json, unless it is a quick
-look.
+-data_dir holds MNIST/raw and omniglot-py. -record writes docs/data/vmdls_mnist.json.
 """
 
 from __future__ import annotations
@@ -58,20 +57,21 @@ JITTERS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def read_flags():
-    parser = cli.Parser("Train VMDLS on MNIST, test it, and write docs/data/vmdls_mnist.json.")
+    parser = cli.Parser("Train VMDLS on MNIST and test it against Omniglot and noise.")
     parser.flag(
         "-length",
         choices=("short", "full"),
         help="short: bfloat16, 45 epochs of the encoder; full: float32, 100 epochs",
         default="short",
     )
-    quick = "(a quick look, nothing is recorded)"
+    quick = "(for a quick look)"
     parser.flag("-epochs", type=int, help=f"of the encoder {quick}; default: by -length")
     parser.flag("-ae_epochs", type=int, help=f"of the auto-encoder {quick}; default: 20")
     parser.flag("-limit", type=int, help=f"at most this many images per set {quick}")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-checkpoints_dir", help="where the two run folders are", default="./checkpoints")
+    measurements.add_flag(parser)
     return parser.parse_args()
 
 
@@ -108,8 +108,9 @@ def main() -> None:
         aurocs = " ".join(f"{found['auroc']:.4f}" for found in tested)
         cli.log(f"jitter {jitter:g}: {aurocs} accuracy={tested[0]['accuracy']:.4f}")
     method.figures(runs / f"vmdls_mnist_{flags.length}", [known, *sets.values()])
-    if not (flags.limit or flags.epochs or flags.ae_epochs):
-        tables = make_tables(main_rows, variant_rows, jitter_rows, [s.name for s in sets.values()])
+    tables = make_tables(main_rows, variant_rows, jitter_rows, [s.name for s in sets.values()])
+    measurements.print_tables(tables)
+    if flags.record:
         write(flags, device, tables, sets, method, known, time.perf_counter() - began)
 
 

@@ -14,7 +14,6 @@ python3 scripts/build_docs.py.
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +28,6 @@ import numpy as np
 
 import models
 from ood import cli, detectors, files, methods
-from ood.config import InputError
 from ood.evaluation import measurements, options, report, scoring, uncertainty, workbench
 
 parser = cli.Parser(
@@ -90,7 +88,9 @@ def main() -> None:
     for name in (*names, *flags.skip):
         workbench.make_detector(experiment, name)
     context = options.context(models, flags)
-    weights = flags.weights or [trained(experiment, seed, flags) for seed in flags.seeds]
+    weights = flags.weights or [
+        measurements.network_of_seed(config, seed, context, flags.device) for seed in flags.seeds
+    ]
     stem = Path(flags.config).stem
     out_dir = Path(flags.out_dir or Path("results") / f"{stem}_detectors")
 
@@ -194,39 +194,6 @@ def as_table(results: list[scoring.Result], test, ood: list[scoring.TestSet]) ->
 def in_brackets(interval: uncertainty.Interval) -> str:
     """The ends of an interval in percent."""
     return f"[{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
-
-
-def trained(experiment, seed: int, flags) -> Path:
-    """The best weights of a network trained from this seed; train it if it is not there."""
-    folder = Path(flags.checkpoints_dir) / f"table_{Path(flags.config).stem}_{seed}"
-    begun = (folder / "last.pt").is_file()
-    if (folder / "best.pt").is_file() and not (begun and not finished(folder)):
-        return folder / "best.pt"
-    values = {
-        "dataset": experiment.id_dataset,
-        "arch": experiment.arch,
-        "depth": experiment.depth,
-        "width": experiment.width,
-        "seed": seed,
-        "data_dir": flags.data_dir,
-        "out_dir": folder,
-        "device": flags.device,
-    }
-    words = [f"-{name}={value}" for name, value in values.items() if value is not None]
-    words = [str(ROOT / "classifier_pretraining.py"), *words]
-    words += ["-resume"] if folder.exists() else []
-    cli.log(f"training: seed {seed}")
-    if subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL).returncode:
-        raise InputError(
-            f"training the network of seed {seed} failed; give -weights, "
-            f"or run: python3 {' '.join(words)}"
-        )
-    return folder / "best.pt"
-
-
-def finished(folder: Path) -> bool:
-    """Whether the log of a run says that its training came to its end."""
-    return '"event": "end"' in (folder / "log.jsonl").read_text("utf-8")
 
 
 def command(flags) -> str:

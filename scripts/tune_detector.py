@@ -12,6 +12,7 @@ best candidate on these test sets. Writes OUT_DIR/tuning.json and tuning.md.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -60,7 +61,14 @@ parser.flag(
     help=f"pseudo-outliers: {', '.join(pseudo.KINDS)}; default: all of them",
 )
 parser.flag("-share", type=float, help="share of the ID test images that validates", default=0.2)
-options.add(parser, "datasets", "checkpoint", "checkpoint_name", "limit", "batch_size", "seed")
+options.add(parser, "datasets", "checkpoint", "checkpoint_name")
+parser.flag(
+    "-network_seed",
+    type=int,
+    help="a network trained from this seed, instead of -checkpoint; it is trained where it is not "
+    "there yet, as scripts/table_detectors.py does",
+)
+options.add(parser, "limit", "batch_size", "seed")
 options.add(parser, *options.PLACES, "download")
 parser.flag(
     "-out_dir",
@@ -113,6 +121,8 @@ def main() -> None:
     device = cli.describe_device(context.device)
     names = ", ".join(name for name, _, _ in asked)
     cli.log(f"device {device} | {experiment.id_dataset} | {experiment.arch} | {names}")
+    if flags.network_seed is not None:
+        config = of_seed(config, flags, context)
     bench = workbench.prepare_classifier(context, config)
     asked = [
         (name, space, {**experiment.detector_args.get(name, {}), **fixed})
@@ -159,6 +169,15 @@ def main() -> None:
             text=[PROTOCOL],
         )
         cli.log(f"record: {path}")
+
+
+def of_seed(config: workbench.Config, flags, context) -> workbench.Config:
+    """The config with the weights of the network that was trained from -network_seed."""
+    if config.experiment.checkpoint or config.experiment.checkpoint_name:
+        raise InputError("give -network_seed, -checkpoint or -checkpoint_name, only one of them")
+    file = measurements.network_of_seed(config, flags.network_seed, context, flags.device)
+    experiment = dataclasses.replace(config.experiment, checkpoint=str(file))
+    return dataclasses.replace(config, experiment=experiment)
 
 
 def load_sets(bench: workbench.Workbench, flags) -> Sets:
@@ -233,8 +252,8 @@ def command(flags) -> str:
         f"-config {flags.config}",
         f"-detectors {' '.join(flags.detectors)}",
     ]
-    for name in ("validation", "checkpoint_name"):
-        if getattr(flags, name):
+    for name in ("validation", "network_seed", "checkpoint_name"):
+        if getattr(flags, name) is not None:
             words.append(f"-{name} {getattr(flags, name)}")
     return " ".join(words)
 

@@ -32,7 +32,6 @@ def test_bench_train_times_every_loop(tmp_path, run_script):
         1,
         "-peak",
         1,
-        "-no_record",
         "-data_dir",
         tmp_path,
         env={"OMP_NUM_THREADS": "1"},

@@ -504,7 +504,6 @@ def test_our_steps_equal_a_plain_rendering_of_the_released_loop(run_script):
         100,
         "-device",
         "cpu",
-        "-no_record",
         env={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

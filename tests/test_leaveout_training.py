@@ -430,7 +430,6 @@ def test_benchmark_script_compares_before_it_times(run_script):
         1,
         "-rounds",
         1,
-        "-no_record",
         "-device",
         "cpu",
     )
@@ -449,7 +448,6 @@ def test_reproduction_script_at_tiny_size(run_script, tmp_path):
         1,
         "-limit",
         120,
-        "-no_record",
         "-device",
         "cpu",
         "-checkpoints_dir",

@@ -22,9 +22,19 @@ from ood.cli import RunError, log
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 BUILT = (
     "Built by `python3 scripts/build_docs.py` from the records in `docs/data/`, "
-    "which the commands named below write."
+    "which the commands named below write when they are given `-record`."
 )
 PAGES = {"results": "Results", "benchmarks": "Benchmarks"}
+
+
+def add_flag(parser) -> None:
+    """Declare -record: a script changes files of docs/ only when it is asked to."""
+    parser.flag(
+        "-record",
+        action="store_true",
+        help="also write the numbers into docs/data, for the pages of docs/",
+        default=False,
+    )
 
 
 def write(
@@ -171,6 +181,45 @@ def run_script(name: str, **flags: object) -> None:
     done = subprocess.run([sys.executable, str(FOLDER.parent / name), *words])
     if done.returncode:
         raise RunError(f"{name} {' '.join(words)} ended with exit code {done.returncode}")
+
+
+def network_of_seed(config, seed: int, context, device: str | None = None) -> Path:
+    """The best weights of the network of a config, trained from a seed.
+
+    It is trained where it is not there yet. Records name such networks by their seed, so that
+    their commands work in any order.
+
+    Args:
+        config: a `workbench.Config`.
+        context: a `Context`; the network is kept in its checkpoints_dir.
+        device: of the training, as -device takes it.
+
+    Raises: RunError: the training failed.
+    """
+    experiment = config.experiment
+    folder = Path(context.checkpoints_dir) / f"table_{Path(config.path).stem}_{seed}"
+    begun = (folder / "last.pt").is_file()
+    if (folder / "best.pt").is_file() and not (begun and not _finished(folder)):
+        return folder / "best.pt"
+    log(f"training: seed {seed}")
+    run_script(
+        "classifier_pretraining.py",
+        dataset=experiment.id_dataset,
+        arch=experiment.arch,
+        depth=experiment.depth,
+        width=experiment.width,
+        seed=seed,
+        data_dir=context.data_dir,
+        out_dir=folder,
+        device=device,
+        resume=True if folder.exists() else None,
+    )
+    return folder / "best.pt"
+
+
+def _finished(folder: Path) -> bool:
+    """Whether the log of a run says that its training came to its end."""
+    return '"event": "end"' in (folder / "log.jsonl").read_text("utf-8")
 
 
 def print_tables(tables: Sequence[dict]) -> None:
