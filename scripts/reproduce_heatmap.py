@@ -113,7 +113,7 @@ def msp(method, images):
 def report(
     flags, settings: Settings, device, n_id: int, sizes: dict, found: dict, accuracies: list
 ) -> None:
-    """Print the tables, and write the record where it is asked for. `sizes`: images of each OOD set."""
+    """Print the tables, and write the record on request. `sizes`: images of each OOD set."""
 
     def table(metric: str, title: str) -> dict:
         rows = []

@@ -5,7 +5,8 @@
 
 The plain classifiers are scored with ODIN. What is trained already in -checkpoints_dir is not
 trained again. -record writes docs/data/leaveout_embedded.json, which
-`python3 scripts/build_docs.py` puts into docs/results.md. For the paper's own settings, see scripts/reproduce_leaveout.sh.
+`python3 scripts/build_docs.py` puts into docs/results.md. For the paper's own settings, see
+scripts/reproduce_leaveout.sh.
 """
 
 from __future__ import annotations
