@@ -36,7 +36,7 @@ SMALL = {  # flags that make a script quick; later ones win over those in the co
     "scripts/reproduce_heatmap.py": "-seeds 0 -epochs 1",
     "scripts/reproduce_leaveout.py": "-seeds 0 -epochs 1 -limit 60",
     "scripts/reproduce_objectives.py": "-seeds 0 -epochs 1",
-    "scripts/reproduce_vmdls_mnist.sh": "-limit 300",
+    "scripts/reproduce_vmdls_mnist.py": "-epochs 1 -ae_epochs 1 -limit 300",
     "scripts/bench_heatmap.py": "-arch small_cnn -id_images 64 -ood_images 16",
     "scripts/bench_leaveout.py": "-archs small_cnn -steps 1 -rounds 1 -batch_size 4",
     "scripts/bench_vmdls.py": "-encoders mnist_conv -images 4 -rounds 1",
