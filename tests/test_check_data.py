@@ -53,7 +53,8 @@ def test_counts(root):
         (10, 50_000),
         (10, 10_000),
         (12, 8925),
-    ] and shared == []
+    ]
+    assert shared == []
 
 
 def test_damaged_files_are_named(root):
@@ -62,9 +63,8 @@ def test_damaged_files_are_named(root):
     (folder / "4.png").write_bytes(b"no image")
     (folder / "5.png").write_bytes(b"")
     reports, _ = checked(root, "iSUN")
-    assert reports[0].state == "damaged" and list(reports[0].damaged) == [
-        f"iSUN_patches/{n}.png" for n in (3, 4, 5)
-    ]
+    assert reports[0].state == "damaged"
+    assert list(reports[0].damaged) == [f"iSUN_patches/{n}.png" for n in (3, 4, 5)]
     assert (
         checked(root, "iSUN", decode=False)[0][0].state == "incomplete"
     )  # -fast does not look inside
@@ -74,9 +74,8 @@ def test_sets_that_cannot_be_read(root):
     (root / "cifar10" / "test" / "zebra").mkdir()
     picture(root / "cifar10" / "test" / "zebra" / "0.png", 1)
     reports, _ = checked(root, "cifar10")
-    assert (
-        states(reports)["cifar10 (test)"] == "damaged" and "11 class folders" in reports[1].problem
-    )
+    assert states(reports)["cifar10 (test)"] == "damaged"
+    assert "11 class folders" in reports[1].problem
 
 
 def test_images_in_two_sets_are_found(root):
@@ -93,10 +92,8 @@ def test_images_in_two_sets_are_found(root):
         ("cifar10 (train)", "cifar10 (test)", 1, True),
         ("cifar10 (test)", "iSUN (test)", 1, True),
     ]
-    assert (
-        shared[1].examples == [("airplane/0.png", "iSUN_patches/copy.bmp")]
-        and reports[2].repeated == 1
-    )
+    assert shared[1].examples == [("airplane/0.png", "iSUN_patches/copy.bmp")]
+    assert reports[2].repeated == 1
     picture(root / "ood_datasets" / "LSUN" / "0.png", 204)
     assert [pair.mixes for pair in checked(root, "iSUN", "LSUN")[1]] == [False]  # both OOD
 
@@ -142,16 +139,13 @@ def test_script(root, call_script, tmp_path):
         "LSUN" not in done.stdout and "13 of 8,925" in done.stdout
     )  # absent sets nobody asked for are not listed
     content = json.loads((tmp_path / "found.json").read_text())
-    assert {entry["name"] for entry in content["sets"]} == {"cifar10", "iSUN"} and content[
-        "shared"
-    ][0]["count"] == 1
+    assert {entry["name"] for entry in content["sets"]} == {"cifar10", "iSUN"}
+    assert content["shared"][0]["count"] == 1
     named = call_script("scripts/check_data.py", "odin_cifar10", "-data_dir", root, "-fast")
-    assert (
-        named.returncode == 1
-        and "LSUN_resize (test)" in named.stdout
-        and "absent" in named.stdout
-        and "uniform" not in named.stdout
-    )
+    assert named.returncode == 1
+    assert "LSUN_resize (test)" in named.stdout
+    assert "absent" in named.stdout
+    assert "uniform" not in named.stdout
     assert call_script("scripts/check_data.py", "iSNU", "-data_dir", root).returncode == 2
     assert call_script("scripts/check_data.py", "-data_dir", root / "nowhere").returncode == 2
     (tmp_path / "empty").mkdir()
@@ -193,9 +187,8 @@ def test_real_images_are_decoded_and_compared(reference_data):
         "iSUN (test)": "complete",
         "Imagenet_resize (test)": "complete",
     }
-    assert [report.damaged for report in reports] == [{}] * 3 and [
-        report.repeated for report in reports
-    ] == [0, 4, 2]
+    assert [report.damaged for report in reports] == [{}] * 3
+    assert [report.repeated for report in reports] == [0, 4, 2]
     assert [(pair.first, pair.second, pair.count, pair.examples) for pair in shared] == [
         (
             "tinyimagenet32 (test)",

@@ -61,10 +61,8 @@ def left_in(folder):
 
 
 def test_a_good_file(server, tmp_path):
-    assert (
-        get(server, tmp_path / "in" / "file") == SHA256
-        and (tmp_path / "in" / "file").read_bytes() == BODY
-    )
+    assert get(server, tmp_path / "in" / "file") == SHA256
+    assert (tmp_path / "in" / "file").read_bytes() == BODY
     assert left_in(tmp_path / "in") == ["file"] and server.seen == [("/a", None)]
     assert get(server, tmp_path / "other", md5=None, size=None, sha256=SHA256) == SHA256
 
@@ -81,16 +79,12 @@ def test_what_arrived_stays_for_the_next_call(server, tmp_path):
     server.faults["/a"] = ["cut"] + [503] * 9
     with pytest.raises(DownloadError, match="answered 503"):
         get(server, tmp_path / "file")
-    assert (
-        left_in(tmp_path) == ["file.part", "file.part.json"]
-        and (tmp_path / "file.part").stat().st_size == len(BODY) // 2
-    )
+    assert left_in(tmp_path) == ["file.part", "file.part.json"]
+    assert (tmp_path / "file.part").stat().st_size == len(BODY) // 2
     server.faults["/a"], server.seen = [], []
     get(server, tmp_path / "file")
-    assert (
-        server.seen == [("/a", f"bytes={len(BODY) // 2}-")]
-        and (tmp_path / "file").read_bytes() == BODY
-    )
+    assert server.seen == [("/a", f"bytes={len(BODY) // 2}-")]
+    assert (tmp_path / "file").read_bytes() == BODY
 
 
 def test_wrong_checksum_is_never_accepted(server, tmp_path):
@@ -101,7 +95,8 @@ def test_wrong_checksum_is_never_accepted(server, tmp_path):
         get(server, tmp_path / "file", md5=None, sha256="0" * 64)
     server.faults["/a"] = ["damage"]
     get(server, tmp_path / "file", "/a", "/b")  # the second mirror has the right one
-    assert (tmp_path / "file").read_bytes() == BODY and [path for path, _ in server.seen][-2:] == [
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert [path for path, _ in server.seen][-2:] == [
         "/a",
         "/b",
     ]
@@ -111,10 +106,8 @@ def test_a_continued_file_that_is_wrong_is_fetched_once_more(server, tmp_path):
     (tmp_path / "file.part").write_bytes(b"x" * 1000)
     (tmp_path / "file.part.json").write_text(json.dumps({"url": "elsewhere", "tag": None}))
     get(server, tmp_path / "file")
-    assert (
-        server.seen == [("/a", "bytes=1000-"), ("/a", None)]
-        and (tmp_path / "file").read_bytes() == BODY
-    )
+    assert server.seen == [("/a", "bytes=1000-"), ("/a", None)]
+    assert (tmp_path / "file").read_bytes() == BODY
 
 
 def test_changed_file_is_not_mixed(server, tmp_path):
@@ -316,17 +309,13 @@ def test_a_set_is_fetched_once(server, shop, tmp_path):
 
 def test_wrong_archive_leaves_no_set(server, shop, tmp_path):
     outcome = take(shop(md5="0" * 32), tmp_path / "data")
-    assert (
-        outcome.state == "failed"
-        and "has the md5" in outcome.text
-        and not (tmp_path / "data" / "ood_datasets").exists()
-    )
+    assert outcome.state == "failed"
+    assert "has the md5" in outcome.text
+    assert not (tmp_path / "data" / "ood_datasets").exists()
     row = shop()
     server.files["/toy.tar.gz"] = server.files["/toy.tar.gz"][:-100]
-    assert (
-        take(row, tmp_path / "data").state == "failed"
-        and not (tmp_path / "data" / "ood_datasets").exists()
-    )
+    assert take(row, tmp_path / "data").state == "failed"
+    assert not (tmp_path / "data" / "ood_datasets").exists()
 
 
 def test_unsafe_archive_leaves_no_set(server, shop, tmp_path):
@@ -346,10 +335,8 @@ def test_trust_on_first_use(server, shop, tmp_path):
     row, root = shop(md5=None, bytes=None), tmp_path / "data"
     assert take(row, root).state == "done"
     record = json.loads((root / "downloads.json").read_text())["ood_datasets/toy"]
-    assert (
-        record["trust"].startswith("first use")
-        and record["sha256"] == hashlib.sha256(server.files["/toy.tar.gz"]).hexdigest()
-    )
+    assert record["trust"].startswith("first use")
+    assert record["sha256"] == hashlib.sha256(server.files["/toy.tar.gz"]).hexdigest()
     import shutil
 
     shutil.rmtree(root / "ood_datasets")
@@ -357,11 +344,9 @@ def test_trust_on_first_use(server, shop, tmp_path):
     make_tar(tmp_path / "other.tar", {"toy/1.png": b"another"})
     server.files["/toy.tar.gz"] = (tmp_path / "other.tar").read_bytes()
     outcome = take(row, root)
-    assert (
-        outcome.state == "failed"
-        and "sha256" in outcome.text
-        and "remove the entry 'ood_datasets/toy'" in outcome.text
-    )
+    assert outcome.state == "failed"
+    assert "sha256" in outcome.text
+    assert "remove the entry 'ood_datasets/toy'" in outcome.text
     assert not (root / "ood_datasets" / "toy").exists()
     server.files["/toy.tar.gz"] = good
     assert take(row, root).state == "done"
@@ -372,11 +357,9 @@ def test_trust_on_first_use(server, shop, tmp_path):
 def test_page_instead_of_an_archive_is_never_trusted(server, shop, tmp_path):
     server.files["/toy.tar.gz"] = b"quota exceeded, please log in" * 100
     outcome = take(shop(md5=None, bytes=None), tmp_path / "data")
-    assert (
-        outcome.state == "failed"
-        and "is no archive" in outcome.text
-        and not (tmp_path / "data" / "downloads.json").exists()
-    )
+    assert outcome.state == "failed"
+    assert "is no archive" in outcome.text
+    assert not (tmp_path / "data" / "downloads.json").exists()
 
 
 def test_incomplete_set_is_replaced_only_when_asked(shop, tmp_path):
@@ -384,16 +367,12 @@ def test_incomplete_set_is_replaced_only_when_asked(shop, tmp_path):
     (root / "ood_datasets/toy/0").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "ood_datasets/toy/0/mine.png")
     outcome = take(row, root)
-    assert (
-        outcome.state == "failed"
-        and "1 of 30 images" in outcome.text
-        and "-replace" in outcome.text
-    )
+    assert outcome.state == "failed"
+    assert "1 of 30 images" in outcome.text
+    assert "-replace" in outcome.text
     assert (root / "ood_datasets/toy/0/mine.png").is_file()
-    assert (
-        take(row, root, replace=True).state == "done"
-        and not (root / "ood_datasets/toy/0/mine.png").exists()
-    )
+    assert take(row, root, replace=True).state == "done"
+    assert not (root / "ood_datasets/toy/0/mine.png").exists()
     assert left_in(root / "ood_datasets") == ["toy"]
 
 
@@ -526,9 +505,8 @@ def test_tiny_imagenet_as_its_archive_has_it(server, tmp_path, monkeypatch):
         assert outcome.state == "done", outcome.text
     assert left_in(root / "tiny-imagenet-200" / "val") == ["n01", "n02", "val_annotations.txt"]
     small, large = load("tinyimagenet32", "test", root), load("tinyimagenet", "test", root, size=32)
-    assert small.labels.tolist() == large.labels.tolist() == [0, 0, 1, 1] and np.array_equal(
-        small.images, large.images
-    )
+    assert small.labels.tolist() == large.labels.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(small.images, large.images)
     assert left_in(root / "tinyimagenet32") == ["train", "val"]
 
 
@@ -651,22 +629,18 @@ def test_dry_run(call_script, tmp_path):
 def test_script_in_this_process(call_script, tmp_path, monkeypatch, server, shop):
     shop()
     good = call_script("scripts/download_data.py", "toy", "demo", "-data_dir", tmp_path / "data")
-    assert (
-        good.returncode == 0
-        and "toy: done: test: 30 images" in good.stdout
-        and "letters: there: made here" in good.stdout
-    )
+    assert good.returncode == 0
+    assert "toy: done: test: 30 images" in good.stdout
+    assert "letters: there: made here" in good.stdout
     shop(count={"test": 31})
     short = call_script(
         "scripts/download_data.py", "toy", "-data_dir", tmp_path / "other", "-tries", 1
     )
     assert short.returncode == 1 and "0 of 1 sets are there; not: toy" in short.stdout
     hand = call_script("scripts/download_data.py", "imagenet", "-data_dir", tmp_path / "other")
-    assert (
-        hand.returncode == 1
-        and "Register at https://www.image-net.org" in hand.stdout
-        and "not found" in hand.stdout
-    )
+    assert hand.returncode == 1
+    assert "Register at https://www.image-net.org" in hand.stdout
+    assert "not found" in hand.stdout
     assert call_script("scripts/download_data.py").returncode == 2
     assert call_script("scripts/download_data.py", "toy", "-timeout", "0").returncode == 2
 
