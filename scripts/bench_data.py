@@ -50,8 +50,9 @@ def main() -> None:
     parser.flag(
         "-workers", type=int, help="processes of the DataLoader", default=os.cpu_count() or 1
     )
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     flags = parser.parse_args()
+    flags.load_before = measurements.require_quiet(flags)
     torch.set_num_threads(1)
 
     found = listed(flags.dataset, flags.split, flags.data_dir)
@@ -162,6 +163,7 @@ def report(flags, count: int, medians: dict[str, float], seconds: dict[str, list
     }
     path = measurements.write(
         "data_reading",
+        load_before=flags.load_before,
         page="benchmarks",
         order=600,
         title="Reading 100,000 small images",

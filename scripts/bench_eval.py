@@ -112,7 +112,7 @@ def read_flags():
         help="also time pytorch-ood without its cache",
         default=False,
     )
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
     return parser.parse_args()
@@ -120,6 +120,7 @@ def read_flags():
 
 def main() -> None:
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     device, facts = cli.choose_device(flags.device), info(flags.dataset)
     cli.set_seed(0)
     network = models.build(
@@ -191,6 +192,7 @@ def write(flags, device, title: str, aims: str, rows: list, agreement: list) -> 
     options += f" -rounds {flags.rounds}{' -uncached' if flags.uncached else ''}"
     measurements.write(
         f"bench_eval_{flags.dataset}",
+        load_before=flags.load_before,
         page="benchmarks",
         order=500 if flags.dataset == "mnist5k" else 501,
         title=f"Evaluation against pytorch-ood: {title}",
@@ -384,4 +386,4 @@ def compare(ours: list[dict], theirs: dict[str, dict]) -> list[list]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -56,12 +56,13 @@ def read_flags():
     parser.flag("-ood_images", type=int, help="auxiliary OOD images", default=1000)
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     return parser.parse_args()
 
 
 def main() -> None:
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     device, facts = cli.choose_device(flags.device), info(flags.dataset)
     shape = dict(size=facts.size, channels=facts.channels)
     cli.set_seed(0)
@@ -306,6 +307,7 @@ def report(
     ]
     measurements.write(
         "bench_heatmap",
+        load_before=flags.load_before,
         page="benchmarks",
         order=200,
         title="Heatmap decoder: training",

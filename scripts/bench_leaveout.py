@@ -64,12 +64,13 @@ def read_flags():
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     return parser.parse_args()
 
 
 def main() -> None:
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     device = cli.choose_device(flags.device)
     torch.set_num_threads(flags.threads)
     tables, gains = {"train": [], "score": []}, {"train": [], "score": []}
@@ -110,6 +111,7 @@ def write(flags, device, tables: dict, gains: dict) -> None:
     }
     measurements.write(
         "bench_leaveout",
+        load_before=flags.load_before,
         page="benchmarks",
         order=300,
         title="Leave-out classifiers: five folds together or one after the other",

@@ -80,12 +80,13 @@ def read_flags():
         "-rows", type=int, help="rows that are read at a time; default: 8,388,608 values' worth"
     )
     parser.flag("-folder", help="where to write the arrays; default: the system's temporary folder")
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     return parser.parse_args()
 
 
 def main() -> None:
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     folder = Path(tempfile.mkdtemp(prefix="bench-memory-", dir=flags.folder))
     try:
         began = time.perf_counter()
@@ -110,6 +111,7 @@ def write(flags, rows: list) -> None:
     options = f" -images {flags.images}" if flags.images != 1281167 else ""
     measurements.write(
         "bench_memory",
+        load_before=flags.load_before,
         page="benchmarks",
         order=510,
         title=f"Memory: fitting to {flags.images:,} x {flags.features:,} features in chunks",

@@ -95,7 +95,7 @@ def read_flags():
         "default: not shown",
     )
     parser.flag("-data_dir", help="root of the data sets", default="./datasets")
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     flags = parser.parse_args()
     for name in flags.loops:
         if name not in LOOPS:
@@ -106,8 +106,10 @@ def read_flags():
 def main() -> None:
     from ood import cli
     from ood.data import load
+    from ood.evaluation import measurements
 
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     device = cli.choose_device(flags.device)
     load("cifar10", "train", flags.data_dir)  # there, and decoded, before any loop begins
     tables = []
@@ -188,6 +190,7 @@ def write(flags, device, tables: list[dict]) -> None:
         options += f" -device {device}" + (f" -peak {flags.peak:g}" if flags.peak else "")
     measurements.write(
         "bench_train" + ("" if on_cpu else "_gpu"),
+        load_before=flags.load_before,
         page="benchmarks",
         order=710 + (not on_cpu),
         tables=tables,

@@ -57,12 +57,13 @@ def read_flags():
     parser.flag("-rounds", type=int, help="timed rounds", default=5)
     parser.flag("-threads", type=int, help="threads of torch on the CPU", default=1)
     parser.flag("-device", help="cpu, cuda:0, ...; default: cuda:0 where there is one, else cpu")
-    measurements.add_flag(parser)
+    measurements.add_flag(parser, seconds=True)
     return parser.parse_args()
 
 
 def main() -> None:
     flags = read_flags()
+    flags.load_before = measurements.require_quiet(flags)
     device = cli.choose_device(flags.device)
     torch.set_num_threads(flags.threads)
     losses = [row for batch in BATCHES for row in time_loss(*batch, flags.rounds, device)]
@@ -245,6 +246,7 @@ def write(flags, device, losses, stages, jitter) -> None:
     ]
     path = measurements.write(
         "bench_vmdls",
+        load_before=flags.load_before,
         page="benchmarks",
         order=400,
         title="VMDLS: loss and test stage",

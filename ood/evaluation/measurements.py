@@ -7,6 +7,7 @@ holds the tables that came out. Nothing in docs/results.md and docs/benchmarks.m
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 
 from ood import files, provenance
 from ood.cli import RunError, log
+from ood.config import InputError
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs"
 BUILT = (
@@ -25,16 +27,56 @@ BUILT = (
     "which the commands named below write when they are given `-record`."
 )
 PAGES = {"results": "Results", "benchmarks": "Benchmarks"}
+QUIET = 0.5  # largest load average per core at which seconds are recorded
 
 
-def add_flag(parser) -> None:
-    """Declare -record: a script changes files of docs/ only when it is asked to."""
+def add_flag(parser, *, seconds: bool = False) -> None:
+    """Declare -record: a script changes files of docs/ only when it is asked to.
+
+    Args:
+        seconds: the script records seconds, which other programs disturb; declares -any_load too,
+            for `require_quiet`.
+    """
     parser.flag(
         "-record",
         action="store_true",
         help="also write the numbers into docs/data, for the pages of docs/",
         default=False,
     )
+    if seconds:
+        parser.flag(
+            "-any_load",
+            action="store_true",
+            help=f"record although the load average per core is above {QUIET}",
+            default=False,
+        )
+
+
+def load_per_core() -> float | None:
+    """Return the load average of the last minute per core; None where the system has none."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cores = os.cpu_count() or 1
+    try:
+        return os.getloadavg()[0] / cores
+    except (AttributeError, OSError):
+        return None
+
+
+def require_quiet(flags) -> float | None:
+    """Return the load average per core before a measurement, for `write`.
+
+    Raises InputError if the measurement is to be recorded while other programs are at work, and
+    -any_load was not given.
+    """
+    load = load_per_core()
+    if flags.record and not flags.any_load and load is not None and load > QUIET:
+        raise InputError(
+            f"the load average per core is {load:.2f}, above {QUIET}: other programs would be "
+            "measured too; wait until they are done, or add -any_load"
+        )
+    return load
 
 
 def write(
@@ -49,6 +91,7 @@ def write(
     device: str = "cpu",
     seeds: list[int] | None = None,
     seconds: dict | None = None,
+    load_before: float | None = None,
     folder: Path = FOLDER,
 ) -> Path:
     """Write docs/data/<name>.json and return its path.
@@ -64,6 +107,7 @@ def write(
         device: what it ran on, as text.
         seeds: of the runs.
         seconds: {stage: seconds}.
+        load_before: what `require_quiet` returned; the load average after is added to it.
         folder: the folder of the pages.
     """
     command = command or " ".join(["python3", *sys.argv])
@@ -78,6 +122,8 @@ def write(
         "tables": tables,
         "provenance": made,
     }
+    if load_before is not None:
+        record["load_per_core"] = {"before": load_before, "after": load_per_core()}
     path = folder / "data" / f"{name}.json"
     files.write_text(path, json.dumps(files.plain(record), indent=1) + "\n")
     return path
@@ -106,7 +152,8 @@ def _section(record: dict) -> str:
         body = [[_text(value) for value in row] for row in table["rows"]]
         lines += [files.markdown_table(table["columns"], body, align=False), ""]
     seeds = f" Seeds: {', '.join(map(str, record['seeds']))}." if record["seeds"] else ""
-    lines += [f"Command: `{record['command']}`.{seeds} {_machine(record['provenance'])}", ""]
+    machine = _machine(record["provenance"]) + _load(record.get("load_per_core"))
+    lines += [f"Command: `{record['command']}`.{seeds} {machine}", ""]
     return "\n".join(lines)
 
 
@@ -122,6 +169,12 @@ def _machine(made: dict) -> str:
     named = ", ".join(f"{name} {versions[name]}" for name in shown if name in versions)
     date = str(made.get("time", made.get("date", "")))[:10]
     return f"Machine: {made.get('device')}; {named}; {date}."
+
+
+def _load(load: dict | None) -> str:
+    if not load:
+        return ""
+    return f" Load average per core: {load['before']:.2f} before, {load['after']:.2f} after."
 
 
 def timed(work: Callable, device: torch.device) -> tuple[object, tuple[float, float]]:
