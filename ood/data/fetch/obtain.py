@@ -429,7 +429,7 @@ def _alone(data_dir: Path, log: Callable = lambda line: None, wait: bool = True)
     except ImportError:
         yield
         return
-    with open(data_dir / WORK / "lock", "w") as lock:
+    with open(data_dir / WORK / "lock", "wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
