@@ -163,14 +163,15 @@ class Detector(ABC):
     def load_state(self, state: dict) -> Detector:
         """Take over what `state` returned, and return self.
 
-        Raises: InputError for a key that does not fit this detector.
+        Raises: InputError for a key that does not fit this detector, or that none of its methods
+            uses.
         """
         lists: dict[str, dict[int, Tensor | float]] = {}
         nested: dict[str, dict] = {}
         taken = {*dir(type(self)), *_fields(type(self))}
         for key, value in state.items():
             name, dot, rest = key.partition(".")
-            if name in taken or not name.isidentifier() or name.startswith("_"):
+            if name in taken or name not in _mentioned(type(self)) or name.startswith("_"):
                 raise InputError(f"detector '{self.name}' learns no '{name}': '{key}' is no part")
             if not dot:
                 setattr(self, name, value)
@@ -218,6 +219,26 @@ def _fields(cls: type[Detector]) -> frozenset[str]:
     """Names of the hyper-parameters of a detector's class."""
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     return frozenset(f.name for f in fields)
+
+
+@functools.cache
+def _mentioned(cls: type[Detector]) -> frozenset[str]:
+    """Names of the attributes and variables that the methods of a class and its parents use.
+
+    What `fit` learns is among them. A stored value of another name can have no effect.
+    """
+    codes = [
+        function.__code__
+        for parent in cls.__mro__
+        for held in vars(parent).values()
+        if hasattr(function := getattr(held, "__func__", getattr(held, "fget", held)), "__code__")
+    ]
+    found: set[str] = set()
+    while codes:
+        code = codes.pop()
+        found.update(code.co_names)
+        codes += [inner for inner in code.co_consts if hasattr(inner, "co_names")]
+    return frozenset(found)
 
 
 class ImageDetector(Detector):

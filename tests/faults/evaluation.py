@@ -241,6 +241,7 @@ FILES = [
     ("checkpoint is a list", _set(checkpoint=["a"]), "'checkpoint' is a list"),
     ("arch is a text", _set(arch="resnet18"), "'arch' is a str"),
     ("values nested", _set(values={"x": {"y": 1}}), "lacks or distorts"),
+    ("unknown value", _array("state/unheard_of", np.zeros(3)), "learns no 'unheard_of'"),
     ("method overwritten", _array("state/score", np.zeros(3)), "score"),
     ("value of a method", _set(values={"fit": 1}), "fit"),
     ("preprocess without std", _set(preprocess={"mean": [0.5]}), "lacks or distorts 'std'"),
