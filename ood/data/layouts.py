@@ -130,6 +130,21 @@ def read_corrupted(request: Request) -> ImageSet:
     return from_files(Listing(root, paths, labels, classes, final=True), request)
 
 
+def read_parts(request: Request) -> Listed:
+    """Find the parts of a set that holds no images, or not only: the places of its archives.
+
+    `Listed.paths` are these places, in the order of the row. Raises InputError if images are asked
+    for.
+    """
+    if not request.listing:
+        raise InputError(f"data set '{request.row.name}' cannot be read as images")
+    wanted = [a for a in request.row.archives if a.split in (None, request.split)]
+    absent = [a for a in wanted if not (request.data_dir / a.place).exists()]
+    if absent:
+        raise request.missing(*(request.data_dir / archive.place for archive in absent))
+    return Listed(request.data_dir, paths=[archive.place for archive in wanted])
+
+
 def read_tiny_imagenet(request: Request) -> ImageSet:
     """Read tiny-imagenet-200: train/<wnid>/images/*, and one of three places for the test images.
 

@@ -94,8 +94,20 @@ def load(
     return distributed.in_turn(lambda: _read(request))
 
 
-def find(name: str, split: str, data_dir: str | Path, *, download: bool = False) -> Listed:
+def find(
+    name: str | DatasetInfo,
+    split: str,
+    data_dir: str | Path,
+    *,
+    download: bool = False,
+    advice: str | None = None,
+) -> Listed:
     """Find the files of a set without decoding them; fetch them first if they are missing.
+
+    Args:
+        name: as for `load`, or a row of your own.
+        advice: what the errors tell the user to do; default: the flag and the command that fetch
+            the set.
 
     Raises: MissingData, InputError as `load` does.
     """
@@ -105,6 +117,7 @@ def find(name: str, split: str, data_dir: str | Path, *, download: bool = False)
         own_path(data_dir),
         Recipe(),
         download=download,
+        advice=advice,
         listing=True,
     )
     return distributed.in_turn(lambda: _read(request))
@@ -122,7 +135,7 @@ def _checked(name, split, limit=None, first=None, base=None, lists=None) -> Data
             raise InputError(
                 f"a limit of {cap} images makes no sense; it must be at least 1 and a whole number"
             )
-    row = info(str(name))
+    row = info(name if isinstance(name, DatasetInfo) else str(name))
     if split not in row.splits:
         raise InputError(
             f"data set '{row.name}' has no split '{split}', only: {', '.join(row.splits)}"
@@ -166,7 +179,7 @@ def _fetch(request: Request, again: bool) -> str:
     Returns: what a person can do if the set still cannot be read.
     Raises: InputError when a download failed.
     """
-    rows = obtain.with_needs([request.row.name])
+    rows = obtain.with_needs([request.row])
     for row in rows:
         same_files = row.folders == request.row.folders
         outcome = obtain.obtain(
@@ -181,10 +194,10 @@ def _fetch(request: Request, again: bool) -> str:
             )
     by_hand = next((row for row in rows if row.steps or not _fetchable(row)), None)
     if by_hand is not None:
-        return f"-download cannot fetch all of it; {by_hand.by_hand(request.data_dir)}"
+        return f"the download cannot fetch all of it; {by_hand.by_hand(request.data_dir)}"
     names = " ".join(row.name.partition(":")[0] for row in rows if row.archives)
     command = DOWNLOAD.format(name=names, flag=" -replace", data_dir=request.data_dir)
-    return f"-download found nothing more to fetch; to replace what is there, use {command}"
+    return f"the download found nothing more to fetch; to replace what is there, use {command}"
 
 
 def _fetchable(row: DatasetInfo) -> bool:

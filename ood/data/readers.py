@@ -15,7 +15,7 @@ from ood.data import (
 )
 from ood.data.decoding import Recipe
 from ood.data.folders import own_path
-from ood.data.registry import info
+from ood.data.registry import DatasetInfo, info
 from ood.data.request import Listed, Request
 
 SPLITS = ("train", "test", "val")  # val: only where a benchmark has one (OpenOOD)
@@ -40,11 +40,15 @@ READERS = {
     "sumnist": anomalies.read_sumnist,
     "fishyscapes": anomalies.read_fishyscapes,
     "fine_grained": fine_grained.read_fine_grained,
+    "parts": layouts.read_parts,
 }
 
 
 def listed(
-    name: str, split: str, data_dir: str | Path = "datasets", lists: tuple[str, ...] | None = None
+    name: str | DatasetInfo,
+    split: str,
+    data_dir: str | Path = "datasets",
+    lists: tuple[str, ...] | None = None,
 ) -> Listed:
     """Find what is there of a set; nothing is decoded, nothing is fetched.
 
@@ -53,7 +57,7 @@ def listed(
         DamagedData: something is there, but it is not whole.
         InputError: something else is wrong with it.
     """
-    row = info(str(name))
+    row = info(name)
     return READERS[row.reader](
         Request(row, split, own_path(data_dir), Recipe(), lists=lists, listing=True)
     )

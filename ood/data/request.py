@@ -53,7 +53,7 @@ class Request:
     Attributes:
         base: the images that this set is made from.
         download: whether `load` may fetch the set. Readers never fetch.
-        advice: what to do next, where a download was tried; None before.
+        advice: what to do next; None: the flag and the command that fetch the set.
         lists: image lists that replace those of the row.
         listing: only find what is there, as a `Listed`; decode nothing.
     """

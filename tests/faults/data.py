@@ -368,7 +368,7 @@ COMMANDS = [
         "downloading what only a person gets",
         PRETRAIN,
         ("-dataset", "imagenet", "-download", "-data_dir", "{tmp}", *LITTLE),
-        words=("-download cannot fetch all of it", "register"),
+        words=("the download cannot fetch all of it", "register"),
         left_behind=LEFT_BEHIND,
     ),
 ]

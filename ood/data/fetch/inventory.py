@@ -33,7 +33,7 @@ def splits_of(row: DatasetInfo) -> list[str]:
 def found(row: DatasetInfo, split: str, data_dir: Path) -> tuple[Listed | None, str | None]:
     """List one split: (listing, None), (None, what is wrong with it) or (None, None) if absent."""
     try:
-        return listed(row.name, split, data_dir), None
+        return listed(row, split, data_dir), None
     except MissingData:
         return None, None
     except DamagedData as error:

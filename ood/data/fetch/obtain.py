@@ -59,11 +59,11 @@ class Outcome:
     text: str = ""
 
 
-def with_needs(names: Iterable[str]) -> list[DatasetInfo]:
+def with_needs(names: Iterable[str | DatasetInfo]) -> list[DatasetInfo]:
     """Return the rows of these sets and of the sets they need. A needed set comes first."""
     rows: dict[str, DatasetInfo] = {}
 
-    def add(name: str) -> None:
+    def add(name: str | DatasetInfo) -> None:
         row = info(name)
         for other in row.needs:
             add(other)

@@ -26,8 +26,8 @@ def names(role: str | None = None) -> list[str]:
     return [name for name, row in TABLE.items() if role in (None, row.role)]
 
 
-def info(name: str) -> DatasetInfo:
-    """Find the row of a name or alias.
+def info(name: str | DatasetInfo) -> DatasetInfo:
+    """Find the row of a name or alias. A row of your own, which is in no table, is itself.
 
     Case matters only where two names differ by nothing else. 'cifar10c:fog:5' is one corruption at
     one severity. A folder of images gets a row of its own; what its files do not tell stays at the
@@ -35,6 +35,8 @@ def info(name: str) -> DatasetInfo:
 
     Raises: InputError, with the nearest name, for a name that is unknown or ambiguous.
     """
+    if isinstance(name, DatasetInfo):
+        return name
     if is_folder_path(name):
         return DatasetInfo(name, "id", "path")
     whole, _, part = name.partition(":")
