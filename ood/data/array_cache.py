@@ -121,10 +121,11 @@ def _written(
             file.write(_seal(temporary, end))
             file.flush()
             os.replace(temporary, place / name)
+            return np.lib.format.open_memmap(place / name, mode="r")
     finally:
         temporary.unlink(missing_ok=True)
         file.close()  # and its lock is gone
-    array.flags.writeable = False  # the map stays open under the new name
+    array.flags.writeable = False  # the map stays open without its file
     return array
 
 

@@ -3,6 +3,11 @@
 `ArrayImages` keeps small images as one uint8 array, usually memory-mapped. `StreamedImages` decodes
 large ones from their files whenever they are read, in threads. `JoinedImages` puts several sets one
 after the other. Nothing here normalises: see `ood.data.transforms`.
+
+Every set is also a `torch.utils.data.Dataset` of pairs (image, label), for loops and libraries that
+know nothing else:
+
+    loader = DataLoader(load("cifar10", "test").with_transform(transform), 128, num_workers=4)
 """
 
 from __future__ import annotations
@@ -11,14 +16,18 @@ import copy
 import hashlib
 import itertools
 import math
+import mmap
+import operator
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import Dataset
 
 from ood.config import InputError
 from ood.data import memory
@@ -28,7 +37,7 @@ FLOAT_BYTES = 4  # of a value of the batch that a network sees
 AHEAD = 3  # batches that a streamed set decodes ahead of the one being used
 
 
-class ImageSet:
+class ImageSet(Dataset):
     """N images with labels. Subclasses say how rows become a tensor (`_fetch`).
 
     Attributes:
@@ -40,7 +49,11 @@ class ImageSet:
         digest: hex. It changes with the files (path, size, time), the decoding, the seed, the rows
             and the labels.
         paths: file of each image relative to the set's folder, or None.
+        transform: what `images[i]` does to a PIL image; None: nothing. See `with_transform`. It is
+            no part of the digest, and batches never apply it.
     """
+
+    transform: Callable | None = None
 
     def __init__(
         self,
@@ -69,6 +82,36 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | object, int]:
+        """Read one image and its label.
+
+        Returns: the image as a float tensor (C, H, W) in pixel units, nominally 0..1. With a
+            `transform`, what it makes of the PIL image (RGB, or L for one channel); pixels that are
+            no bytes are rounded to bytes for it.
+        """
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        place %= len(self)
+        image = self._fetch(self._backing_rows(slice(place, place + 1)))[0]
+        if self.transform is not None:
+            image = self.transform(_picture(image))
+        elif not image.is_floating_point():
+            image = image.float() / 255
+        return image, int(self.labels[place])
+
+    def __copy__(self) -> ImageSet:
+        """Copy the attributes as they are; pickling, which also copies, may open files again."""
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def with_transform(self, transform: Callable | None) -> ImageSet:
+        """Give the set a `transform` for `images[i]`. Nothing is copied."""
+        twin = copy.copy(self)
+        twin.transform = transform
+        return twin
 
     def __repr__(self) -> str:
         return (
@@ -239,6 +282,20 @@ class ArrayImages(ImageSet):
         )
         self._array = images
 
+    def __getstate__(self) -> dict:
+        """Pickle a memory map as the name of its file, so that a worker opens it again."""
+        state = dict(vars(self))
+        if _is_whole_map(self._array):
+            array = self._array
+            order = "C" if array.flags.c_contiguous else "F"
+            state["_array"] = (array.filename, array.dtype, "r", array.offset, array.shape, order)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        if isinstance(self._array, tuple):
+            self._array = np.memmap(*self._array)
+
     @property
     def images(self) -> np.ndarray:
         """The array (N, C, H, W): a view where the rows lie side by side, else a copy."""
@@ -293,10 +350,13 @@ class StreamedImages(ImageSet):
         images[place] = decode(self.folder / self._paths[row], self.recipe, self.shape)
 
     def _fetch(self, rows):
-        with ThreadPoolExecutor(self.workers) as pool:
-            rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-            images = np.empty((len(rows), *self.shape), dtype=np.uint8)
-            list(pool.map(lambda pair: self._decode_into(images, *pair), enumerate(rows)))
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        images = np.empty((len(rows), *self.shape), dtype=np.uint8)
+        if len(rows) == 1:
+            self._decode_into(images, 0, rows[0])
+        else:
+            with ThreadPoolExecutor(self.workers) as pool:
+                list(pool.map(lambda pair: self._decode_into(images, *pair), enumerate(rows)))
         return torch.from_numpy(images)
 
 
@@ -382,6 +442,24 @@ def spread(
         for label, size, share in zip(classes, sizes, shares)
     ]
     return np.sort(np.concatenate(rows))
+
+
+def _picture(image: torch.Tensor) -> Image.Image:
+    """Make a PIL image of (C, H, W): bytes, or floats in pixel units."""
+    if image.is_floating_point():
+        image = (image.clamp(0, 1) * 255).round().byte()
+    pixels = image.permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _is_whole_map(array: np.ndarray) -> bool:
+    """Tell whether an array is a memory map from its first to its last value, of a file that is."""
+    return (
+        isinstance(array, np.memmap)
+        and isinstance(array.base, mmap.mmap)
+        and array.filename is not None
+        and os.path.isfile(array.filename)
+    )
 
 
 def _as_rows(indices, length: int) -> slice | np.ndarray:

@@ -5,6 +5,7 @@ Every image has its own generator, keyed by (seed, split, row): any row can be m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,8 @@ class GeneratedImages(ImageSet):
     """Images that are made when they are read; nothing is kept.
 
     Args:
-        make: gives the image of a row, float32 (C, H, W) in pixel units.
+        make: gives the image of a row, float32 (C, H, W) in pixel units. Workers of a loader need
+            one that can be pickled: a function of a module, or a partial of one.
         key: everything that decides what `make` gives.
     """
 
@@ -61,19 +63,23 @@ KINDS = {"uniform": uniform, "gaussian": gaussian, "noise": normalised_uniform}
 
 def read_noise(request: Request) -> ImageSet:
     """Make pure noise, of the size and channels asked for."""
-    row, draw = request.row, KINDS[request.row.options["kind"]]
+    row = request.row
     side, channels = request.recipe.size or row.size, request.recipe.channels or row.channels
     shape = (channels, side, side)
     caps = (row.count[request.split], request.first, request.limit)
     count = min(cap for cap in caps if cap is not None)
     key = f"{row.name} {request.split} {request.seed} {shape}"
     return GeneratedImages(
-        lambda i: draw(_generator(request, i), shape),
+        functools.partial(_noise, request, shape),
         key,
         name=row.name,
         split=request.split,
         labels=np.full(count, -1),
     )
+
+
+def _noise(request: Request, shape: tuple[int, int, int], row: int) -> np.ndarray:
+    return KINDS[request.row.options["kind"]](_generator(request, row), shape)
 
 
 def read_image_noise(request: Request) -> ImageSet:
@@ -82,15 +88,9 @@ def read_image_noise(request: Request) -> ImageSet:
     VMDLS adds U[0,1) to the image normalised by (x - 0.5) / 0.5, which is the same.
     """
     base = request.base
-
-    def make(row: int) -> np.ndarray:
-        image = base.read([row])[0].numpy().astype(np.float32) / np.float32(255)
-        noise = _generator(request, row).random(base.shape, dtype=np.float32)
-        return image + np.float32(0.5) * noise
-
     key = f"{request.row.name} {base.digest} {request.split} {request.seed}"
     return GeneratedImages(
-        make,
+        functools.partial(_noisy, request),
         key,
         name=request.row.name,
         split=request.split,
@@ -98,6 +98,12 @@ def read_image_noise(request: Request) -> ImageSet:
         original_labels=base.labels,
         paths=base.paths,
     )
+
+
+def _noisy(request: Request, row: int) -> np.ndarray:
+    image = request.base.read([row])[0].numpy().astype(np.float32) / np.float32(255)
+    noise = _generator(request, row).random(image.shape, dtype=np.float32)
+    return image + np.float32(0.5) * noise
 
 
 def _generator(request: Request, row: int) -> np.random.Generator:

@@ -5,6 +5,7 @@ They choose hyper-parameters where there is no OOD data.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -60,14 +61,17 @@ def noise_images(like: ImageSet, kind: str, count: int, seed: int = 0) -> ImageS
 
     Args: kind: 'uniform', U[0, 1), or 'gaussian', N(0.5, 1) clipped to [0, 1].
     """
-    draw = noise.KINDS[kind]
     return noise.GeneratedImages(
-        lambda row: draw(np.random.default_rng((seed, row)), like.shape),
+        functools.partial(_noise, kind, seed, like.shape),
         f"pseudo {kind} {seed} {like.shape}",
         name=kind,
         split="test",
         labels=np.full(count, -1),
     )
+
+
+def _noise(kind: str, seed: int, shape, row: int) -> np.ndarray:
+    return noise.KINDS[kind](np.random.default_rng((seed, row)), shape)
 
 
 def image_sets(known: ImageSet, kinds, seed: int = 0) -> dict[str, ImageSet]:
