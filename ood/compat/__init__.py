@@ -13,9 +13,7 @@ also has every name of these modules except the losses. Left out are:
 
 - data sets, benchmarks and networks: `ood.data`, configs/benchmarks and `models` take other
   arguments;
-- the records of papers and licences that its classes carry: `info` is None;
-- the modules below pytorch_ood.detector;
-- the base classes BufferedMetric and StreamingMetric: derive your own metric from Metric.
+- the records of papers and licences that its classes carry: `info` is None.
 
 Signatures, units and shapes are those of pytorch-ood 0.4.0; percentiles are fractions here. The
 formulas are those of `ood.detectors`, and their docstrings apply. Where the two libraries differ,
@@ -77,6 +75,7 @@ from ood.compat.metrics import (
     AUROC,
     AUTC,
     Accuracy,
+    BufferedMetric,
     FPRAtTPR,
     Metric,
     MetricCollection,
@@ -84,6 +83,7 @@ from ood.compat.metrics import (
     OODPerImageSegmentationMetrics,
     OODSegmentationMetrics,
     PerImage,
+    StreamingMetric,
     aurra,
     calc_openness,
     calibration_error,
@@ -118,6 +118,7 @@ __all__ = [
     "AUROC",
     "AUTC",
     "Accuracy",
+    "BufferedMetric",
     "DICE",
     "Detector",
     "EnergyBased",
@@ -162,6 +163,7 @@ __all__ = [
     "RequiresFittingException",
     "SCALE",
     "SHE",
+    "StreamingMetric",
     "StructuredDetector",
     "TargetMapping",
     "TemperatureScaling",

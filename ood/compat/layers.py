@@ -35,6 +35,31 @@ from ood.outputs import Outputs, Pass
 
 
 # feature maps
+def ash_b(x: Tensor, percentile: float = 0.65) -> Tensor:
+    """Prune maps (B, C, H, W), and give what is left one value per image. The sum stays."""
+    return _shape_maps("ash", x, percentile, variant="b")
+
+
+def ash_p(x: Tensor, percentile: float = 0.65) -> Tensor:
+    """Set all but the largest activations of each image's maps (B, C, H, W) to 0."""
+    return _shape_maps("ash", x, percentile, variant="p")
+
+
+def ash_s(x: Tensor, percentile: float = 0.65) -> Tensor:
+    """Prune maps (B, C, H, W), and scale them by exp(sum before / sum after)."""
+    return _shape_maps("ash", x, percentile, variant="s")
+
+
+def scale(x: Tensor, percentile: float = 0.65) -> Tensor:
+    """Scale maps (B, C, H, W) as ash_s does, without pruning them."""
+    return _shape_maps("scale", x, percentile)
+
+
+def _shape_maps(name: str, x: Tensor, percentile: float, **settings) -> Tensor:
+    formula = detectors.create(name, percentile=fraction("percentile", percentile), **settings)
+    return formula.shape(x.flatten(1)).view_as(x)
+
+
 class ASH(FeatureMapsDetector):
     hyperparameter_space = {"percentile": [0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]}
     fields = {"percentile": ("percentile", lambda p: fraction("percentile", p))}

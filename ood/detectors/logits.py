@@ -252,7 +252,7 @@ class OpenMax(Detector):
             for label in labels.unique():
                 both = torch.cat([largest[label], distance[labels == label]])
                 largest[label] = both.topk(self.tail).values
-        fitted = [_weibull(row[row > -torch.inf]) for row in largest]
+        fitted = [weibull(row[row > -torch.inf]) for row in largest]
         self.shape, self.scale, self.least = (
             torch.tensor(v, dtype=torch.float64, device=device) for v in zip(*fitted)
         )  # (K,)
@@ -269,7 +269,8 @@ class OpenMax(Detector):
             distance = distance + (1 - weight) * (1 - cosine)
         return distance
 
-    def score(self, batch: Outputs) -> Tensor:
+    def revised(self, batch: Outputs) -> Tensor:
+        """Softmax of the recalibrated logits, with the unknown class first, (N, C + 1)."""
         logits = batch.logits.double()
         shifted = (self.distances(logits) + TRANSLATION - self.least).clamp(min=0)
         outside = 1 - torch.exp(-(self.shape * (shifted.log() - self.scale)).exp())  # (N, K) cdf
@@ -278,10 +279,13 @@ class OpenMax(Detector):
         rank = torch.arange(alpha, 0, -1, dtype=torch.float64, device=logits.device) / alpha
         removed = torch.zeros_like(logits).scatter(1, top, rank * outside.gather(1, top))  # 1 - w
         revised = torch.cat([(logits * removed).sum(1, keepdim=True), logits * (1 - removed)], 1)
-        return revised.softmax(1)[:, 0]
+        return revised.softmax(1)
+
+    def score(self, batch: Outputs) -> Tensor:
+        return self.revised(batch)[:, 0]
 
 
-def _weibull(tail: Tensor) -> tuple[float, float, float]:
+def weibull(tail: Tensor) -> tuple[float, float, float]:
     """Fit a Weibull distribution to distances, by maximum likelihood.
 
     Returns (shape, log of the scale, least distance). The distances are first shifted so that the

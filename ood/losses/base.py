@@ -269,6 +269,7 @@ def require(condition: bool, message: str) -> None:
 # The class axis is 1: logits (B, C) with labels (B,), or logits (B, C, H, W) with labels (B, H, W).
 
 
+@also(targets="y")
 def cross_entropy(logits: Tensor, y: Tensor, reduction: str | None = "mean") -> Tensor:
     """Cross-entropy over the rows with y >= 0.
 

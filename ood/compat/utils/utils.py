@@ -1,4 +1,4 @@
-"""pytorch-ood's helpers: seeds, features, buffers, class centres, labels and grid search."""
+"""Labels, seeds, features, buffers, class centres and distances."""
 
 from __future__ import annotations
 
@@ -7,38 +7,23 @@ from collections.abc import Callable, Iterable, KeysView
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
 
 from ood import detectors
 from ood.cli import set_seed
-from ood.compat.labels import (
-    TargetMapping,
-    ToRGB,
-    ToUnknown,
-    contains_known,
-    contains_known_and_unknown,
-    contains_unknown,
-    is_known,
-    is_unknown,
-)
-from ood.compat.metrics import OODMetrics
-from ood.compat.search import GridSearch
 from ood.config import InputError
 from ood.outputs import Outputs
 
 __all__ = [
-    "GridSearch",
-    "OODMetrics",
-    "TargetMapping",
     "TensorBuffer",
-    "ToRGB",
-    "ToUnknown",
     "apply_reduction",
     "contains_known",
     "contains_known_and_unknown",
     "contains_unknown",
     "drop_unknown",
     "estimate_class_centers",
+    "evaluate_energy_logistic_loss",
     "extract_feature_avg",
     "extract_features",
     "fix_random_seed",
@@ -49,6 +34,31 @@ __all__ = [
     "to_np",
     "torch_get_distances",
 ]
+
+
+def is_known(labels):
+    """Whether a label names a known class (>= 0); elementwise for arrays."""
+    return labels >= 0
+
+
+def is_unknown(labels):
+    """Whether a label marks an outlier (< 0); elementwise for arrays."""
+    return labels < 0
+
+
+def contains_known(labels: Tensor):
+    """Whether any label names a known class."""
+    return is_known(labels).any()
+
+
+def contains_unknown(labels: Tensor):
+    """Whether any label marks an outlier."""
+    return is_unknown(labels).any()
+
+
+def contains_known_and_unknown(labels: Tensor):
+    """Whether there are labels of both kinds."""
+    return contains_known(labels) & contains_unknown(labels)
 
 
 def fix_random_seed(seed: int = 12345) -> None:
@@ -173,6 +183,34 @@ def temperature_calibration(
     logits, labels = torch.as_tensor(logits).detach(), torch.as_tensor(labels)
     batch = Outputs(logits.new_zeros(len(logits), 0), logits, labels.long(), None)
     return min(max(detectors.create("temp_scaling").fit(batch).temperature, lower), upper)
+
+
+@torch.no_grad()
+def evaluate_energy_logistic_loss(
+    model: nn.Module,
+    train_loader_in: Iterable,
+    logistic_regression: Callable[[Tensor], Tensor],
+    device=None,
+) -> tuple[float, float, float]:
+    """Average over the ID images of a loader, with phi (N, 1) -> (N, 1) and S = logsumexp(f).
+
+    The model is put into eval mode.
+
+    Returns: the means of sigmoid(phi(S)), of -log sigmoid(phi(S)), and of the cross-entropy.
+    Raises: InputError if the loader has no ID image.
+    """
+    model.eval()
+    sums, count = torch.zeros(3, dtype=torch.float64), 0
+    for x, y, *_ in train_loader_in:
+        x, y = (t if device is None else t.to(device) for t in (x, y))
+        logits, y = model(x)[is_known(y)], y[is_known(y)]
+        phi = logistic_regression(logits.logsumexp(1, keepdim=True))[:, 0]
+        parts = (phi.sigmoid(), softplus(-phi), cross_entropy(logits, y, reduction="none"))
+        sums += torch.stack([part.sum() for part in parts]).double().cpu()
+        count += len(y)
+    if not count:
+        raise InputError("the loader has no ID image (label >= 0)")
+    return tuple((sums / count).tolist())
 
 
 def to_np(x: Tensor) -> np.ndarray:

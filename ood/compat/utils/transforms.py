@@ -1,36 +1,12 @@
-"""pytorch-ood's labels: 0 and above for known classes, below 0 for outliers."""
+"""Transforms of images and labels: 0 and above for known classes, below 0 for outliers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
-
-def is_known(labels):
-    """Whether a label names a known class (>= 0); elementwise for arrays."""
-    return labels >= 0
-
-
-def is_unknown(labels):
-    """Whether a label marks an outlier (< 0); elementwise for arrays."""
-    return labels < 0
-
-
-def contains_known(labels: Tensor):
-    """Whether any label names a known class."""
-    return is_known(labels).any()
-
-
-def contains_unknown(labels: Tensor):
-    """Whether any label marks an outlier."""
-    return is_unknown(labels).any()
-
-
-def contains_known_and_unknown(labels: Tensor):
-    """Whether there are labels of both kinds."""
-    return contains_known(labels) & contains_unknown(labels)
+__all__ = ["TargetMapping", "ToRGB", "ToUnknown"]
 
 
 class ToUnknown:

@@ -1,9 +1,12 @@
 """pytorch-ood's objective functions, which `ood.losses` has under its names and arguments.
 
 The differences that `ood.losses` lists apply here too. The mean of OutlierExposureLoss, for
-example, is the paper's; balance="batch" gives pytorch-ood's.
+example, is the paper's; balance="batch" gives pytorch-ood's. PLACES says which names
+modules such as `ood.compat.loss.svdd` have; `ood.compat.places` makes them.
 """
 
+from ood import losses
+from ood.compat.places import open_places
 from ood.losses import (
     BackgroundClassLoss,
     CACLoss,
@@ -48,3 +51,22 @@ __all__ = [
     "VirtualOutlierSynthesizingRegLoss",
     "logit_norm_loss",
 ]
+
+PLACES = {
+    "background": "BackgroundClassLoss",
+    "cac": "CACLoss",
+    "center": "CenterLoss",
+    "conf": "ConfidenceLoss",
+    "crossentropy": "CrossEntropyLoss cross_entropy",
+    "energy": "EnergyRegularizedLoss",
+    "entropy": "EntropicOpenSetLoss",
+    "ii": "IILoss",
+    "logitnorm": "LogitNorm logit_norm_loss",
+    "mchad": "CenterRegularizationLoss MCHADLoss",
+    "objectosphere": "ObjectosphereLoss",
+    "oe": "OutlierExposureLoss",
+    "scone": "EnergyMarginLoss",
+    "svdd": "DeepSADLoss DeepSVDDLoss",
+    "vos": "VOSRegLoss VirtualOutlierSynthesizingRegLoss",
+}
+open_places(__name__, PLACES, losses)

@@ -16,6 +16,8 @@ from ood.compat.base import Detector, FeaturesDetector, LogitsDetector
 from ood.compat.metrics import OODMetrics
 from ood.config import InputError
 
+__all__ = ["GridSearch"]
+
 
 class GridSearch:
     """Try all combinations of hyper-parameters, and leave the detector fitted with the best one.

@@ -1,0 +1,5 @@
+"""The detector OpenMax."""
+
+from ood.compat.arrays import OpenMax
+
+__all__ = ["OpenMax"]
