@@ -31,7 +31,7 @@ NEEDS_A_PERSON = {
     **{
         name: rf"download_data.py {name} -dry_run -data_dir \S+ lists what you have to do yourself"
         for name in FETCHED
-        if name.startswith(("ssb_cars", "fishyscapes"))
+        if name.startswith(("ssb_cars", "fishyscapes")) and "lost" not in name
     },
 }
 
@@ -54,6 +54,9 @@ def publish_folder(root, row):
         for name in names if row.role == "id" else [f"{split}-images"]:
             for number in range(3):
                 picture(folder / name / f"{number}.jpg")
+    if row.name == "lostandfound":  # the image that has a mask, see publish_lostandfound
+        place = root / row.archives[0].place / "train" / "04_Place"
+        picture(place / "04_Place_000000_000010_leftImg8bit.png")
 
 
 def publish_direct(root, row):
@@ -153,6 +156,11 @@ def publish_fishyscapes(root, row):
     np.savez(root / row.folders[0] / "0000_ulm_1_rgb.npz", rgb=overlay)
 
 
+def publish_lostandfound(root, row):
+    stem = "04_Place_000000_000010"
+    picture(root / "fishyscapes_lostandfound" / f"0000_{stem}_labels.png")
+
+
 def publish_fine_grained(root, row):
     cub, aircraft = root / "CUB_200_2011", root / "fgvc-aircraft-2013b" / "data"
     unknown = {"Easy": [1], "Medium": [2], "Hard": []}
@@ -189,6 +197,7 @@ PUBLISH = {
     "mvtec": publish_mvtec,
     "sumnist": publish_sumnist,
     "fishyscapes": publish_fishyscapes,
+    "lostandfound": publish_lostandfound,
     "fine_grained": publish_fine_grained,
 }
 

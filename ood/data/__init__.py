@@ -3,6 +3,7 @@
 from ood.data.benchmark import Benchmark, Entry, benchmark_names, load_benchmark
 from ood.data.images import ArrayImages, ImageSet, StreamedImages
 from ood.data.loading import load
+from ood.data.masked import IGNORED, MaskedImages, load_masked
 from ood.data.registry.table import DatasetInfo, info, names
 from ood.data.transforms import Augment, Preprocess
 
@@ -12,12 +13,15 @@ __all__ = [
     "Benchmark",
     "DatasetInfo",
     "Entry",
+    "IGNORED",
     "ImageSet",
+    "MaskedImages",
     "Preprocess",
     "StreamedImages",
     "benchmark_names",
     "info",
     "load",
     "load_benchmark",
+    "load_masked",
     "names",
 ]

@@ -12,9 +12,9 @@ from ood.config import InputError
 from ood.data.array_files import open_array, read_array
 from ood.data.folders import Listing, list_images
 from ood.data.images import ImageSet
+from ood.data.mask_layouts import CITYSCAPES
 from ood.data.request import Request, from_arrays, from_files
 
-CITYSCAPES = "cityscapes/leftImg8bit/val"
 NORMAL_SUM = 20  # of the four digits of a normal SuMNIST image
 
 

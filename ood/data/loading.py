@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from typing import TypeVar
 
 from ood import distributed
 from ood.config import InputError, nearest
@@ -16,6 +18,8 @@ from ood.data.readers import READERS, SPLITS
 from ood.data.registry import DatasetInfo, info
 from ood.data.registry.entry import DOWNLOAD
 from ood.data.request import DamagedData, Listed, MissingData, Request
+
+Read = TypeVar("Read")  # what a reader makes of a request
 
 
 def load(
@@ -91,7 +95,7 @@ def load(
         download=download,
         lists=tuple(lists) if lists else None,
     )
-    return distributed.in_turn(lambda: _read(request))
+    return distributed.in_turn(lambda: read_or_fetch(request, READERS[row.reader]))
 
 
 def find(
@@ -111,8 +115,9 @@ def find(
 
     Raises: MissingData, InputError as `load` does.
     """
+    row = _checked(name, split)
     request = Request(
-        _checked(name, split),
+        row,
         split,
         own_path(data_dir),
         Recipe(),
@@ -120,7 +125,7 @@ def find(
         advice=advice,
         listing=True,
     )
-    return distributed.in_turn(lambda: _read(request))
+    return distributed.in_turn(lambda: read_or_fetch(request, READERS[row.reader]))
 
 
 def _checked(name, split, limit=None, first=None, base=None, lists=None) -> DatasetInfo:
@@ -153,12 +158,11 @@ def _checked(name, split, limit=None, first=None, base=None, lists=None) -> Data
     return row
 
 
-def _read(request: Request) -> ImageSet | Listed:
+def read_or_fetch(request: Request, read: Callable[[Request], Read]) -> Read:
     """Read the set. If it is not whole and a download was asked for, fetch it and read again.
 
     No reader fetches anything: this is the only place.
     """
-    read = READERS[request.row.reader]
     try:
         return read(request)
     except (MissingData, DamagedData) as problem:

@@ -11,6 +11,7 @@ from ood.data import (
     fine_grained,
     layouts,
     lists,
+    mask_layouts,
     noise,
 )
 from ood.data.decoding import Recipe
@@ -39,6 +40,7 @@ READERS = {
     "mvtec": anomalies.read_mvtec,
     "sumnist": anomalies.read_sumnist,
     "fishyscapes": anomalies.read_fishyscapes,
+    "lostandfound": mask_layouts.read_lostandfound,
     "fine_grained": fine_grained.read_fine_grained,
     "parts": layouts.read_parts,
 }

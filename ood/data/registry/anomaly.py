@@ -1,6 +1,7 @@
 """Rows of the table: anomaly detection and anomaly segmentation.
 
-`load` reads the images, not the masks: these sets serve for tests of whole images.
+`load` reads the images, for tests of whole images. `load_masked` reads them with their masks, as
+`masks.py` beside this file says.
 """
 
 from __future__ import annotations
@@ -167,17 +168,26 @@ ROWS = (
     DatasetInfo(
         "lostandfound", "ood", "folder", ("lostandfound/leftImg8bit/test",), TEST, *HALF, size=224,
         resize=256,
-        layout=(
-            "lostandfound/leftImg8bit/{train,test}/<place>/*.png; Fishyscapes' masks in "
-            "fishyscapes_lostandfound/"
-        ),
-        source="https://fishyscapes.com/",
-        licence="Daimler AG non-commercial licence; masks CC BY 4.0",
+        layout="lostandfound/leftImg8bit/{train,test}/<place>/*.png",
+        source="http://wwwlehre.dhbw-stuttgart.de/~sgehrig/lostAndFoundDataset/index.html",
+        licence="Daimler AG non-commercial licence",
         archives=(
             Archive(
                 ("http://wwwlehre.dhbw-stuttgart.de/~sgehrig/lostAndFoundDataset/leftImg8bit.zip",),
                 "lostandfound/leftImg8bit", "leftImg8bit", md5="08eaa79ce05126f6bd22a3ca563746d0",
             ),
+        ),
+    ),
+    DatasetInfo(
+        "fishyscapes_lostandfound", "ood", "lostandfound", ("fishyscapes_lostandfound",), TEST,
+        **STREET, count={"test": 100}, needs=("lostandfound",),
+        layout=(
+            "fishyscapes_lostandfound/*_labels.png: Fishyscapes' masks for 100 images of "
+            "lostandfound"
+        ),
+        source="https://fishyscapes.com/",
+        licence="masks CC BY 4.0; images: Daimler AG non-commercial licence",
+        archives=(
             Archive(
                 ("http://robotics.ethz.ch/~asl-datasets/Fishyscapes/fishyscapes_lostandfound.zip",),
                 "fishyscapes_lostandfound", md5="0d3bf7c0ec38bd50b84f3d8aaa4b2e26",
