@@ -6,6 +6,8 @@ One convention everywhere: a score is larger for outliers, and an outlier's labe
 import os
 import sys
 
+__version__ = "0.1.0"  # the only place; pyproject.toml reads it
+
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see models/__init__.py
 
 

@@ -16,7 +16,9 @@ from ood.data.images import ImageSet, JoinedImages
 from ood.data.loading import load
 from ood.data.registry.table import TABLE, info, is_folder_path
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
+# pip installs the files inside the package `ood`; in the clone they lie beside it.
+PLACES = [Path(__file__).resolve().parents[up] / "configs" / "benchmarks" for up in (1, 2)]
+FOLDER = next(filter(Path.is_dir, PLACES), PLACES[-1])
 PROTOCOLS = ("paper", "full")
 
 
