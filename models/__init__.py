@@ -11,6 +11,7 @@ from . import (  # noqa: F401  (each module registers its architectures)
     densenet,
     mnist_conv,
     resnet,
+    resnet_cifar,
     small,
     vgg,
     wideresnet,
@@ -20,6 +21,7 @@ from .autoencoder import AutoEncoder, build_autoencoder
 from .checkpoints import CheckpointError
 from .classifier import Activations, Classifier, ModelError
 from .decoder import Decoder, decoder_for
+from .gru import GRUClassifier
 from .registry import build, names, options, rebuild
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "Classifier",
     "Decoder",
+    "GRUClassifier",
     "ModelError",
     "adapt",
     "build",
