@@ -11,6 +11,7 @@
         -ood_dataset 300K_random_images.npy -lr 0.001 -epochs 10
     python3 classifier_pretraining.py -resume -out_dir checkpoints/RUN
                                                   # continue a run that was interrupted
+    python3 classifier_pretraining.py -dataset cifar10 -augment pixmix -augment_args k=3 -download
     torchrun --nproc_per_node 4 classifier_pretraining.py -dataset cifar10 -batch_size 50
                                                   # 4 GPUs, 200 images a step
 
@@ -42,9 +43,8 @@ ood.catch_interrupts()  # before torch loads
 import models
 from ood import cli, losses
 from ood.config import InputError, merge
-from ood.data.transforms import KINDS
 from ood.training import loop, pretraining
-from ood.training.settings import DIGITS, read_settings
+from ood.training.settings import AUGMENTATIONS, DIGITS, PICTURES, read_settings
 
 parser = cli.Parser(
     "Train a classifier.",
@@ -90,9 +90,23 @@ parser.flag(
 )
 parser.flag(
     "-augment",
-    choices=KINDS,
-    help=f"of training images: {', '.join(KINDS)} "
+    choices=AUGMENTATIONS,
+    help=f"of training images: {', '.join(AUGMENTATIONS)} "
     f"[default: crop_flip; resized_crop_flip for tinyimagenet; {DIGITS} for digits]",
+)
+parser.flag(
+    "-augment_args",
+    nargs="+",
+    metavar="KEY=VALUE",
+    help="of -augment pixmix: k, beta, severity, all_ops, probability, and base, the augmentation "
+    "before it [default: k=4 beta=3 severity=3 all_ops=false probability=0.5, the usual base]",
+)
+parser.flag(
+    "-mixing_set",
+    nargs="+",
+    metavar="NAME",
+    help="pictures of -augment pixmix: registered sets, folders, .npy arrays; several are joined "
+    f"[default: {PICTURES}; patches for mnist5k]",
 )
 parser.flag(
     "-valid_split",
@@ -231,8 +245,10 @@ def main() -> None:
     config, root, out_dir, resume = (
         flags.pop(name) for name in ("config", "checkpoints_dir", "out_dir", "resume")
     )
-    flags.update({name: options(flags[name], name) for name in ("model_args", "loss_args")})
-    flags["ood_dataset"] = flags["ood_dataset"] and "+".join(flags["ood_dataset"])
+    pairs = ("model_args", "loss_args", "augment_args")
+    flags.update({name: options(flags[name], name) for name in pairs})
+    for name in ("ood_dataset", "mixing_set"):
+        flags[name] = flags[name] and "+".join(flags[name])
     pretraining.train_classifier(
         models,
         merge(read_settings(config), flags),

@@ -4,6 +4,7 @@ from ood.data.benchmark import Benchmark, Entry, benchmark_names, load_benchmark
 from ood.data.images import ArrayImages, ImageSet, StreamedImages
 from ood.data.loading import load
 from ood.data.masked import IGNORED, MaskedImages, load_masked
+from ood.data.pixmix import Mixing, PixMix
 from ood.data.registry.table import DatasetInfo, info, names
 from ood.data.transforms import Augment, Preprocess
 
@@ -16,6 +17,8 @@ __all__ = [
     "IGNORED",
     "ImageSet",
     "MaskedImages",
+    "Mixing",
+    "PixMix",
     "Preprocess",
     "StreamedImages",
     "benchmark_names",

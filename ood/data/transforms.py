@@ -140,7 +140,7 @@ class Augment:
                 images, self.size or images.shape[-1], self.scale, generator
             )
         elif self.kind == "rotate_resized_crop":
-            images = rotate(images, _uniform(len(images), -self.degrees, self.degrees, generator))
+            images = rotate(images, uniform(len(images), -self.degrees, self.degrees, generator))
             images = random_resized_crop(
                 images, self.size or images.shape[-1], self.scale, generator
             )
@@ -204,7 +204,7 @@ def crop_at(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Flip left-right with probability 1/2."""
-    flipped = _uniform(len(images), 0, 1, generator).to(images.device) < 0.5
+    flipped = uniform(len(images), 0, 1, generator).to(images.device) < 0.5
     return torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
@@ -230,14 +230,14 @@ def draw_boxes(
 
     They are distributed as in torchvision's RandomResizedCrop: ten attempts, then the centre.
     """
-    area = height * width * _uniform((count, ATTEMPTS), *scale, generator)
-    aspect = torch.exp(_uniform((count, ATTEMPTS), *LOG_RATIO, generator))
+    area = height * width * uniform((count, ATTEMPTS), *scale, generator)
+    aspect = torch.exp(uniform((count, ATTEMPTS), *LOG_RATIO, generator))
     w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     chosen = fits.int().argmax(1, keepdim=True)  # the first attempt that fits
     w, h = w.gather(1, chosen).squeeze(1), h.gather(1, chosen).squeeze(1)
-    top = (_uniform(count, 0, 1, generator) * (height - h + 1)).floor()
-    left = (_uniform(count, 0, 1, generator) * (width - w + 1)).floor()
+    top = (uniform(count, 0, 1, generator) * (height - h + 1)).floor()
+    left = (uniform(count, 0, 1, generator) * (width - w + 1)).floor()
     none = ~fits.any(1)
     centre_w, centre_h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
     centre = torch.tensor(
@@ -292,7 +292,8 @@ def _clamped(position: Tensor, side: Tensor) -> Tensor:
     return torch.minimum(position.clamp(min=0), side[:, None] - 1)
 
 
-def _uniform(shape, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+def uniform(shape, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+    """Draw uniform numbers for a batch: (count,) or (count, ...), with the part's rows alone."""
     count, *rest = (shape,) if isinstance(shape, int) else shape
     return low + (high - low) * _drawn(
         lambda n, g: torch.rand(n, *rest, generator=g, device=_device(g)), count, generator

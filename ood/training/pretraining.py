@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ood import cli, distributed, losses
 from ood.config import InputError, to_dict
-from ood.data import Augment, ImageSet, Preprocess, auxiliary, info, load
+from ood.data import Augment, ImageSet, PixMix, Preprocess, auxiliary, info, load, pixmix
 from ood.data.registry import is_folder_path
 from ood.data.registry.table import DatasetInfo
 from ood.training import batches, loop, runs
 from ood.training.batches import ImageBatches, MixedBatches
-from ood.training.settings import FREE, Settings, resolve, with_known_names
+from ood.training.settings import FREE, Settings, mixing, resolve, with_known_names
 
 # In config.json these are never None if the network knows them.
 SHAPE = ("num_classes", "depth", "width")
@@ -84,6 +84,7 @@ class Data:
         kept, held_out: image numbers of its training and validation part, split by the seed.
         test: the test images. A folder without a test part gives its validation images.
         outliers: auxiliary outliers, or None.
+        pictures: the mixing set of pixmix, or None.
         channels, side: of every image.
     """
 
@@ -108,6 +109,16 @@ class Data:
                 download=settings.download,
                 limit=settings.limit,
             )
+        self.pictures = None
+        if settings.mixing_set:
+            self.pictures = pixmix.load_pictures(
+                settings.mixing_set,
+                settings.data_dir,
+                side=self.side,
+                channels=self.channels,
+                download=settings.download,
+                limit=settings.limit,
+            )
 
     def sizes(self) -> dict[str, int]:
         """Return the numbers of images, by name, for the log."""
@@ -116,14 +127,18 @@ class Data:
             "valid_images": len(self.held_out),
             "test_images": len(self.test),
         }
-        return sizes if self.outliers is None else {**sizes, "ood_images": len(self.outliers)}
+        more = {"ood_images": self.outliers, "mixing_pictures": self.pictures}
+        return {**sizes, **{name: len(images) for name, images in more.items() if images}}
 
     def digests(self) -> dict[str, str]:
-        digests = {"train": self.images.digest, "test": self.test.digest}
-        return digests if self.outliers is None else {**digests, "ood": self.outliers.digest}
+        sets = {"train": self.images, "test": self.test}
+        more = {"ood": self.outliers, "mixing": self.pictures}
+        sets.update((name, images) for name, images in more.items() if images)
+        return {name: images.digest for name, images in sets.items()}
 
     def describe(self) -> str:
         others = "" if self.outliers is None else f", {len(self.outliers)} outliers"
+        others += "" if self.pictures is None else f", {len(self.pictures)} pictures to mix in"
         return (
             f"{len(self.kept)} training, {len(self.held_out)} validation, "
             f"{len(self.test)} test images{others}"
@@ -147,7 +162,11 @@ class Training:
     ):
         self.networks, self.settings, self.device, self.data = networks, settings, device, data
         self.preprocess = Preprocess(*normalisation(settings, data.channels))
-        self.augment = Augment(settings.augment)
+        self.augment = (
+            PixMix(data.pictures, mixing(settings))
+            if settings.augment == "pixmix"
+            else Augment(settings.augment)
+        )
         automatic = settings.channels_last == "auto" and device.type == "cuda"
         nhwc = settings.channels_last == "on" or automatic
         self.layout = torch.channels_last if nhwc else torch.contiguous_format

@@ -15,7 +15,7 @@ from typing import Literal
 
 from ood import losses
 from ood.config import CROSS_ENTROPY, InputError, build, ranged, read_json, split
-from ood.data import info
+from ood.data import Mixing, info
 from ood.data.registry import is_folder_path
 from ood.data.transforms import KINDS
 from ood.training import loop
@@ -55,6 +55,11 @@ FOLDER = dict(valid_split=0.1)  # for an image folder, which is usually a small 
 # Auxiliary outliers of a loss that needs some, when -ood_dataset names none: training halves.
 OUTLIERS = {"mnist5k": "letters+patches"}
 
+AUGMENTATIONS = (*KINDS, "pixmix")
+# The mixing set of pixmix, when -mixing_set names none. The authors' has both kinds of pictures.
+PICTURES = "fractals+feature_visualisations"
+EMBEDDED_PICTURES = {"mnist5k": "patches"}
+
 # Settings that may change when a run is continued.
 FREE = ("device", "data_dir", "download", "num_workers", "tensorboard", "epochs")
 
@@ -76,6 +81,9 @@ class Settings:
         mean, std: normalisation of pixels in [0, 1], one value or one per channel. None: the data
             set's.
         augment: how training images are changed at random.
+        augment_args: of pixmix, the fields of `ood.data.Mixing`. Its base, the augmentation
+            before the mixing, is the data set's usual one where it is not given.
+        mixing_set: the pictures of pixmix: registered sets, folders, .npy arrays.
         valid_split: fraction of the training set held out for validation, in [0, 1).
         valid_augment: augment validation images too, as the released code does.
         loss: a name of ood.losses.names().
@@ -107,7 +115,9 @@ class Settings:
     size: int | None = ranged(None, 1)
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = ranged(None, above=0)
-    augment: Literal[KINDS] = "crop_flip"
+    augment: Literal[AUGMENTATIONS] = "crop_flip"
+    augment_args: dict | None = None
+    mixing_set: str | tuple[str, ...] | None = None
     valid_split: float = ranged(0.01, 0, below=1)
     valid_augment: bool = False
     loss: str = CROSS_ENTROPY
@@ -188,8 +198,7 @@ def resolve(given: dict) -> Settings:
         together.
     """
     dataset = given.get("id_dataset", Settings.id_dataset)
-    recipe = FOLDER if is_folder_path(dataset) else RECIPES.get(dataset, {})
-    settings = build(Settings, {**recipe, **given}, "settings")
+    settings = build(Settings, {**recipe_of(dataset), **given}, "settings")
     if settings.arch is None:
         raise InputError(
             f"-arch is needed for '{dataset}': the name of a network "
@@ -204,7 +213,38 @@ def resolve(given: dict) -> Settings:
         raise InputError("-schedule steps needs -milestones, e.g. -milestones 50 75")
     if settings.nesterov and (settings.optimizer != "sgd" or settings.momentum == 0):
         raise InputError("-nesterov needs -optimizer sgd and a -momentum above 0")
-    return with_outliers(settings)
+    return with_outliers(with_pictures(settings))
+
+
+def recipe_of(dataset: str) -> dict:
+    """Return what a data set changes in the defaults of Settings."""
+    return FOLDER if is_folder_path(dataset) else RECIPES.get(dataset, {})
+
+
+def mixing(settings: Settings) -> Mixing:
+    """Return the parameters of pixmix.
+
+    Raises: InputError for an unknown one, or a value out of its range.
+    """
+    usual = {"base": recipe_of(settings.id_dataset).get("augment", Settings.augment)}
+    return build(Mixing, {**usual, **(settings.augment_args or {})}, "augment_args of pixmix")
+
+
+def with_pictures(settings: Settings) -> Settings:
+    """Check the arguments of pixmix, and fill in the default mixing set.
+
+    Raises: InputError for a bad argument, or arguments of an augmentation that takes none.
+    """
+    if settings.augment == "pixmix":
+        mixing(settings)
+        usual = EMBEDDED_PICTURES.get(settings.id_dataset, PICTURES)
+        return dataclasses.replace(settings, mixing_set=settings.mixing_set or usual)
+    for name in ("augment_args", "mixing_set"):
+        if getattr(settings, name):
+            raise InputError(
+                f"-{name} belongs to -augment pixmix, but -augment is {settings.augment}"
+            )
+    return settings
 
 
 def with_outliers(settings: Settings) -> Settings:
