@@ -18,7 +18,7 @@ from PIL import Image
 
 from ood.config import InputError
 from ood.data import auxiliary, info, load
-from ood.data.fetch import obtain
+from ood.data.fetch import archives
 from ood.data.fetch.download import DownloadError
 from ood.data.registry import table
 
@@ -221,13 +221,13 @@ def pack(archive, source: Path, file: Path) -> None:
 
 @pytest.fixture
 def publishers(tmp_path, monkeypatch):
-    """Little sets in place of the published ones; `obtain.fetch` gets their archives from here.
+    """Little sets in place of the published ones; `archives.fetch` gets their archives from here.
 
     The dict that it gives is {file: times fetched}.
     """
     from torchvision import datasets
 
-    fetched, archives = {}, {}
+    fetched, published = {}, {}
     root = tmp_path / "published"
     for name, row in list(table.TABLE.items()):
         classes = 15 if row.reader == "mvtec" else 1 if row.reader == "sumnist" else 2
@@ -243,17 +243,17 @@ def publishers(tmp_path, monkeypatch):
         )
         monkeypatch.setitem(table.TABLE, name, little)
         for archive in little.archives:
-            archives.setdefault(archive.mirrors, []).append((little, archive))
+            published.setdefault(archive.mirrors, []).append((little, archive))
     for kind in (datasets.CIFAR10, datasets.CIFAR100):
         for lists, file in (("train_list", "data_batch"), ("test_list", "test_batch")):
             monkeypatch.setattr(kind, lists, [[file, None]])
         monkeypatch.setattr(kind, "meta", {**kind.meta, "filename": "meta", "md5": None})
 
     def fetch(urls, path, **_):
-        archive = archives[tuple(urls)][0][1]
+        archive = published[tuple(urls)][0][1]
         source = root / archive.name
         if not source.exists():
-            for row, _ in archives[tuple(urls)]:  # an archive may serve several sets
+            for row, _ in published[tuple(urls)]:  # an archive may serve several sets
                 PUBLISH[row.reader](source / row.name, row)
                 shutil.copytree(source / row.name, source, dirs_exist_ok=True)
             if archive.name == "benchmark_imglist.zip":
@@ -265,7 +265,7 @@ def publishers(tmp_path, monkeypatch):
         fetched[archive.name] = fetched.get(archive.name, 0) + 1
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(obtain, "fetch", fetch)
+    monkeypatch.setattr(archives, "fetch", fetch)
     return fetched
 
 
@@ -353,7 +353,7 @@ def test_a_failed_download_says_what_was_tried(publishers, tmp_path, monkeypatch
     def refused(urls, path, **_):
         raise DownloadError(f"could not download '{path.name}' ({urls[0]}: connection refused)")
 
-    monkeypatch.setattr(obtain, "fetch", refused)
+    monkeypatch.setattr(archives, "fetch", refused)
     words = "could not download 'tinyimagenet' into '.*tiny-imagenet-200.zip.*connection refused"
     with pytest.raises(InputError, match=words) as caught:
         load("tinyimagenet32", "train", tmp_path, download=True)

@@ -25,7 +25,7 @@ from ood.data import info, load
 from ood.data.fetch import obtain
 from ood.data.fetch import unpack as unpacking
 from ood.data.fetch.connection import Patience
-from ood.data.fetch.download import DownloadError, fetch
+from ood.data.fetch.download import DownloadError, fault, fetch
 from ood.data.registry import table
 from ood.data.registry.entry import Archive, DatasetInfo
 
@@ -659,3 +659,11 @@ def test_readme_holds_the_table():
     assert catalogue.markdown() in catalogue.README.read_text(), (
         "run `python3 scripts/download_data.py -table`"
     )
+
+
+def test_the_beginning_of_a_checksum_is_enforced(tmp_path):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"weights")
+    whole = hashlib.sha256(b"weights").hexdigest()
+    assert fault(file, None, None, whole[:8]) == (None, whole)
+    assert "instead of 00000000" in fault(file, None, None, "0" * 8)[0]
