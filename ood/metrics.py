@@ -64,6 +64,14 @@ class SortedScores:
             starts = np.concatenate(([0], np.flatnonzero(distinct) + 1))
             self.values, self.below = ordered[starts], np.append(starts, ordered.size)
 
+    @classmethod
+    def counted(cls, counts: np.ndarray) -> SortedScores:
+        """Make the scores 0, 1, 2, ... of which there are so many: counts (K,) int64, not all 0."""
+        made = cls.__new__(cls)
+        made.values = np.flatnonzero(counts)
+        made.below = np.append(0, np.cumsum(counts[made.values]))
+        return made
+
     def __len__(self) -> int:
         return int(self.below[-1])
 
