@@ -156,6 +156,7 @@ def load_masked(
     download: bool = False,
     limit: int | None = None,
     base: str | Path | None = None,
+    advice: str | None = None,
 ) -> MaskedImages:
     """Load the images and masks of a set for anomaly segmentation.
 
@@ -167,6 +168,8 @@ def load_masked(
         limit: at most this many images, evenly spread over the set.
         base: for Fishyscapes, the folder leftImg8bit/val of Cityscapes; default: the one below the
             data root.
+        advice: what the errors tell the user to do; default: the flag and the command that fetch
+            the set.
 
     Raises:
         MissingData: the set is not there, and could not be fetched if `download` was given.
@@ -183,7 +186,9 @@ def load_masked(
         raise InputError(f"a limit of {limit} images makes no sense; it must be at least 1")
     row, row_split = masked.splits[split]
     base = None if base is None else own_path(base)
-    request = Request(info(row), row_split, own_path(data_dir), Recipe(), download=download)
+    request = Request(
+        info(row), row_split, own_path(data_dir), Recipe(), download=download, advice=advice
+    )
 
     def read(request: Request) -> MaskedImages:
         pairs = LAYOUTS[masked.layout](request, part, base)
@@ -196,14 +201,16 @@ def load_masked(
 
 
 def _check_whole(pairs: Pairs, request: Request) -> None:
-    """Raise DamagedData where an image, its mask or its photograph is not there."""
+    """Raise DamagedData where an image or its mask is not there, MissingData for a photograph."""
     if not pairs.images:
         raise request.damaged(f"no image with a mask in '{pairs.folder}'")
-    files = [(pairs.folder, name) for name in (*pairs.images, *pairs.masks) if name]
-    files += [(pairs.base, name) for name in pairs.photographs or ()]
-    absent = [folder / name for folder, name in files if not (folder / name).is_file()]
+    files = [pairs.folder / name for name in (*pairs.images, *pairs.masks) if name]
+    absent = [file for file in files if not file.is_file()]
     if absent:
         raise request.damaged(f"{len(absent)} of its files are not there, e.g. '{absent[0]}'")
+    for name in pairs.photographs or ():  # of another set: fetching this one again is no help
+        if not (pairs.base / name).is_file():
+            raise request.missing(pairs.base / name)
 
 
 def _opened(path: Path) -> Image.Image:

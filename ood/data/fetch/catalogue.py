@@ -22,6 +22,7 @@ TITLES = (  # one for each of FAMILIES
     "OpenOOD v1.5's copies and lists",
     "Covariate shift",
     "Anomalies",
+    "Sound",
 )
 COLUMNS = [
     "name",
