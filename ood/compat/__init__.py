@@ -8,12 +8,9 @@ Write `ood.compat` for `pytorch_ood` in a script, and it runs:
     detector = ViM(model.features, d=64, w=model.fc.weight, b=model.fc.bias).fit(train_loader)
     scores = detector(images)  # larger = OOD
 
-The modules are api, detector, loss, metrics, utils, and model for the class centres. This package
-also has every name of these modules except the losses. Left out are:
-
-- data sets, benchmarks and networks: `ood.data`, configs/benchmarks and `models` take other
-  arguments;
-- the records of papers and licences that its classes carry: `info` is None.
+Every module and name of pytorch-ood 0.4.0 is here: api, augment, benchmark, dataset, detector, loss,
+metrics, model and utils, with the modules below them. This package also has every name of api,
+detector, metrics and utils. `info` of a class is the record of its paper.
 
 Signatures, units and shapes are those of pytorch-ood 0.4.0; percentiles are fractions here. The
 formulas are those of `ood.detectors`, and their docstrings apply. Where the two libraries differ,
@@ -21,7 +18,7 @@ ours holds, and the docstring says how. Rows with a negative label are never use
 float64. AUPR is average precision here, and a trapezoid there.
 """
 
-from ood.compat import api, detector, loss, metrics, model, utils
+from ood.compat import api, dataset, detector, loss, metrics, model, utils
 from ood.compat.api import (
     Detector,
     FeatureMapsDetector,
@@ -112,6 +109,8 @@ from ood.compat.utils import (
     torch_get_distances,
 )
 
+__version__ = "0.4.0"  # of the interface: scripts compare it with what they were written for
+
 __all__ = [
     "ASH",
     "AUPR",
@@ -173,6 +172,7 @@ __all__ = [
     "VRA",
     "ViM",
     "WeightedEBO",
+    "__version__",
     "api",
     "apply_reduction",
     "aurra",
@@ -181,6 +181,7 @@ __all__ = [
     "contains_known",
     "contains_known_and_unknown",
     "contains_unknown",
+    "dataset",
     "detector",
     "drop_unknown",
     "estimate_class_centers",

@@ -1,4 +1,4 @@
-"""pytorch-ood's base classes, for isinstance and for detectors of your own, and its exceptions."""
+"""pytorch-ood's base classes for detectors of your own, its exceptions, and its records."""
 
 from ood.compat.base import (
     Detector,
@@ -10,14 +10,32 @@ from ood.compat.base import (
     RequiresFittingException,
     StructuredDetector,
 )
+from ood.compat.records import (
+    BenchmarkInfo,
+    DatasetInfo,
+    DetectorInfo,
+    LossInfo,
+    Paper,
+    Representation,
+    Role,
+    Task,
+)
 
 __all__ = [
+    "BenchmarkInfo",
+    "DatasetInfo",
     "Detector",
+    "DetectorInfo",
     "FeatureMapsDetector",
     "FeaturesDetector",
     "GradientDetector",
     "LogitsDetector",
+    "LossInfo",
     "ModelNotSetException",
+    "Paper",
+    "Representation",
     "RequiresFittingException",
+    "Role",
     "StructuredDetector",
+    "Task",
 ]

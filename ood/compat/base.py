@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ood import detectors
+from ood.compat.papers import Info
 from ood.config import InputError, Range
 from ood.detectors.base import Detector as Formula
 from ood.detectors.base import NotFitted, chunked_score
@@ -39,7 +40,7 @@ class Detector:
     requires_fit: bool = False  # an attribute of the class, as in pytorch-ood
     hyperparameter_space: dict[str, list] = {}  # values that GridSearch tries
     needs_labels: bool = False  # whether a fit on arrays needs labels
-    info = None
+    info = Info()  # the record of the paper; None for a detector of your own
     fields: dict[str, tuple[str, Callable]] = {}
     ranges: dict[str, Range] = {}  # of hyper-parameters that are no field of the formula
     formula: Formula | None = None

@@ -129,7 +129,7 @@ class Loss(Checked):
         recipe: arguments that -loss sets where the constructor's defaults, which are pytorch-ood's,
             are not the paper's.
         ranges: the numbers or words that each argument may be, see `Checked`.
-        info: None, for pytorch-ood's record of the paper.
+        info: None. `ood.compat.loss` sets it to pytorch-ood's record of the paper.
     """
 
     name: ClassVar[str]

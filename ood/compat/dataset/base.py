@@ -35,6 +35,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ood.compat.papers import Info
 from ood.config import InputError
 from ood.data.loading import find
 from ood.data.registry import DatasetInfo, info
@@ -98,6 +99,7 @@ class RegistrySet(Dataset):
     labelled = False
     mode: str | None = None
     error: type[DatasetError] = DatasetError
+    info = Info()  # the record of the paper and licence, see `ood.compat.papers`
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ modules such as `ood.compat.loss.svdd` have; `ood.compat.places` makes them.
 """
 
 from ood import losses
+from ood.compat.papers import OfLoss
 from ood.compat.places import open_places
 from ood.losses import (
     BackgroundClassLoss,
@@ -29,6 +30,7 @@ from ood.losses import (
 )
 
 SSDeepSVDDLoss = DeepSADLoss  # its name before 0.4
+losses.Loss.info = OfLoss()  # here, as records belong to pytorch-ood's interface
 
 __all__ = [
     "BackgroundClassLoss",
