@@ -4,7 +4,8 @@
     python3 scripts/score_images.py -detector vim.npz -input ./my_pictures
 
 The threshold accepts at least the share -accept of ID images. Without -confidence this holds on
-average over the choice of the calibration images; with it, for that share of the choices. The
+average over the choice of the calibration images; with it, for that share of the choices. With
+-per_class, it holds among the images of every predicted class, each with its own threshold. The
 calibration images are a random share of the ID test images. The rest of them shows how many are
 accepted.
 """
@@ -27,6 +28,7 @@ from ood import cli, files, methods, provenance
 from ood.config import InputError
 from ood.deployment import detector_file
 from ood.deployment.calibration import calibrate, rank_of
+from ood.deployment.groups import GroupCalibration, calibrate_groups
 from ood.detectors import ImageDetector
 from ood.detectors.base import chunked_score
 from ood.evaluation import options, scoring, workbench
@@ -45,6 +47,12 @@ parser.flag(
     "-confidence",
     type=float,
     help="share of calibration sets for which -accept holds; default: -accept holds on average",
+)
+parser.flag(
+    "-per_class",
+    action="store_true",
+    help="a threshold for each predicted class, so that -accept holds in every one of them",
+    default=False,
 )
 parser.flag(
     "-share",
@@ -109,11 +117,14 @@ def main() -> None:
     # Calibrate and check.
     outputs = bench.outputs(test, beside, taps)
     scores = chunked_score(detector, outputs).numpy()
-    calibration = calibrate(scores[held], flags.accept, flags.confidence)
-    cli.log(
-        f"{flags.detector}: threshold {calibration.threshold:.6g} from {len(held)} images; "
-        f"{calibration.guarantee}"
-    )
+    groups, shares = outputs.logits.argmax(1).numpy(), (flags.accept, flags.confidence)
+    if flags.per_class:
+        calibration = calibrate_groups(scores[held], groups[held], *shares)
+        threshold = f"{len(calibration.parts)} thresholds"
+    else:
+        calibration = calibrate(scores[held], *shares)
+        threshold = f"threshold {calibration.threshold:.6g}"
+    cli.log(f"{flags.detector}: {threshold} from {len(held)} images; {calibration.guarantee}")
     about = {
         "config": flags.config,
         "id_dataset": experiment.id_dataset,
@@ -125,12 +136,7 @@ def main() -> None:
         "versions": provenance.provenance("", {}, None, context.device, {}, {})["versions"],
     }
     if len(rest):
-        check = calibration.check(scores[rest])
-        about["check"] = check._asdict()
-        cli.log(
-            f"check: {100 * check.accepted:.1f} % of the other {len(rest)} ID test images are "
-            f"accepted (expected {100 * check.expected:.1f} %, p = {check.p_value:.3f})"
-        )
+        about["check"] = check(calibration, scores[rest], groups[rest])
 
     folder = Path("results") / Path(flags.config).stem
     out = Path(flags.out or folder / f"{files.file_stem(flags.detector)}.npz")
@@ -146,6 +152,27 @@ def main() -> None:
         about=files.plain(about),
     )
     cli.log(f"saved: {out} ({out.stat().st_size / 2**20:.2f} MiB)")
+
+
+def check(calibration, scores: np.ndarray, groups: np.ndarray) -> dict:
+    """Log how many of the other ID test images are accepted, and return it."""
+    others = f"of the other {len(scores)} ID test images are accepted"
+    if isinstance(calibration, GroupCalibration):
+        accepted = float(calibration.accepts(scores, groups).mean())
+        shares = calibration.shares(scores, groups)
+        lowest = min(shares, key=lambda group: shares[group][1])
+        count, share = shares[lowest]
+        cli.log(
+            f"check: {100 * accepted:.1f} % {others}; fewest in class {lowest}: "
+            f"{100 * share:.1f} % of {count}"
+        )
+        return {"accepted": accepted, "lowest": {"class": lowest, "n": count, "accepted": share}}
+    found = calibration.check(scores)
+    cli.log(
+        f"check: {100 * found.accepted:.1f} % {others} "
+        f"(expected {100 * found.expected:.1f} %, p = {found.p_value:.3f})"
+    )
+    return found._asdict()
 
 
 def shared_out(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,19 @@ a temporary file that takes its name at the end, so folders of any size need the
 damaged picture gets its error in the CSV and the run goes on; -strict stops there instead. A file
 whose name begins like a formula is written as ./NAME. The contact sheet shows the least and the
 most ID-like pictures.
+
+With a calibrated detector, the last lines say whether the pictures as a whole look like the
+calibration images (-alarm). With -stream they are also judged one after the other in the order of
+their names, such as frames of a camera; this finds when a change began.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import sys
 import time
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +35,8 @@ import models
 from ood import cli
 from ood.config import InputError
 from ood.deployment import detector_file, pictures
+from ood.deployment.drift import Martingale, batch_alarm
+from ood.deployment.groups import GroupCalibration
 from ood.evaluation import options
 from ood.files import replacing
 
@@ -69,6 +77,18 @@ parser.flag(
     default=24,
 )
 parser.flag(
+    "-alarm",
+    type=float,
+    help="probability of a false alarm about the pictures as a whole; 0: no such test",
+    default=0.01,
+)
+parser.flag(
+    "-stream",
+    action="store_true",
+    help="the pictures came in the order of their names: say at which one a change is certain",
+    default=False,
+)
+parser.flag(
     "-strict",
     action="store_true",
     help="stop at the first damaged picture instead of listing it",
@@ -85,6 +105,7 @@ class Tally:
     done: int = 0
     damaged: int = 0
     accepted: int = 0
+    scores: array = field(default_factory=lambda: array("d"))
     began: float = field(default_factory=time.perf_counter)
 
     def add(self, row: pictures.Row) -> None:
@@ -93,6 +114,7 @@ class Tally:
         self.damaged += bool(row.error)
         self.accepted += bool(row.accepted)
         if not row.error:
+            self.scores.append(row.score)
             self.extremes.add(row)
 
     @property
@@ -108,6 +130,8 @@ def main() -> None:
             "-batch_size must be at least 1 and -sheet at least 0, "
             f"got {flags.batch_size} and {flags.sheet}"
         )
+    if not 0 <= flags.alarm < 1:
+        raise InputError(f"-alarm is {flags.alarm:g}; it must be a fraction in [0, 1)")
     device = cli.choose_device(flags.device)
     stored = detector_file.load(flags.detector)
     network = load_network(stored, flags)
@@ -117,7 +141,9 @@ def main() -> None:
     if not total:
         raise InputError(f"no pictures in '{folder}' (looked for {', '.join(pictures.KNOWN)})")
     accepts = "no threshold: the file has no calibration"
-    if stored.calibration is not None:
+    if isinstance(stored.calibration, GroupCalibration):
+        accepts = f"{len(stored.calibration.parts)} thresholds, one per predicted class"
+    elif stored.calibration is not None:
         accepts = f"threshold {stored.calibration.threshold:.6g}"
     said = (f"device {cli.describe_device(device)}", stored.detector.name, accepts)
     cli.log(" | ".join([*said, f"{total:,} pictures in '{folder}'"]))
@@ -145,11 +171,37 @@ def main() -> None:
     if tally.damaged:
         damaged = f"; {tally.damaged:,} damaged, see the column error"
     cli.log(f"{tally.whole:,} pictures scored in {seconds:.1f} s{share}{damaged}")
+    if stored.calibration and flags.alarm and tally.whole:
+        say_drift(stored.calibration, tally.scores, flags)
     cli.log(f"scores: {out_dir / 'scores.csv'}")
     if flags.sheet and tally.whole:
         least = f"Least ID-like of {tally.whole:,} pictures ({stored.detector.name})"
         parts = {least: tally.extremes.least, "Most ID-like": tally.extremes.most}
         cli.log(f"contact sheet: {pictures.sheet(parts, out_dir / 'contact_sheet.png', folder)}")
+
+
+def say_drift(calibration, scores, flags) -> None:
+    """Log whether the pictures as a whole look like the calibration images."""
+    if isinstance(calibration, GroupCalibration):
+        calibration = calibration.everything
+    found = batch_alarm(calibration, scores, flags.alarm)
+    answer = "ALARM: the pictures as a whole differ" if found.raised else "no sign of a change"
+    cli.log(
+        f"{answer} from the {len(calibration.scores)} calibration images "
+        f"(Kolmogorov-Smirnov distance {found.distance:.3f}, p = {found.p_value:.2g}); "
+        f"{found.guarantee}"
+    )
+    if flags.stream:
+        monitor = Martingale(calibration)
+        monitor.update(scores)
+        first = monitor.alarm(flags.alarm)
+        when = "no alarm" if first is None else f"ALARM at picture {first:,}"
+        cli.log(
+            f"stream: {when} of {len(scores):,} (largest evidence 10^"
+            f"{monitor.log_highest / math.log(10):.1f}, alarm from 10^"
+            f"{-math.log10(flags.alarm):.1f}); a stream of ID images ever raises one with "
+            f"probability at most {flags.alarm:g}"
+        )
 
 
 def write_rows(path: Path, rows, tally: Tally, total: int) -> None:

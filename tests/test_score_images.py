@@ -13,6 +13,7 @@ import models
 from ood.config import InputError
 from ood.data import load
 from ood.deployment import detector_file, pictures
+from ood.deployment.drift import Martingale
 from ood.detectors.base import chunked_score
 from ood.outputs import extract
 
@@ -504,3 +505,46 @@ def change_meta(path, **changes):
         arrays = dict(archive)
     meta = {**json.loads(arrays.pop("meta").tobytes()), **changes}
     np.savez(path, meta=np.frombuffer(json.dumps(meta).encode(), np.uint8), **arrays)
+
+
+def test_thresholds_per_class_and_alarms(root, call_script):
+    flags = ("-detector", "knn", "-accept", "0.8", "-out", "classes.npz", "-per_class")
+    done = fit(call_script, root, *flags)
+    assert done.returncode == 0, done.stderr
+    stored = detector_file.load(root / "classes.npz")
+    parts = stored.calibration.parts
+    assert f"{len(parts)} thresholds" in done.stdout and "in each of" in done.stdout
+    assert sum(len(part.scores) for part in parts.values()) <= 30 and parts
+    assert "fewest in class" in done.stdout and 0 < stored.about["check"]["accepted"] <= 1
+
+    def judged(folder, *flags):
+        where = ("-detector", "classes.npz", "-input", folder, "-out_dir", "judged")
+        done = score(call_script, root, *where, "-sheet", "0", *flags)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    same = judged("photos/test", "-stream")
+    assert "no sign of a change" in same
+    scores = [float(row["score"]) for row in rows(root / "judged" / "scores.csv")]
+    monitor = Martingale(stored.calibration.everything)
+    monitor.update(scores)  # sorted by class, so an alarm would be right
+    first = monitor.alarm(0.01)
+    assert f"stream: {'no alarm' if first is None else f'ALARM at picture {first}'}" in same
+    other = judged("mine")
+    assert "ALARM: the pictures as a whole differ" in other and "stream:" not in other
+    assert "calibration images (" not in judged("mine", "-alarm", "0")
+    network = models.rebuild(stored.arch)
+    models.checkpoints.load_into(network, root / "weights.pt")
+    images = load(str(root / "photos"), "test", root, size=32, channels=3)
+    outputs = extract(network.eval(), images, stored.preprocess, device="cpu")
+    scores = chunked_score(stored.detector, outputs).numpy()
+    expected = stored.calibration.accepts(scores, outputs.logits.argmax(1).numpy())
+    judged("photos/test")
+    found = {row["file"]: row["accepted"] == "1" for row in rows(root / "judged" / "scores.csv")}
+    assert [found[path.removeprefix("test/")] for path in images.paths] == expected.tolist()
+
+
+@pytest.mark.parametrize("level", ["-1", "1", "nan"])
+def test_a_level_outside_its_range_is_refused(root, call_script, level):
+    done = score(call_script, root, "-detector", "x.npz", "-input", "mine", "-alarm", level)
+    assert done.returncode == 2 and "-alarm" in done.stderr

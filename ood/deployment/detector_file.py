@@ -6,7 +6,9 @@
     stored.detector.score(outputs), stored.calibration.p_values(scores)
 
 The archive holds `meta` (UTF-8 JSON as uint8), `state/<key>` for every tensor that `Detector.state`
-gives, and `calibration/scores`. It can be read without this repository, and nothing in it executes.
+gives, and the scores of the calibration images. It can be read without this repository, and nothing
+in it executes.
+
 Arrays are stored from the CPU and go to the device that is asked for. The weights of the network
 are not in it: `network` in `meta` is the network's digest (`ood.outputs.weights_digest`: structure
 and every weight).
@@ -31,6 +33,7 @@ from ood.config import InputError
 from ood.data import Preprocess
 from ood.data.images import ArrayImages
 from ood.deployment.calibration import Calibration
+from ood.deployment.groups import GroupCalibration, restore
 from ood.detectors import Detector, ImageDetector
 from ood.detectors.base import chunked_score
 from ood.files import replacing
@@ -39,6 +42,7 @@ from ood.outputs import extract, weights_digest
 FORMAT = "ood-detector-2"
 FIRST_FORMAT = "ood-detector-1"  # its digest also covered source code, so it cannot be checked
 RECIPE = ("size", "resize", "channels")  # of `ood.data.load`: how a picture becomes an input
+SCORES = {"scores", "group_scores"}  # arrays of a calibration
 LARGEST_SIDE = 10_000  # of an image, pixels
 META: dict[str, type | tuple] = {  # the keys of the JSON text
     "format": str,
@@ -79,7 +83,7 @@ class Stored:
     network: str | None
     preprocess: Preprocess
     recipe: dict
-    calibration: Calibration | None = None
+    calibration: Calibration | GroupCalibration | None = None
     arch: dict = field(default_factory=dict)
     checkpoint: str | None = None
     about: dict = field(default_factory=dict)
@@ -155,7 +159,7 @@ def save(
     network: nn.Module | str,
     preprocess: Preprocess,
     recipe: dict,
-    calibration: Calibration | None = None,
+    calibration: Calibration | GroupCalibration | None = None,
     arch: dict | None = None,
     checkpoint: str | Path | None = None,
     about: dict | None = None,
@@ -168,7 +172,7 @@ def save(
         network: the classifier whose outputs it was fitted on, or its `weights_digest`.
         preprocess: normalisation of the network's input.
         recipe: {"size", "resize", "channels"} as for `ood.data.load`.
-        calibration: see `ood.deployment.calibration`.
+        calibration: see `ood.deployment.calibration` and `ood.deployment.groups`.
         arch: keyword arguments that build the network; None: what `network.arch` says.
         checkpoint: the file of its weights.
         about: free plain values.
@@ -196,7 +200,8 @@ def save(
     }
     if calibration is not None:
         state = calibration.state()
-        arrays["calibration/scores"] = state.pop("scores").numpy()
+        for key in SCORES & state.keys():
+            arrays[f"calibration/{key}"] = state.pop(key).numpy()
         meta["calibration"] = state
     text = json.dumps(meta, allow_nan=False).encode()
     path = Path(path)
@@ -228,8 +233,9 @@ def load(
         detector.load_state(state)
         calibration = None
         if meta["calibration"] is not None:
-            scores = arrays["calibration/scores"]
-            calibration = Calibration.from_state({**meta["calibration"], "scores": scores})
+            scores = {key: arrays.get(f"calibration/{key}") for key in SCORES}
+            held = {key: values for key, values in scores.items() if values is not None}
+            calibration = restore({**meta["calibration"], **held})
         stored = Stored(
             detector,
             meta["network"] if meta["format"] == FORMAT else None,
@@ -265,7 +271,8 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         if meta.get("format") not in (FORMAT, FIRST_FORMAT):
             raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
         for key in arrays:
-            if not key.startswith("state/") and key != "calibration/scores":
+            known = {f"calibration/{name}" for name in SCORES}
+            if not key.startswith("state/") and key not in known:
                 raise ValueError(f"unknown part '{key}'")
         for key, value in meta.items():
             if key not in META:

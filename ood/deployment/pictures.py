@@ -25,10 +25,11 @@ from ood.data.decoding import Recipe, upright
 from ood.data.folders import EXTENSIONS
 from ood.data.images import ArrayImages, StreamedImages
 from ood.deployment.detector_file import Stored
+from ood.deployment.groups import judge
 from ood.detectors import ImageDetector
 from ood.detectors.base import chunked_score
 from ood.files import replacing
-from ood.outputs import extract
+from ood.outputs import Outputs, extract
 
 # Formats of pictures that data sets do not come in: Pillow reads some of them, others nowhere.
 SOME = (".gif", ".apng", ".avif", ".jfif", ".jpe", ".jp2", ".j2k", ".tga", ".psd", ".ico")
@@ -148,7 +149,7 @@ def score(
             if strict and len(whole) < len(batch):
                 first = next(row for row in rows if row in pictures.errors)
                 raise InputError(pictures.errors[first])
-            scores = {}
+            judged = {}
             if whole:
                 decoded = batch[[row - rows[0] for row in whole]].numpy()
                 outputs = extract(
@@ -161,9 +162,10 @@ def score(
                     taps="taps" in detector.needs,
                     image_detectors=beside,
                 )
-                scores = dict(zip(whole, chunked_score(detector, outputs).tolist()))
+                judged = dict(zip(whole, _judged(stored, outputs)))
             for row in rows:
-                yield _row(group[row], scores.get(row), stored, pictures.errors.pop(row, ""))
+                error = pictures.errors.pop(row, "")
+                yield Row(group[row], *judged.get(row, (None, None, None)), error)
 
 
 def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
@@ -246,15 +248,13 @@ def sheet(parts: dict[str, list[Row]], path: str | Path, folder: Path) -> Path:
     return Path(path)
 
 
-def _row(file: str, value: float | None, stored: Stored, error: str) -> Row:
-    """A Row from a score, or from an error when there is no score."""
-    calibration = stored.calibration
-    if value is None:
-        return Row(file, error=error)
-    if calibration is None:
-        return Row(file, value)
-    p_value, accepted = calibration.p_values([value])[0], calibration.accepts([value])[0]
-    return Row(file, value, float(p_value), bool(accepted))
+def _judged(stored: Stored, outputs: Outputs) -> Iterator[tuple]:
+    """(score, p-value, accepted) of every image; without a calibration the last two are None."""
+    scores = chunked_score(stored.detector, outputs).tolist()
+    if stored.calibration is None:
+        return ((score, None, None) for score in scores)
+    p_values, accepted = judge(stored.calibration, scores, outputs.logits.argmax(1).numpy())
+    return zip(scores, p_values.tolist(), accepted.tolist())
 
 
 def _place(image: Image.Image, file: Path, left: int, top: int) -> None:
