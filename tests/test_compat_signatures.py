@@ -1,7 +1,4 @@
-"""Every public signature of pytorch-ood is accepted, and wrong calls raise its exceptions."""
-
-import importlib
-import inspect
+"""Losses take pytorch-ood's words for their arguments, and wrong calls raise its exceptions."""
 
 import pytest
 import torch
@@ -10,72 +7,6 @@ from torch import nn
 from ood import compat, losses
 
 peer = pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed")
-MODULES = ("detector", "loss", "metrics", "metrics.functional", "utils", "api", "model")
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-# What `ood.compat` leaves out on purpose, see its docstring: records of papers, and networks.
-RECORDS = {"BenchmarkInfo", "DatasetInfo", "DetectorInfo", "LossInfo", "Paper"}
-RECORDS |= {"Representation", "Role", "Task"}
-NETWORKS = {"GRUClassifier", "ResNet18", "ResNet50", "WideResNet", "ModelEntry"}
-NETWORKS |= {"ImagePreprocessing", "Preprocessing"}
-NETWORKS |= {"get_model_info", "list_models", "load_model", "load_transform"}
-BASES = {"BufferedMetric", "StreamingMetric"}
-INNER = {"evaluate_energy_logistic_loss"}  # of EnergyMarginLoss; their utils do not document it
-REFUSED = {"detector.Gram.fit_structured"}  # theirs takes anything and raises NotImplementedError
-
-
-def public(module):
-    """Public functions and classes of a module of pytorch-ood."""
-    names = getattr(module, "__all__", None) or vars(module)
-    for name in sorted(names):
-        thing = getattr(module, name)
-        own = getattr(thing, "__module__", "").startswith("pytorch_ood")
-        if own and not name.startswith("_") and (inspect.isclass(thing) or callable(thing)):
-            yield name, thing
-
-
-def calls(name):
-    """Pairs (label, ours, theirs) of all public functions and methods of a module."""
-    theirs, ours = (importlib.import_module(f"{root}.{name}") for root in ("pytorch_ood", OURS))
-    for thing, their in public(theirs):
-        if thing in RECORDS | NETWORKS | BASES | INNER:
-            continue
-        our = getattr(ours, thing)
-        if not inspect.isclass(their):
-            yield f"{name}.{thing}", our, their
-            continue
-        for method, function in inspect.getmembers(their, inspect.isfunction):
-            of_theirs = function.__module__.startswith("pytorch_ood")
-            if of_theirs and (method == "__init__" or not method.startswith("_")):
-                yield f"{name}.{thing}.{method}", getattr(our, method), function
-
-
-OURS = "ood.compat"
-CALLS = {label: pair for name in MODULES for label, *pair in calls(name) if label not in REFUSED}
-
-
-def wanted(function):
-    parameters = inspect.signature(function).parameters.values()
-    return [p for p in parameters if p.kind in NAMED and p.name != "self"]
-
-
-def test_there_are_as_many_keywords_as_pytorch_ood_has():
-    assert sum(len(wanted(theirs)) for _, theirs in CALLS.values()) > 600
-
-
-@pytest.mark.parametrize("label", CALLS)
-def test_every_keyword_is_accepted(label):
-    ours, theirs = CALLS[label]
-    signature, also = inspect.signature(inspect.unwrap(ours)), getattr(ours, "also", {})
-    first = [None] if "self" in signature.parameters else []
-    needed = [p for p in wanted(theirs) if p.default is p.empty]
-    for given in (wanted(theirs), needed):  # TypeError: one is refused, or more is required
-        signature.bind(*first, **{also.get(p.name, p.name): None for p in given})
-        signature.bind(
-            *first,
-            *(None for p in given if p.kind == p.POSITIONAL_OR_KEYWORD),
-            **{p.name: None for p in given if p.kind == p.KEYWORD_ONLY},
-        )
-
 
 L, Y, Z = torch.randn(8, 4), torch.arange(8) % 4, torch.randn(8, 4)
 

@@ -61,6 +61,7 @@ def _shape_maps(name: str, x: Tensor, percentile: float, **settings) -> Tensor:
 
 
 class ASH(FeatureMapsDetector):
+    variants = {"ash-p": ash_p, "ash-b": ash_b, "ash-s": ash_s}
     hyperparameter_space = {"percentile": [0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]}
     fields = {"percentile": ("percentile", lambda p: fraction("percentile", p))}
 

@@ -28,6 +28,9 @@ COUNTS = (1, 2**31 - 1)  # of numbers that the images or features at hand limit 
 class NotFitted(InputError, AttributeError):
     """A detector that learns from the training set was asked for a score before `fit`."""
 
+    def __init__(self, msg: str = "fit the detector on the training set's outputs first"):
+        super().__init__(msg)
+
 
 def register(name: str, *aliases: str):
     """Class decorator: make the class a dataclass and list it under its short name.

@@ -304,6 +304,7 @@ class CenterRegularizationLoss(Checked):
         self.register_buffer("margin", torch.tensor(float(margin)))
         self.reduction = reduction
 
+    @also(distmat="distances", target="y")
     def forward(self, distances: Tensor, y: Tensor) -> Tensor:
         return reduced((self.margin.square() - distances[y < 0]).relu().sum(1), self.reduction)
 
