@@ -132,15 +132,12 @@ class PixMix:
 
         Args: drawn: (B, 4) uniform numbers: sum or product, side, and the two weights.
         """
-        product, side, first, second = (column.view(-1, 1, 1, 1) for column in drawn.unbind(1))
-        near_one = first.pow(1 / self.mixing.beta)  # Beta(beta, 1)
-        near_zero = 1 - second.pow(1 / self.mixing.beta)  # Beta(1, beta)
-        inside = side < 0.5
-        a = torch.where(inside, near_one, 2 - near_one)  # 1 + Beta(1, beta)
-        b = torch.where(inside, near_zero, -near_zero)
-        added = (a * (2 * images - 1) + b * (2 * others - 1) + 1) / 2
-        multiplied = (2 * images).pow(a) * (2 * others).clamp(min=TINY).pow(b) / 2
-        return torch.where(product < 0.5, added, multiplied).clamp_(0, 1)
+        product, *others_drawn = (column.view(-1, 1, 1, 1) for column in drawn.unbind(1))
+        a, b = weights(self.mixing.beta, *others_drawn)
+        mixed = torch.where(
+            product < 0.5, summed(images, others, a, b), multiplied(images, others, a, b)
+        )
+        return mixed.clamp_(0, 1)
 
     def _copies(self, images: Tensor, slots: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the operations of the slots that are wanted (B, k + 1).
@@ -183,6 +180,27 @@ class PixMix:
         windows = found.unfold(2, shape[1], 1).unfold(3, shape[2], 1)
         cut = windows[torch.arange(len(rows), device=images.device), :, top, left]
         return transforms.to_pixels(cut), seat
+
+
+def weights(beta: float, side: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn three uniform numbers into the weights of image and other picture.
+
+    Half of the weights lie inside, a ~ Beta(beta, 1) and b ~ Beta(1, beta). The other half lie
+    outside, a ~ 1 + Beta(1, beta) and b ~ -Beta(1, beta).
+    """
+    near_one, near_zero = first.pow(1 / beta), 1 - second.pow(1 / beta)
+    inside = side < 0.5
+    return torch.where(inside, near_one, 2 - near_one), torch.where(inside, near_zero, -near_zero)
+
+
+def summed(images: Tensor, others: Tensor, a, b) -> Tensor:
+    """Return the sum a x + b y of values in [-1, 1], in pixel units again."""
+    return (a * (2 * images - 1) + b * (2 * others - 1) + 1) / 2
+
+
+def multiplied(images: Tensor, others: Tensor, a, b) -> Tensor:
+    """Return the product x^a y^b of values in [0, 2], in pixel units again."""
+    return (2 * images) ** a * (2 * others).clamp(min=TINY) ** b / 2
 
 
 def load_pictures(
