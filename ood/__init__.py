@@ -1,6 +1,11 @@
 """Out-of-distribution detection: data, one-pass outputs, detectors, methods, metrics and reports.
 
 One convention everywhere: a score is larger for outliers, and an outlier's label is negative.
+
+    guard = ood.guard(network, train_images, detector="vim")
+    guard(images).accepted
+
+`guard` and `Guard` are those of `ood.deployment.guard`, which is loaded on first use.
 """
 
 import os
@@ -9,6 +14,17 @@ import sys
 __version__ = "0.1.0"  # the only place; pyproject.toml reads it
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see models/__init__.py
+
+
+GUARD = ("guard", "Guard", "Decision")
+
+
+def __getattr__(name: str):
+    if name not in GUARD:
+        raise AttributeError(f"module 'ood' has no attribute '{name}'")
+    from ood.deployment import guard
+
+    return getattr(guard, name)
 
 
 def catch_interrupts() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 import models
 from models import wideresnet
 from models.resnet_cifar import CifarBlock, CifarResNet
-from ood.compat import networks
 from ood.data import Preprocess, load
+from ood.deployment import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ def test_a_foreign_models_package_is_not_taken(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('the foreign package')")
     code = (
-        "from ood.compat import networks\n"
+        "from ood.deployment import networks\n"
         "package = networks.package()\n"
         "assert package is networks.package()\n"
         "print(package.__name__, package.build('small_cnn', 3).arch['arch'],"

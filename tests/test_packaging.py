@@ -33,7 +33,7 @@ from pathlib import Path
 
 import ood, ood.compat, ood.networks as networks
 from ood import losses
-from ood.compat import networks as found
+from ood.deployment import networks as found
 from ood.compat.detector import EnergyBased, Mahalanobis
 from ood.compat.metrics import OODMetrics
 from ood.data import Preprocess, load

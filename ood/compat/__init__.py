@@ -8,9 +8,9 @@ Write `ood.compat` for `pytorch_ood` in a script, and it runs:
     detector = ViM(model.features, d=64, w=model.fc.weight, b=model.fc.bias).fit(train_loader)
     scores = detector(images)  # larger = OOD
 
-Every module and name of pytorch-ood 0.4.0 is here: api, augment, benchmark, dataset, detector, loss,
-metrics, model and utils, with the modules below them. This package also has every name of api,
-detector, metrics and utils. `info` of a class is the record of its paper.
+Every module and name of pytorch-ood 0.4.0 is here: api, augment, benchmark, dataset, detector,
+loss, metrics, model and utils, with the modules below them. This package also has every name of
+api, detector, metrics and utils. `info` of a class is the record of its paper.
 
 Signatures, units and shapes are those of pytorch-ood 0.4.0; percentiles are fractions here. The
 formulas are those of `ood.detectors`, and their docstrings apply. Where the two libraries differ,

@@ -18,7 +18,7 @@ from ood.compat.records import (
 
 
 def _paper(title: str, venue: str, year: int, where: str, code: str | None = None) -> Paper:
-    """Make a record. `where` is an arXiv id or an address, `code` a name on GitHub or an address."""
+    """Make a record. `where`: an arXiv id or address; `code`: a name on GitHub or an address."""
     url = where if where.startswith("http") else f"https://arxiv.org/abs/{where}"
     if code is not None and not code.startswith("http"):
         code = f"https://github.com/{code}"

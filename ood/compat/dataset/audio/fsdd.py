@@ -11,7 +11,7 @@ from ood.compat.dataset.base import DatasetError, look
 
 
 class FSDD(Dataset):
-    """Recordings of spoken digits, 8 kHz, version 1.0.8. SciPy reads them; torchaudio is not needed.
+    """Recordings of spoken digits, 8 kHz, version 1.0.8. SciPy reads them, without torchaudio.
 
     Items are (waveform, digit): an int16 array (T,) and an int in 0..9. They are sorted by file
     name.
