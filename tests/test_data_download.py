@@ -35,7 +35,9 @@ NEEDS_A_PERSON = {
     **{
         name: rf"download_data.py {name} -dry_run -data_dir \S+ lists what you have to do yourself"
         for name in FETCHED
-        if name.startswith(("ssb_cars", "fishyscapes")) and "lost" not in name
+        if name.startswith(("ssb_cars", "fishyscapes", "midog", "phakir", "oasis3"))
+        and "lost" not in name
+        and name not in ("phakir_cholec", "phakir_kvasir", "phakir_cataracts", "oasis3_heart")
     },
 }
 
@@ -116,6 +118,23 @@ def publish_lists(root, row):
         if row.archives and row.options["lists"]:
             for number in range(2):
                 picture(root / row.options["root"] / folder / f"{number}.png")
+
+
+def publish_parts(root, row):
+    """Write the lists of OpenMIBOOD; the publishers of its sets write the images."""
+    for archive in row.archives:
+        path = root / archive.place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if archive.unpack:
+            picture(path / "0.png")
+        else:
+            inside = [
+                other
+                for other in table.TABLE.values()
+                if other.archives and path.name in str(other.options.get("lists"))
+            ]
+            name = inside[0].archives[0].place.partition("/")[2] if inside else "none"
+            path.write_text(f"{name}/0.png -1\n")
 
 
 def publish_arrays(root, row):
@@ -203,6 +222,7 @@ PUBLISH = {
     "fishyscapes": publish_fishyscapes,
     "lostandfound": publish_lostandfound,
     "fine_grained": publish_fine_grained,
+    "parts": publish_parts,
 }
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ood.cli import progress
 from ood.config import InputError
-from ood.data import memory
+from ood.data import memory, volumes
 
 VERSION = 1  # raise it when decoding changes
 SAMPLED = 16  # files of a set whose content is part of the digest,
@@ -175,7 +175,7 @@ def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None
     Raises: InputError that names a damaged file, or one of another shape.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if recipe.channels is None and shape:
                 if shape[0] == 1 and not is_grey(image):
                     raise InputError(
@@ -198,6 +198,11 @@ def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None
     return array
 
 
+def open_image(path: Path) -> Image.Image:
+    """Open an image file; a volume of medical imaging gives its central slice."""
+    return volumes.central_slice(path) if volumes.is_volume(path) else Image.open(path)
+
+
 def probe(folder: Path, files: Sequence[str], recipe: Recipe) -> tuple[int, int, int]:
     """Decode the first file, to know the shape (C, H, W) of the images."""
     return decode(folder / files[0], recipe).shape
@@ -206,7 +211,7 @@ def probe(folder: Path, files: Sequence[str], recipe: Recipe) -> tuple[int, int,
 def image_size(path: Path, recipe: Recipe) -> tuple[int, int]:
     """Read (width, height) from the header alone. Raises InputError for a damaged file."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             in_header = image.format != "PNG" or "exif" in image.info  # else PNG decodes the pixels
             on_its_side = recipe.upright and in_header and _orientation(image) in range(5, 9)
             return image.size[::-1] if on_its_side else image.size

@@ -34,7 +34,7 @@ def read_lists(request: Request) -> ImageSet:
         )
     paths, labels = [], []
     for file in files:
-        path = request.data_dir / LISTS / file
+        path = request.data_dir / _folder(request) / file
         if not path.is_file():
             raise request.missing(path)
         more = read_list(path)
@@ -45,7 +45,7 @@ def read_lists(request: Request) -> ImageSet:
         classes = tuple(map(str, range(row.num_classes)))
     if row.role == "id" and classes and not -1 <= min(labels) <= max(labels) < len(classes):
         raise InputError(
-            f"'{LISTS}/{files[0]}' holds the label {max(labels)}, "
+            f"'{_folder(request)}/{files[0]}' holds the label {max(labels)}, "
             f"but '{row.name}' has {len(classes)} classes"
         )
     listing = Listing(request.data_dir, found, labels, classes, final=True)
@@ -62,9 +62,14 @@ def _found(request: Request, paths: Sequence[str], file: str) -> list[str]:
     if absent:
         raise request.damaged(
             f"it lacks {len(absent):,} of the {len(paths):,} images "
-            f"that '{LISTS}/{file}' names, e.g. '{absent[0]}'"
+            f"that '{_folder(request)}/{file}' names, e.g. '{absent[0]}'"
         )
     return found
+
+
+def _folder(request: Request) -> str:
+    """Name the folder of the lists below the data root."""
+    return request.row.options.get("lists in", LISTS)
 
 
 def read_own_list(request: Request, file: Path) -> ImageSet:

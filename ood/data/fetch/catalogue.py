@@ -22,8 +22,10 @@ TITLES = (  # one for each of FAMILIES
     "OpenOOD v1.5's copies and lists",
     "Covariate shift",
     "Anomalies",
+    "OpenMIBOOD: medical images",
     "Sound",
 )
+MANY = 8  # archives of one set that a cell lists
 COLUMNS = [
     "name",
     "use",
@@ -59,9 +61,13 @@ def _cells(row: DatasetInfo) -> list[str]:
 
 def _archives(row: DatasetInfo) -> str:
     """Say where a set comes from: its archives, other sets, this program, or a sentence."""
+    if len(row.archives) > MANY:
+        return f"{len(row.archives)} files, {_archive(row.archives[0])}, ..."
     if row.archives:
         needs = f"; needs {', '.join(row.needs)}" if row.needs else ""
         return "; ".join(map(_archive, row.archives)) + needs
+    if row.needs and row.steps:
+        return f"by hand; needs {', '.join(row.needs)}"
     if row.needs:
         return f"made from {', '.join(f'`{name}`' for name in row.needs)}"
     return "made here" if row.reader in MADE else row.fetch.format(data_dir="datasets")

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ood.data.decoding import open_image
 from ood.data.fetch import inventory
 from ood.data.registry.entry import DatasetInfo
 from ood.data.request import Listed
@@ -180,7 +180,7 @@ def _hash(listing: Listed, hashes: Hashes, progress) -> None:
 
 def _of_file(folder: Path, paths: list[str], row: int) -> tuple[bytes | None, str | None]:
     try:
-        with Image.open(folder / paths[row]) as image:
+        with open_image(folder / paths[row]) as image:
             image.load()
             return _digest(np.asarray(image if image.mode == "RGB" else image.convert("RGB"))), None
     except Exception as error:  # Pillow raises many kinds on damaged files

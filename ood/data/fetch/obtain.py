@@ -68,7 +68,7 @@ def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
     counts = ", ".join(f"{split} {count:,}" for split, count in row.count.items())
     head = f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
     lines = [head + (f"; images: {counts}" if counts else "")]
-    if not row.archives and not row.prepare:
+    if not (row.archives or row.prepare or row.needs or row.steps):
         how = f": {row.fetch.format(data_dir=data_dir)}" if row.fetch else ""
         return [*lines, f"  nothing to fetch{how}"]
     for archive in row.archives:
@@ -124,6 +124,8 @@ def obtain(
             with suppress(OSError), archives.alone(data_dir, wait=False):
                 _sweep(row, data_dir)
         return Outcome(row.name, "there", text)
+    if row.steps and not row.archives:
+        return Outcome(row.name, "steps", row.steps.format(data_dir=data_dir))
     if not row.archives and not row.prepare:
         made = not row.fetch or row.reader in inventory.MADE
         how = row.fetch.format(data_dir=data_dir) or "made here"

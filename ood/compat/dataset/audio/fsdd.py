@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ood.compat.dataset.base import DatasetError, look
+from ood.compat.papers import Info
 
 
 class FSDD(Dataset):
@@ -30,6 +31,7 @@ class FSDD(Dataset):
     Source: Jackson et al., https://github.com/Jakobovski/free-spoken-digit-dataset
     """
 
+    info = Info()
     metadata = {
         "jackson": {"gender": "male", "accent": "USA/neutral", "language": "english"},
         "nicolas": {"gender": "male", "accent": "BE/French", "language": "english"},

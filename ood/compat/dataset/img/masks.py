@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ood.compat.dataset.base import DatasetError
+from ood.compat.papers import Info
 from ood.config import InputError
 from ood.data.masked import IGNORED, MaskedImages, load_masked
 from ood.data.registry import info
@@ -33,6 +34,7 @@ class MaskedSet(Dataset):
         whole: the set must have its published number of images.
     """
 
+    info = Info()
     ignored = 1
     dtype = torch.int64
     whole = False
