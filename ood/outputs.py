@@ -211,7 +211,7 @@ def extract(
     seconds: dict[str, float] = {}
     if missing:
         todo = {k: d for k, d in detectors.items() if f"score-{k}" in missing}
-        forward = _Forward(network, preprocess, device, precision, "taps" in missing, todo)
+        forward = Forward(network, preprocess, device, precision, "taps" in missing, todo)
         arrays = _pass(forward, images, batch_size, missing, cache, key, progress)
         seconds = forward.total_seconds()
     if cache:
@@ -230,7 +230,7 @@ def extract(
 
 
 def _pass(
-    forward: _Forward,
+    forward: Forward,
     images,
     batch_size: int,
     missing: set[str],
@@ -257,7 +257,7 @@ def _pass(
 
 
 @dataclass
-class _Forward:
+class Forward:
     """The forward pass of one batch: everything that is asked for, by the name of its part.
 
     Image detectors take their gradients from the same pass. `seconds` sums up their times.

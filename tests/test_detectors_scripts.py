@@ -39,9 +39,9 @@ def test_all_leaves_out_what_cannot_work_and_an_explicit_one_is_refused(
     )
     monkeypatch.setattr(distances, "LARGEST", 1000)
     monkeypatch.setattr(detectors, "names", lambda: ["dropout", "energy", "gmm", "mds"])
-    passes, forward = [], ood.outputs._Forward.__call__
+    passes, forward = [], ood.outputs.Forward.__call__
     monkeypatch.setattr(
-        ood.outputs._Forward,
+        ood.outputs.Forward,
         "__call__",
         lambda self, batch: passes.append(1) or forward(self, batch),
     )

@@ -285,9 +285,9 @@ def test_script_tunes_with_and_without_ood_data(weights, tmp_path, call_script, 
     import ood.outputs
 
     passes = []
-    forward = ood.outputs._Forward.__call__
+    forward = ood.outputs.Forward.__call__
     monkeypatch.setattr(
-        ood.outputs._Forward,
+        ood.outputs.Forward,
         "__call__",
         lambda self, batch: passes.append(len(batch)) or forward(self, batch),
     )

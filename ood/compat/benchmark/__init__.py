@@ -1,0 +1,5 @@
+"""Benchmarks under pytorch-ood's names."""
+
+from ood.compat.benchmark.base import Benchmark
+
+__all__ = ["Benchmark"]
