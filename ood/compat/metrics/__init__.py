@@ -6,7 +6,8 @@
 
 OOD has labels below 0 and is the positive class. AUPR is average precision, as everywhere here;
 pytorch-ood joins the points of its curve by straight lines. The papers' FPR95, the share of OOD
-accepted with 95 % of ID, is `ood.metrics.evaluate(...).fpr95`.
+accepted with 95 % of ID, is `ood.metrics.evaluate(...).fpr95`. For collections of torchmetrics and
+Lightning's `self.log`, see `ood.compat.metrics.torchmetric`.
 """
 
 from ood.compat.metrics import functional
