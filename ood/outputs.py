@@ -286,7 +286,8 @@ class Forward:
     def _outputs(self, batch: Tensor, perturb: bool) -> dict[str, Tensor]:
         network, device = self.network, self.device
         x = self.preprocess(batch.to(device, non_blocking=True))
-        x = x.contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
+        if x.dim() == 4:  # images (B, C, H, W); texts are (B, L)
+            x = x.contiguous(memory_format=torch.channels_last)
         x.requires_grad_(perturb)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             mapped = self.taps or any("maps" in d.needs for d in self.detectors.values())

@@ -60,7 +60,7 @@ def main() -> int:
     rows = (
         [info(name) for name in sets_of(flags.names)]
         if flags.names
-        else [row for row in map(info, names()) if "folder" not in row.options]
+        else [row for row in map(info, names()) if not {"folder", "package"} & set(row.options)]
     )
     reports, shared = check.check(rows, data_dir, decode=not flags.fast, progress=cli.progress)
     if not flags.names:  # nobody asked for these sets, so they may be absent

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ood.config import InputError
-from ood.data import auxiliary, info, load
+from ood.data import auxiliary, info, load, texts
 from ood.data.fetch import archives
 from ood.data.fetch.download import DownloadError
 from ood.data.registry import table
@@ -206,7 +206,15 @@ def publish_fine_grained(root, row):
         (aircraft / f"images_variant_{part}.txt").write_text("".join(lines))
 
 
+def publish_texts(root, row):
+    for split, file in row.options["files"].items():
+        path = root / row.folders[0] / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"0 first text\n1 second text of {split}\n")
+
+
 PUBLISH = {
+    "texts": publish_texts,
     "folder": publish_folder,
     "direct": publish_direct,
     "tiny_imagenet": publish_tiny_imagenet,
@@ -309,6 +317,10 @@ def test_download_works_for_every_set(name, publishers, tmp_path):
         lists = ("cifar10/test_tin.txt",) if name == "openood_lists" else None
         if lists:
             load("tin_openood", split, root, size=SIDE, download=True)
+        if info(name).reader == "texts":
+            assert len(texts.load(name, split, root, download=True)) == 2
+            assert len(texts.load(name, split, root)) == 2
+            continue
         images = load(name, split, root, size=SIDE, download=True, lists=lists)
         assert len(images) > 0 and images.read([0]).shape[-1] == SIDE
         times = dict(publishers)

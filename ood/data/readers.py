@@ -13,6 +13,7 @@ from ood.data import (
     lists,
     mask_layouts,
     noise,
+    text_files,
 )
 from ood.data.decoding import Recipe
 from ood.data.folders import own_path
@@ -42,6 +43,7 @@ READERS = {
     "fishyscapes": anomalies.read_fishyscapes,
     "lostandfound": mask_layouts.read_lostandfound,
     "fine_grained": fine_grained.read_fine_grained,
+    "texts": text_files.read_texts,
     "parts": layouts.read_parts,
 }
 

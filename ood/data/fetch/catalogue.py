@@ -24,6 +24,7 @@ TITLES = (  # one for each of FAMILIES
     "Anomalies",
     "OpenMIBOOD: medical images",
     "Sound",
+    "Texts",
 )
 MANY = 8  # archives of one set that a cell lists
 COLUMNS = [

@@ -188,7 +188,9 @@ def _of_file(folder: Path, paths: list[str], row: int) -> tuple[bytes | None, st
 
 
 def _of_row(images: np.ndarray, row: int) -> tuple[bytes, None]:
-    """The hash of an image of an array: (H, W), (H, W, 1 or 3) or (1 or 3, H, W)."""
+    """The hash of a text, or of an image of an array: (H, W), (H, W, 1 or 3), (1 or 3, H, W)."""
+    if isinstance(images[row], str):
+        return hashlib.blake2b(images[row].encode(), digest_size=16, salt=b"text").digest(), None
     image = np.asarray(images[row])
     if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
         image = image.transpose(1, 2, 0)

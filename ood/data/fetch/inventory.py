@@ -69,9 +69,9 @@ def state(
         elif listing is None:
             words.append(f"{split}: not there")
         elif complete:
-            words.append(f"{split}: {len(listing):,} images")
+            words.append(f"{split}: {len(listing):,} {row.unit}")
         else:
-            words.append(f"{split}: {len(listing):,} of {published:,} images")
+            words.append(f"{split}: {len(listing):,} of {published:,} {row.unit}")
         whole &= complete
         there |= listing is not None or wrong is not None
     return (whole if there else None), ", ".join(words)

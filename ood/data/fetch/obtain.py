@@ -67,7 +67,7 @@ def describe(row: DatasetInfo, data_dir: Path) -> list[str]:
     """Say what `obtain` would do, line by line (for -dry_run)."""
     counts = ", ".join(f"{split} {count:,}" for split, count in row.count.items())
     head = f"{row.name}: {row.layout or 'made here'}; licence: {row.licence}"
-    lines = [head + (f"; images: {counts}" if counts else "")]
+    lines = [head + (f"; {row.unit}: {counts}" if counts else "")]
     if not (row.archives or row.prepare or row.needs or row.steps):
         how = f": {row.fetch.format(data_dir=data_dir)}" if row.fetch else ""
         return [*lines, f"  nothing to fetch{how}"]

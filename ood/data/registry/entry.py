@@ -111,6 +111,11 @@ class DatasetInfo:
     aliases: tuple[str, ...] = ()
     options: dict = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """What the set holds, for messages."""
+        return "texts" if self.reader == "texts" else "images"
+
     def how(self, data_dir: object = "datasets", again: bool = False) -> str:
         """Say in one line how to get the set; `again`: it is there, but damaged or not whole."""
         if self.fetch:

@@ -11,13 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from ood.config import InputError, nearest
-from ood.data.registry import anomaly, classic, id, large, openmibood, openood, shift, sound
+from ood.data.registry import (
+    anomaly,
+    classic,
+    id,
+    large,
+    openmibood,
+    openood,
+    shift,
+    sound,
+    text,
+)
 from ood.data.registry.entry import Archive, DatasetInfo
 
 __all__ = ["Archive", "DatasetInfo", "TABLE", "info", "is_folder_path", "names"]
 
 FILES = (".npy", ".npz", ".txt")  # own data in one file: an array, several arrays, a list of images
-FAMILIES = (id, classic, large, openood, shift, anomaly, openmibood, sound)
+FAMILIES = (id, classic, large, openood, shift, anomaly, openmibood, sound, text)
 TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 
 
