@@ -28,6 +28,7 @@ FETCHED = [
     for row in table.TABLE.values()
     if (row.archives or row.needs) and row.reader != "parts"  # no images
 ]
+ONLY = {"fooling": "run_0/map_gen_5000/{}.png", "imagenet_es_whole": "dark/l1/c1/n01440764/{}.png"}
 NEEDS_A_PERSON = {
     "imagenet": "register at https://www.image-net.org",
     "imagenet200": "register at https://www.image-net.org",
@@ -59,7 +60,7 @@ def publish_folder(root, row):
         names = [str(label) for label in range(row.num_classes or 1)]
         for name in names if row.role == "id" else [f"{split}-images"]:
             for number in range(3):
-                picture(folder / name / f"{number}.jpg")
+                picture(folder / ONLY.get(row.name, f"{name}/{{}}.jpg").format(number))
     if row.name == "lostandfound":  # the image that has a mask, see publish_lostandfound
         place = root / row.archives[0].place / "train" / "04_Place"
         picture(place / "04_Place_000000_000010_leftImg8bit.png")

@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import pickle
+import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ood.data.decoding import digest_files, digest_of
 from ood.data.folders import EmptyFolder, Listing, joined, list_images, own_path, split_folder
 from ood.data.images import ImageSet
 from ood.data.registry.entry import SVHN_PER_LABEL
+from ood.data.registry.imagenet import imagenet_wnids
 from ood.data.request import Listed, Request, arrays_as_set, from_arrays, from_files
 
 IDX_UINT8 = 0x08
@@ -69,19 +71,43 @@ def _check_same_classes(folder: Path, part: Path, listing: Listing, other_split:
 
 
 def read_folder(request: Request) -> ImageSet:
-    """Read image files under a known folder; OOD sets may be nested or not."""
+    """Read image files under a known folder; OOD sets may be nested or not.
+
+    Of the row's options, `only` is a pattern that the paths of its images match, and `wnids` says
+    that the folder above each image names its class of ImageNet.
+    """
+    options = request.row.options
     found = [place for place in request.places if place.is_dir()]
     if not found:
         raise request.missing()
-    parent = request.row.options.get("join")
     try:
-        if parent and found[0] != request.places[0]:  # parts of a set whose whole is not there
-            listing = joined(request.data_dir / parent, found)
+        if (
+            options.get("join") and found[0] != request.places[0]
+        ):  # parts of a set whose whole is not there
+            listing = joined(request.data_dir / options["join"], found)
         else:
             listing = list_images(found[0])
     except EmptyFolder as error:
         raise request.damaged(str(error)) from None
+    if "only" in options:
+        fits = re.compile(options["only"]).fullmatch
+        listing = listing.rows([row for row, path in enumerate(listing.paths) if fits(path)])
+        if not listing.paths:
+            raise request.damaged(f"no images like {options['only']} in '{listing.folder}'")
+    if options.get("wnids"):
+        listing = _imagenet_classes(listing, request)
     return from_files(listing, request)
+
+
+def _imagenet_classes(listing: Listing, request: Request) -> Listing:
+    """Label every image by the folder above it, a class of ImageNet."""
+    label = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
+    classes = [path.split("/")[-2] for path in listing.paths]
+    strange = sorted(set(classes) - set(label))
+    if strange:
+        raise request.damaged(f"'{strange[0]}' in '{listing.folder}' is no class of ImageNet")
+    labels = [label[wnid] for wnid in classes]
+    return replace(listing, labels=labels, class_names=tuple(label), final=True)
 
 
 def read_direct(request: Request) -> ImageSet:

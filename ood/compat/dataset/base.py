@@ -27,7 +27,8 @@ each time. Here the checksum is enforced when the archive is fetched, and the ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ood.compat.papers import Info
-from ood.config import InputError
+from ood.config import InputError, nearest
 from ood.data.loading import find
 from ood.data.registry import DatasetInfo, info
 from ood.data.request import Listed
@@ -76,6 +77,15 @@ def look(
         raise error(str(problem)) from None
 
 
+def check_choice(what: str, given: str, allowed: Iterable[str]) -> None:
+    """Raise InputError, which is a ValueError, if `given` is none of `allowed`."""
+    allowed = list(allowed)
+    if given not in allowed:
+        raise InputError(
+            f"unknown {what} '{given}'{nearest(given, allowed)}; known: {', '.join(allowed)}"
+        )
+
+
 class RegistrySet(Dataset):
     """Items (image, label) of one set of our registry; see the module for how to make one.
 
@@ -111,7 +121,7 @@ class RegistrySet(Dataset):
         self.root, self.transform, self.target_transform = root, transform, target_transform
         self.found = look(self.row, self.split, root, download=download, error=self.error)
 
-    @property
+    @functools.cached_property
     def files(self) -> list[str]:
         """Path of each image. Raises AttributeError for a set that is kept in arrays."""
         if self.found.paths is None:
@@ -119,11 +129,23 @@ class RegistrySet(Dataset):
         return [str(self.found.folder / path) for path in self.found.paths]
 
     @property
+    def data(self) -> np.ndarray:
+        """Images (N, H, W[, 3]), uint8. Raises AttributeError for a set that is kept in files."""
+        if self.found.images is None:
+            raise AttributeError(f"'{type(self).__name__}' is kept in image files, not in arrays")
+        return self.found.images
+
+    @functools.cached_property
     def labels(self) -> np.ndarray:
         """Labels before `target_transform` (N,), int64."""
         if self.labelled:
             return np.asarray(self.found.labels, dtype=np.int64)
         return np.full(len(self), -1, dtype=np.int64)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The same, by torchvision's name."""
+        return self.labels
 
     def __len__(self) -> int:
         return len(self.found)

@@ -37,7 +37,7 @@ def _omniglot(part: str, md5: str) -> Archive:
 
 def _npz(name: str, file: str, md5: str, count: int, summary: str) -> DatasetInfo:
     return DatasetInfo(
-        name, "ood", "arrays", (f"ood_datasets/{name}",), {"test": ("",)}, *HALF,
+        name, "ood", "arrays", (f"ood_datasets/{name}", ""), {"test": ("",)}, *HALF,
         count={"test": count}, layout=f"ood_datasets/{name}/{file}: {summary}",
         source="https://github.com/kkirchheim/mlsw2022-goe", licence="MIT",
         archives=(
@@ -178,8 +178,11 @@ ROWS = (
     ),
     DatasetInfo(
         "fooling", "ood", "folder", ("10-runs-x-1000-cppns", "ood_datasets/10-runs-x-1000-cppns"),
-        {"test": ("",)}, *HALF,
-        layout="10-runs-x-1000-cppns/**: images that fool networks (Nguyen et al., CVPR 2015)",
+        {"test": ("",)}, *HALF, count={"test": 10_000},
+        layout=(
+            "10-runs-x-1000-cppns/run_N/map_gen_5000/*.png: images that fool networks (Nguyen et "
+            "al., CVPR 2015)"
+        ),
         source="https://anhnguyen.me/project/fooling/",
         archives=(
             Archive(
@@ -187,7 +190,7 @@ ROWS = (
                 "10-runs-x-1000-cppns", md5="0910d63973b1512770f37bebdbb53e37",
             ),
         ),
-        aliases=("fooling_images",),
+        aliases=("fooling_images",), options={"only": r"run_\d/map_gen_5000/.*\.png"},
     ),
     _npz(
         "cifar100gan", "samples-50.0.npz", "95f1365e4c6e188595bb8476d43a82d9", 50_000,

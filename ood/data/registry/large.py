@@ -86,7 +86,11 @@ ROWS = (
     ),
     DatasetInfo(
         "openimage_o", "ood", "folder",
-        ("ood_datasets/openimage_o", "images_largescale/openimage_o/images", "openimage-o"), TEST,
+        (
+            "ood_datasets/openimage_o", "images_largescale/openimage_o/images", "openimage-o",
+            "OpenImagesO/images",
+        ),
+        TEST,
         **LARGE, count={"test": 17_632},
         layout=(
             "ood_datasets/openimage_o/**/*.jpg: OpenOOD divides them into 15,869 for test and "

@@ -30,6 +30,10 @@ SAME = {
 }
 
 
+def _archive(family: str, folder: str, drive: str) -> Archive:
+    return Archive((), f"{family}/{folder}", drive=drive, file=f"{folder}.zip")
+
+
 def _copy(
     folder: str, drive: str, *, family: str = "images_classic", name: str | None = None,
     role: str = "ood", licence: str = SEE_PAGE, lists: dict | None = None,
@@ -43,7 +47,7 @@ def _copy(
         name or f"{folder}_openood", role, "imglist", (f"{family}/{folder}",),
         splits or OOD_SPLITS, source=SOURCE, licence=licence, needs=(LISTS,),
         layout=f"{family}/{folder}/**{summary and ': ' + summary}",
-        archives=(Archive((), f"{family}/{folder}", drive=drive, file=f"{folder}.zip"),),
+        archives=(_archive(family, folder, drive),),
         options={"root": family, "lists": lists or {}}, **details,
     )
 
@@ -177,5 +181,28 @@ ROWS = (
         lists={"test": "imagenet/test_imagenet_es.txt"}, splits={"test": ("",)}, num_classes=1000,
         name="imagenet_es", summary="other light and camera settings (Baek et al., CVPR 2024)",
         **LARGE,
+    ),
+    # --- whole archives, where the lists are not needed
+    DatasetInfo(
+        "places365_whole", "ood", "folder", ("images_classic/places365", "places365"),
+        {"test": ("",)}, **CLASSIC, count={"test": 36_500},
+        layout="images_classic/places365/<scene>/*: OpenOOD's archive without its lists",
+        source=SOURCE, licence="Places2 terms (non-commercial research and education)",
+        archives=(_archive("images_classic", "places365", "1Ec-LRSTf6u5vEctKX9vRp9OA6tqnJ0Ay"),),
+    ),
+    DatasetInfo(
+        "imagenet_es_whole", "id", "folder",
+        ("images_largescale/imagenet_es/es-test", "imagenet_es/es-test"), {"test": ("",)},
+        mean=IMAGENET[0], std=IMAGENET[1], size=224, resize=256, num_classes=1000,
+        count={"test": 64_000},
+        layout=(
+            "images_largescale/imagenet_es/es-test/<camera>/<light>/<setting>/<wnid>/*: OpenOOD's "
+            "archive without its lists"
+        ),
+        source=SOURCE,
+        archives=(
+            _archive("images_largescale", "imagenet_es", "1ATz11vKmPqyzfEaEDRaPTF9TXiC244sw"),
+        ),
+        options={"only": r"(?!sampled_tin_no_resize2/).*", "wnids": True},
     ),
 )

@@ -98,6 +98,18 @@ ROWS = (
             "parts": MNIST_CORRUPTIONS,
         },
     ),
+    DatasetInfo(
+        "mnistc_leftovers", "id", "parts", splits={"test": ("",)}, mean=GREY[0], std=GREY[1],
+        size=28, channels=1, num_classes=10, class_names=DIGITS,
+        layout="mnist_c_leftovers/<corruption>/*.npy: corruptions that its authors left out",
+        source="https://zenodo.org/record/3239543", licence="CC BY 4.0",
+        archives=(
+            _zenodo(
+                3239543, "mnist_c_leftovers.zip", "mnist_c_leftovers", "mnist_c_leftovers",
+                md5="c365e9c25addd5c24454b19ac7101070",
+            ),
+        ),
+    ),
     *(
         DatasetInfo(
             f"imagenet_c_{part}", "id", "corrupted", (f"ImageNetC/{part}",), {"test": ("",)},
@@ -116,7 +128,8 @@ ROWS = (
         "imagenet_v2", "id", "folder",
         (
             "imagenetv2-matched-frequency-format-val",
-            "ood_datasets/imagenetv2-matched-frequency-format-val",
+            "ood_datasets/imagenetv2-matched-frequency-format-val", "images_largescale/imagenet_v2",
+            "imagenet_v2",
         ),
         {"test": ("",)}, *IMAGENET, size=224, resize=256, num_classes=1000, count={"test": 10_000},
         layout="imagenetv2-matched-frequency-format-val/<0..999>/*.jpeg",
