@@ -8,6 +8,7 @@ folder for another class. What was decoded is kept by `array_cache`, under a dig
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -166,16 +167,22 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "I;16")
 
 
-def decode(path: Path, recipe: Recipe, shape: tuple[int, int, int] | None = None) -> np.ndarray:
+def decode(
+    path: Path,
+    recipe: Recipe,
+    shape: tuple[int, int, int] | None = None,
+    content: bytes | None = None,
+) -> np.ndarray:
     """Decode one file to uint8 (C, H, W).
 
     Args:
         shape: (C, H, W) of the first image of the set, which this one must have too.
+        content: the bytes of the file, where it lies inside another one; `path` is then its name.
 
     Raises: InputError that names a damaged file, or one of another shape.
     """
     try:
-        with open_image(path) as image:
+        with open_image(path) if content is None else Image.open(io.BytesIO(content)) as image:
             if recipe.channels is None and shape:
                 if shape[0] == 1 and not is_grey(image):
                     raise InputError(
@@ -227,24 +234,28 @@ def fill_from_files(
     """Make a function that decodes `files` into an array (N, C, H, W), on all cores."""
 
     def fill(array: np.ndarray) -> None:
-        def work(start: int) -> None:
-            for row in range(start, min(start + CHUNK, len(files))):
-                array[row] = decode(folder / files[row], recipe, array.shape[1:])
-
-        _in_threads(work, len(files), label)
+        shape = array.shape[1:]
+        fill_by(lambda row: decode(folder / files[row], recipe, shape), len(files), label)(array)
 
     return fill
 
 
 def fill_from_array(images: np.ndarray, recipe: Recipe, label: str) -> Callable[[np.ndarray], None]:
     """Do the same for images (N, H, W) or (N, H, W, 3) that are arrays already."""
+    return fill_by(lambda row: recipe(Image.fromarray(images[row])), len(images), label)
+
+
+def fill_by(
+    make: Callable[[int], np.ndarray], count: int, label: str
+) -> Callable[[np.ndarray], None]:
+    """Make a function that fills an array (count, C, H, W) with make(row), on all cores."""
 
     def fill(array: np.ndarray) -> None:
         def work(start: int) -> None:
-            for row in range(start, min(start + CHUNK, len(images))):
-                array[row] = recipe(Image.fromarray(images[row]))
+            for row in range(start, min(start + CHUNK, count)):
+                array[row] = make(row)
 
-        _in_threads(work, len(images), label)
+        _in_threads(work, count, label)
 
     return fill
 

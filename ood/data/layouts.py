@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ood.config import InputError
-from ood.data import array_files, lists
+from ood.data import array_files, hub, lists, shards, tables
 from ood.data.decoding import digest_files, digest_of
 from ood.data.folders import EmptyFolder, Listing, joined, list_images, own_path, split_folder
 from ood.data.images import ImageSet
@@ -33,15 +33,22 @@ DIRECT_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 def read_path(request: Request) -> ImageSet:
     """Read your own data by its path.
 
-    A path is a folder of images (with train/test sub-folders or not), an .npy or .npz file, or a
-    .txt list of images. Image files are turned as their EXIF orientation says.
+    A path is a folder of images (with train/test sub-folders or not), an .npy or .npz file, a .txt
+    list or a table of images, tar shards, or a set of the Hugging Face hub (hf:NAME). Image files
+    are turned as their EXIF orientation says.
     """
+    if request.row.name.startswith(hub.PREFIX):
+        return hub.read_hub(request, request.row.name)
     folder = own_path(request.row.name)
+    if folder.suffix.lower() == shards.SUFFIX:
+        return shards.read_shards(request, str(folder))
     if folder.suffix.lower() in (".npy", ".npz"):
         return array_files.read_own_array(request, folder)
     request = replace(request, recipe=replace(request.recipe, upright=True))
     if folder.suffix.lower() == ".txt":
         return lists.read_own_list(request, folder)
+    if folder.suffix.lower() in tables.SUFFIXES:
+        return tables.read_table(request, folder)
     if not folder.is_dir():
         raise InputError(
             f"no folder '{folder}'; a data set is a folder of images, "

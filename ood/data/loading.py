@@ -42,8 +42,9 @@ def load(
 
     Args:
         name: a registered name (`ood.data.names()`), or the path of your own data: a folder of
-            images ("./photos", its sub-folders are the classes), an .npy or .npz file, or a .txt
-            list of 'path label' lines.
+            images ("./photos", its sub-folders are the classes), an .npy or .npz file, a .txt list
+            of 'path label' lines, a table (`ood.data.tables`), tar shards (`ood.data.shards`), or
+            a set of the Hugging Face hub (`ood.data.hub`).
         split: "train", "test", or "val" where the set has one.
         data_dir: the data root.
         size: output side in pixels. The SHORTER side of every image becomes `resize` (default:

@@ -26,7 +26,9 @@ from ood.data.registry.entry import Archive, DatasetInfo
 
 __all__ = ["Archive", "DatasetInfo", "TABLE", "info", "is_folder_path", "names"]
 
-FILES = (".npy", ".npz", ".txt")  # own data in one file: an array, several arrays, a list of images
+# Own data in one file: an array, several arrays, a list or table of images, shards.
+FILES = (".npy", ".npz", ".txt", ".csv", ".tsv", ".parquet", ".tar")
+HUB = "hf:"  # sets of the Hugging Face hub
 FAMILIES = (id, classic, large, openood, shift, anomaly, openmibood, sound, text)
 TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 
@@ -61,18 +63,21 @@ def info(name: str | DatasetInfo) -> DatasetInfo:
         )
     raise InputError(
         f"unknown data set '{name}'{nearest(name, TABLE)}; known: {', '.join(TABLE)}, "
-        "or the path of a folder of images, an .npy or .npz file, or a .txt list of images"
+        "or the path of a folder of images, an .npy or .npz file, a .txt list or .csv table of "
+        "images, .tar shards, or hf:NAME"
     )
 
 
 def is_folder_path(name: str) -> bool:
     """Say whether `name` means a path rather than a registered set.
 
-    Paths are './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt', and the name of a
-    folder that exists and is no registered set.
+    Paths are './photos', '/data/photos', 'photos/', 'images.npy', 'list.txt', 'table.csv',
+    'train-{0000..0009}.tar', 'hf:uoft-cs/cifar10', and the name of a folder that exists and is no
+    registered set.
     """
     return (
         name.lower().endswith(FILES)
+        or name.startswith(HUB)
         or "/" in name
         or "\\" in name
         or name in (".", "..")
