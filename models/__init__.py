@@ -1,4 +1,4 @@
-"""Network architectures: `build` one by name, `adapt` any other, read and write `checkpoints`."""
+"""Networks: `build` one by name, `load` a published one, `adapt` any other; `checkpoints`."""
 
 import os
 
@@ -23,6 +23,7 @@ from .classifier import Activations, Classifier, ModelError
 from .decoder import Decoder, decoder_for
 from .gru import GRUClassifier
 from .registry import build, names, options, rebuild
+from .weights import load
 
 __all__ = [
     "Activations",
@@ -38,6 +39,7 @@ __all__ = [
     "checkpoints",
     "decoder_for",
     "downloaded",
+    "load",
     "names",
     "options",
     "rebuild",

@@ -168,7 +168,8 @@ def extract(
 
     Args:
         network: a classifier with features(x) -> (N, D) and fc (nn.Linear); `taps` and detectors
-            that need 'maps' also call feature_maps(x) and embed.
+            that need 'maps' also call feature_maps(x) and embed. One map may come without a list,
+            as pytorch-ood's networks give it.
         images: an ImageSet: len, labels, digest, batches(batch_size) -> pixels (B, C, H, W).
         preprocess: pixel batch -> normalised float batch, with `mean` and `std`; its repr is part
             of the cache key.
@@ -292,6 +293,7 @@ class Forward:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             mapped = self.taps or any("maps" in d.needs for d in self.detectors.values())
             maps = network.feature_maps(x) if mapped else []
+            maps = [maps] if isinstance(maps, Tensor) else maps
             features = network.embed(maps[-1]) if mapped else network.features(x)  # (B, D)
         features = features.float()
         weight, bias = network.fc.weight.float(), _bias(network.fc)

@@ -28,7 +28,7 @@ FIRST_USE = (
 
 
 class ObtainError(RuntimeError):
-    """A set could not be obtained; the message says why and what to do, in one line."""
+    """A set or a file could not be obtained; the message says why and what to do, in one line."""
 
 
 def work_folder(archive: Archive, data_dir: Path) -> Path:
@@ -52,6 +52,19 @@ def find_placed(archive: Archive, data_dir: Path) -> Path | None:
             _trust(archive, digest, str(file), data_dir)
             return file
     return None
+
+
+def verify(archive: Archive, data_dir: Path) -> None:
+    """Verify a file that lies in its place already, against its published or recorded checksum.
+
+    Raises ObtainError if it is another one.
+    """
+    place = data_dir / archive.place
+    first = _recorded(data_dir).get(archive.place, {}).get("sha256")
+    sha256 = archive.sha256 or (None if archive.md5 else first)
+    wrong, _ = fault(place, archive.bytes, archive.md5, sha256)
+    if wrong:
+        raise ObtainError(f"'{place}' {wrong}; remove it and run this again")
 
 
 def download(archive: Archive, work: Path, data_dir: Path, patience: Patience, log) -> Path:

@@ -1,4 +1,4 @@
-"""Class centres of pytorch_ood.model. Networks are in `models` of this repository."""
+"""The class centres of `ood.losses`, under pytorch-ood's path."""
 
 from ood.losses import ClassCenters, RunningCenters
 
