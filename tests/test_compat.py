@@ -199,7 +199,7 @@ def test_hyperparameters_by_their_names(network, sets):
     )
     dice = compat.DICE(None, network.fc.weight, network.fc.bias, p=0.1).set_hyperparameters(p=0.9)
     assert dice.formula.percentile == 90.0
-    with pytest.raises(ValueError, match="unknown hyper-parameter"):
+    with pytest.raises(ValueError, match="no hyper-parameter"):
         dice.set_hyperparameters(q=1)
     with pytest.raises(ValueError, match="fraction"):
         compat.DICE(None, network.fc.weight, network.fc.bias, p=65.0)

@@ -64,7 +64,7 @@ def test_values_are_those_of_the_metric(made):
         wrapped.update(data()[0], classes=data()[1])
 
 
-@pytest.mark.filterwarnings("ignore:.*images have no ID")
+@pytest.mark.filterwarnings("ignore:.*images have pixels")
 def test_pixels_of_each_image(made):
     maps, masks = (part.view(3, 4, 5) for part in data()[:2])
     plain, wrapped = (make(metrics.PerImage(metrics.AUROC())) for make in (lambda m: m, made))

@@ -2,10 +2,10 @@
 
 Write `ood.compat` for `pytorch_ood` in a script, and it runs:
 
-    from ood.compat.detector import EnergyBased, ViM  # was: pytorch_ood.detector
+    from ood.compat.detector import KNN  # was: pytorch_ood.detector
     from ood.compat.metrics import OODMetrics  # was: pytorch_ood.metrics
 
-    detector = ViM(model.features, d=64, w=model.fc.weight, b=model.fc.bias).fit(train_loader)
+    detector = KNN(model.features, k=50).fit(train_loader)
     scores = detector(images)  # larger = OOD
 
 Every module and name of pytorch-ood 0.4.0 is here: api, augment, benchmark, dataset, detector,

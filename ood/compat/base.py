@@ -64,9 +64,9 @@ class Detector:
         self._device = torch.device(device)
         for module in self._modules():
             module.to(device)
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
+        own = {key: part for key, part in vars(self).items() if isinstance(part, Tensor)}
+        for key, part in own.items():
+            setattr(self, key, part.to(device))
         return self
 
     def _modules(self) -> Iterator[nn.Module]:
@@ -78,16 +78,21 @@ class Detector:
                     yield part
 
     def get_hyperparameters(self) -> dict:
-        return {name: getattr(self, name) for name in self.hyperparameter_space}
+        """Values of the names in `hyperparameter_space`."""
+        return dict((key, getattr(self, key)) for key in self.hyperparameter_space)
 
     def set_hyperparameters(self, **kwargs) -> Detector:
-        for name, value in kwargs.items():
-            if name not in self.hyperparameter_space:
-                raise ValueError(
-                    f"unknown hyper-parameter '{name}' of {type(self).__name__}; "
-                    f"known: {', '.join(self.hyperparameter_space)}"
-                )
-            setattr(self, name, value)
+        """Set some of the names in `hyperparameter_space`.
+
+        Raises: ValueError for any other name. Nothing is set then.
+        """
+        if other := [key for key in kwargs if key not in self.hyperparameter_space]:
+            raise ValueError(
+                f"{self._name} has no hyper-parameter {', '.join(other)}; "
+                f"it has: {', '.join(self.hyperparameter_space) or 'none'}"
+            )
+        for pair in kwargs.items():
+            setattr(self, *pair)
         return self
 
     def __setattr__(self, name: str, value) -> None:
@@ -317,7 +322,7 @@ class StructuredDetector(Detector):
 
     def fit_structured(self, *args, **kwargs) -> Detector:
         if self.requires_fit:
-            raise NotImplementedError(f"{type(self).__name__} requires fitting and must say how")
+            raise NotImplementedError(f"{self._name} has requires_fit, but not its own fit")
         return self
 
     def predict_structured(self, *args, **kwargs) -> Tensor:

@@ -377,10 +377,10 @@ def odin_preprocessing(
         raise ModelNotSetException("ODIN needs a network")
     std = _std(norm_std, x, "ODIN")
     with torch.inference_mode(False), torch.enable_grad():
-        x = x.detach().clone().requires_grad_()
-        logits = model(x) / temperature
+        leaf = x.detach().clone().requires_grad_()
+        logits = model(leaf) / temperature
         loss = (criterion or cross_entropy)(logits, logits.detach().argmax(1) if y is None else y)
-    return perturb(x, loss, eps, std)
+    return perturb(leaf, loss, eps, std)
 
 
 def _std(norm_std: list[float] | None, x: Tensor, owner: str) -> tuple[float, ...]:

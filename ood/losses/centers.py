@@ -25,14 +25,15 @@ from ood.losses.base import (
 
 
 class ClassCenters(Checked):
-    """Class centres, one for every class, drawn from a standard normal distribution.
+    """Class centres, one for every class, drawn from N(0, 1).
 
     `params` holds the centres (K, D). A call with x (N, D) gives squared distances (N, K).
     """
 
     def __init__(self, n_classes: int, n_features: int, fixed: bool = False):
         super().__init__()
-        self._params = nn.Parameter(torch.randn(n_classes, n_features), requires_grad=not fixed)
+        drawn = torch.randn(n_classes, n_features)
+        self._params = nn.Parameter(drawn, requires_grad=not fixed)
 
     @property
     def params(self) -> nn.Parameter:
@@ -115,7 +116,7 @@ class CenterLoss(Loss):
         n_classes: C, the number of classes.
         n_dim: D, the length of the features.
         magnitude: factor on the initial centres. They are unit vectors where C = D, else drawn from
-            a standard normal distribution. pytorch-ood applies it only to fixed unit vectors.
+            N(0, 1). pytorch-ood applies it only to fixed unit vectors.
         radius: r, subtracted from the SQUARED distance, as in pytorch-ood.
         fixed: whether the centres stay where they are.
     Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition",
@@ -198,7 +199,7 @@ class CACLoss(Loss):
         super().__init__()
         self.n_classes, self.magnitude = n_classes, magnitude
         self.alpha, self.squared = alpha, squared
-        self._centers = ClassCenters(n_classes, n_classes, fixed=True)
+        self._centers = ClassCenters(n_classes, n_features=n_classes, fixed=True)
         self._centers.params.data = magnitude * torch.eye(n_classes)
 
     @property

@@ -29,13 +29,12 @@ class _Hypersphere(Loss):
 
     def __init__(self, n_dim: int, center: Tensor | None):
         super().__init__()
-        if center is not None:
+        self._center = ClassCenters(n_classes=1, n_features=n_dim, fixed=True)
+        self.given = center is not None
+        if self.given:
             require(center.shape == (n_dim,), f"center must have the shape ({n_dim},)")
             require(bool(center.isfinite().all()), "center holds NaN or infinite values")
-        self.given = center is not None
-        self._center = ClassCenters(1, n_dim, fixed=True)
-        if center is not None:
-            self._center.params.data = center.detach().clone().reshape(1, n_dim)
+            self._center.params.data = center.detach().clone()[None]
 
     @property
     def center(self) -> ClassCenters:
@@ -69,8 +68,8 @@ class DeepSVDDLoss(_Hypersphere):
     Args:
         n_dim: D, the length of the features.
         reduction: over the ID rows, "mean", "sum" or "none".
-        radius: r. 0 is the one-class objective. Above 0 it is the soft boundary with a fixed
-            radius, which `fit_radius` sets from distances.
+        radius: r. The one-class objective has 0. A radius above 0 is fixed while the network
+            trains (soft boundary); `fit_radius` sets it from distances.
         center: c (D,). With None it is drawn at random. classifier_pretraining.py then sets it to
             the mean feature before training.
     Source: Ruff et al., "Deep One-Class Classification", ICML 2018 (PMLR 80), eq. 3-4. The terms

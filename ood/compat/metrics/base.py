@@ -82,7 +82,8 @@ class Metric:
 
     def compute(self) -> dict[str, float]:
         """Compute {name: value} from all batches. Raises InputError where it has no value."""
-        return {key: float(value) for key, value in self._compute().items()}
+        found = self._compute()
+        return dict(zip(found, map(float, found.values())))
 
     def _update(self, inputs: dict[str, Tensor]) -> None:
         """Take in a batch that `update` has checked: {name: (N,)} with N > 0."""
@@ -108,12 +109,10 @@ class Metric:
             raise TypeError(
                 f"{self._name}.update takes {', '.join(self.inputs)}: {error}"
             ) from None
-        given = {name: value for name, value in bound.items() if value is not None}
-        for name, value in given.items():
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"{self._name}.update: {name} is a {type(value).__name__}, not a tensor"
-                )
+        given = {key: part for key, part in bound.items() if part is not None}
+        if wrong := [key for key, part in given.items() if not torch.is_tensor(part)]:
+            kind = type(given[wrong[0]]).__name__
+            raise TypeError(f"{self._name}.update: {wrong[0]} is a {kind}, not a tensor")
         lacking = [n for n in self.inputs if n not in given and n not in self.optional]
         if lacking:
             raise InputError(f"{self._name}.update lacks {', '.join(lacking)}")
@@ -131,7 +130,7 @@ class Metric:
 
 
 class StreamingMetric(Metric):
-    """A metric whose state does not grow with the number of images."""
+    """A metric with a state of fixed size, such as a count."""
 
 
 class BufferedMetric(Metric):
@@ -189,14 +188,11 @@ class MetricCollection(BufferedMetric):
         self.inputs = tuple(dict.fromkeys(named))
         self.needs_id = any(metric.needs_id for metric in self.metrics)
         self.needs_ood = any(metric.needs_ood for metric in self.metrics)
-        self._buffered = [m for m in self.metrics if isinstance(m, BufferedMetric)]
-        self._streaming = [m for m in self.metrics if not isinstance(m, BufferedMetric)]
-        self._kept = {name for metric in self._buffered for name in metric.inputs}
         self._given: set[str] | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(key for metric in self.metrics for key in metric.keys)
+        return sum((metric.keys for metric in self.metrics), ())
 
     def update(self, **inputs: Tensor) -> MetricCollection:
         return super().update(**inputs)
@@ -205,18 +201,23 @@ class MetricCollection(BufferedMetric):
         batch = super()._match(*args, **kwargs)
         if self._given not in (None, set(batch)):
             some = ", ".join(sorted(set(batch) ^ self._given))
-            raise InputError(f"{self._name}: give {some} in all calls of update or in none")
+            raise InputError(f"{self._name}: give {some} in every update or in no update")
         return batch
 
-    def _fed(self, metrics: list[Metric]) -> list[Metric]:
+    def _fed(self) -> list[Metric]:
         """Those metrics all of whose inputs are given."""
-        return [m for m in metrics if self._given is not None and self._given >= set(m.inputs)]
+        return [metric for metric in self.metrics if set(metric.inputs) <= (self._given or set())]
 
     def _update(self, inputs: dict[str, Tensor]) -> None:
-        self._given = set(inputs)
-        super()._update({name: value for name, value in inputs.items() if name in self._kept})
-        for metric in self._fed(self._streaming):
-            metric._update({name: inputs[name] for name in metric.inputs})
+        """Keep what buffered metrics need, once. Hand the rest on."""
+        self._given, kept = set(inputs), {}
+        for metric in self._fed():
+            part = {key: inputs[key] for key in metric.inputs}
+            if isinstance(metric, BufferedMetric):
+                kept |= part
+            else:
+                metric._update(part)
+        super()._update(kept)
 
     def _reset(self) -> None:
         super()._reset()
@@ -226,15 +227,15 @@ class MetricCollection(BufferedMetric):
 
     def _compute_from(self, data: Values) -> dict:
         found = {}
-        for metric in self._fed(self.metrics):
-            whole = metric in self._buffered
-            found.update(metric._compute_from(data) if whole else metric._compute())
+        for metric in self._fed():
+            whole = isinstance(metric, BufferedMetric)
+            found |= metric._compute_from(data) if whole else metric._compute()
         return found
 
 
 def leave_entries_to(owner: str, metric: Metric) -> None:
     """Raise InputError for a metric inside another one that has a device or a void_label itself."""
-    if metric.device is not None or metric.void_label is not None:
+    if (metric.device, metric.void_label) != (None, None):
         raise InputError(
             f"{owner} needs device and void_label for itself; {metric._name} must have neither"
         )

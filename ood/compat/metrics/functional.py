@@ -37,7 +37,7 @@ def flat(*values) -> list[np.ndarray]:
     tensors = [torch.as_tensor(v).detach() for v in values]
     if len({t.shape for t in tensors}) > 1:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise InputError(f"scores, labels and predictions must have the same shape, got {shapes}")
+        raise InputError(f"scores, labels and predictions differ in shape: {shapes}")
     half = (torch.float16, torch.bfloat16)
     tensors = [t.float() if t.dtype in half else t for t in tensors]
     return [t.reshape(-1).cpu().numpy() for t in tensors]
@@ -132,7 +132,7 @@ def roc_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def pr_curve(
     scores: Tensor, labels: Tensor, positive: str = "ood"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points of the precision-recall curve, with 'ood' or 'id' positive.
+    """Points of precision and recall; the positive class is 'ood' or 'id'.
 
     Returns: precision (U + 1,) and recall (U + 1,), recall falling to the end (1, 0), and the U
         thresholds in the same order.

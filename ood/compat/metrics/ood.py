@@ -39,7 +39,7 @@ class AUROC(_OfScores):
 
 
 class AUPR(_OfScores):
-    """Average precision, with 'ood' (AUPR-OUT) or 'id' (AUPR-IN) as the positive class."""
+    """Average precision. The positive class is 'ood' for AUPR-OUT, and 'id' for AUPR-IN."""
 
     def __init__(self, positive: str = "ood", *, device=None, void_label: int | None = None):
         super().__init__(device=device, void_label=void_label)
@@ -127,4 +127,4 @@ class OODMetrics(MetricCollection):
 
 def of_scores(fpr_at: float) -> list[Metric]:
     """The metrics that need scores and labels alone."""
-    return [AUROC(), AUTC(), AUPR("id"), AUPR("ood"), FPRAtTPR(fpr_at)]
+    return [AUROC(), AUTC(), *map(AUPR, ("id", "ood")), FPRAtTPR(tpr=fpr_at)]

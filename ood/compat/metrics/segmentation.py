@@ -1,4 +1,4 @@
-"""Metrics of pixels: over all images together, or for each image and then averaged."""
+"""Metrics of pixels: of all pixels at once, or of each image and then averaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["OODPerImageSegmentationMetrics", "OODSegmentationMetrics", "PerImage
 
 
 class OODSegmentationMetrics(MetricCollection):
-    """The metrics of OODMetrics, without ACC, over the pixels of all images together."""
+    """The metrics of OODMetrics, without ACC. All pixels count alike, whatever their image."""
 
     def __init__(self, *, fpr_at: float = 0.95, device=None, void_label: int | None = None):
         super().__init__(of_scores(fpr_at), device=device, void_label=void_label)
@@ -79,7 +79,7 @@ class PerImage(StreamingMetric):
         if self.skipped:
             warnings.warn(
                 f"{self._name}: {self.skipped} of {self.skipped + len(self.found)} images have "
-                "no ID or no OOD pixels and do not count",
+                "pixels of one kind only and do not count",
                 stacklevel=3,
             )
         names = self.found[0]

@@ -51,13 +51,13 @@ class GridSearch:
         higher_is_better: bool = True,
         device: str = "cpu",
     ):
-        self.space = hyperparameter_space or detector.hyperparameter_space
-        if not self.space or not all(self.space.values()):
+        space = hyperparameter_space or detector.hyperparameter_space
+        self.detector, self.device, self.space = detector, device, space
+        if not space or not all(space.values()):
             raise InputError(
                 f"GridSearch: {type(detector).__name__} has nothing to search: the values to try "
-                f"are {self.space}; give at least one for each name in hyperparameter_space"
+                f"are {space}; give at least one for each name in hyperparameter_space"
             )
-        self.detector, self.device = detector, device
         self.fit_loader, self.val_loader = fit_loader, val_loader
         self.metric, self.metric_name = metric or OODMetrics(), metric_name
         self.higher_is_better = higher_is_better
@@ -99,12 +99,12 @@ class GridSearch:
             if not scores.isfinite().all():
                 return math.nan
             self.metric.update(scores=scores, labels=labels)
-        values = self.metric.compute()
-        if self.metric_name not in values:
+        found = self.metric.compute()
+        if (value := found.get(self.metric_name)) is None:
             raise InputError(
-                f"GridSearch: the metric gives {', '.join(values)}, not {self.metric_name}"
+                f"GridSearch: the metric gives {', '.join(found)}, not {self.metric_name}"
             )
-        return float(values[self.metric_name])
+        return float(value)
 
 
 class _OnImages:

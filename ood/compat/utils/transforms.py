@@ -35,7 +35,7 @@ class TargetMapping:
         if known & unknown:
             raise ValueError(f"classes {sorted(known & unknown)} are both known and unknown")
         self.labels = {
-            **{c: i for i, c in enumerate(sorted(known))},
+            **dict(zip(sorted(known), range(len(known)))),
             **{c: -(c + 1) for c in unknown},
         }
 

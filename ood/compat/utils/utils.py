@@ -76,7 +76,7 @@ class TensorBuffer:
         return not self._parts
 
     def append(self, key, value: Tensor) -> TensorBuffer:
-        if not isinstance(value, Tensor):
+        if not torch.is_tensor(value):
             raise ValueError(f"a TensorBuffer holds tensors, got {type(value).__name__}")
         self._parts.setdefault(key, []).append(value.detach().to(self.device))
         return self
@@ -115,15 +115,15 @@ def extract_features(
     Returns: the flattened outputs (N, D) and the labels (N,), both on the CPU.
     Raises: InputError if the loader has no ID image.
     """
-    buffer = TensorBuffer()
-    for x, y in data_loader:
-        known = is_known(y)
-        if known.any():
-            inside = x[known.to(x.device)].to(device)
-            buffer.append("features", model(inside).flatten(1)).append("labels", y[known])
-    if buffer.is_empty():
+    features, labels = [], []
+    for images, targets in data_loader:
+        rows = is_known(targets).nonzero()[:, 0]
+        if len(rows):
+            features.append(model(images[rows.to(images.device)].to(device)).flatten(1).cpu())
+            labels.append(targets[rows].cpu())
+    if not labels:
         raise InputError("the loader has no ID image (label >= 0)")
-    return buffer["features"], buffer["labels"]
+    return torch.cat(features), torch.cat(labels)
 
 
 def extract_feature_avg(
@@ -138,12 +138,12 @@ def drop_unknown(target: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 
     Raises: ValueError for labels of another shape than (B,).
     """
-    if target.dim() != 1:
-        raise ValueError(f"labels must have shape (B,), got {tuple(target.shape)}")
-    known = is_known(target)
-    if not known.all():
-        warnings.warn(f"{int((~known).sum())} rows with labels below 0 are left out", stacklevel=2)
-    return tuple(t[known] for t in (target, *tensors))
+    kept = is_known(target)
+    if kept.ndim != 1:
+        raise ValueError(f"one label per row is needed, (B,); got {tuple(kept.shape)}")
+    if dropped := len(kept) - int(kept.sum()):
+        warnings.warn(f"{dropped} rows with labels below 0 are left out", stacklevel=2)
+    return tuple(rows[kept] for rows in (target, *tensors))
 
 
 def estimate_class_centers(
