@@ -36,6 +36,7 @@ SMALL = {  # flags that make a script quick; later ones win over those in the co
     "scripts/reproduce_heatmap.py": "-seeds 0 -epochs 1",
     "scripts/reproduce_leaveout.py": "-seeds 0 -epochs 1 -limit 60",
     "scripts/reproduce_objectives.py": "-seeds 0 -epochs 1",
+    "scripts/reproduce_text.py": "-seeds 0 -epochs 1 -limit 300",
     "scripts/reproduce_vmdls_mnist.py": "-epochs 1 -ae_epochs 1 -limit 300",
     "scripts/bench_heatmap.py": "-arch small_cnn -id_images 64 -ood_images 16",
     "scripts/bench_leaveout.py": "-archs small_cnn -steps 1 -rounds 1 -batch_size 4",
@@ -46,7 +47,11 @@ SMALL = {  # flags that make a script quick; later ones win over those in the co
     "scripts/bench_train.py": "-archs small_cnn -batch_size 8 -steps 1 -rounds 1",
 }
 FILES = ("-checkpoint", "-weights", "-feature_mean")  # flags whose values are files of the authors
-NO_DATA = ("download_data.py", "-download")  # how the message of a missing data set goes on
+NO_DATA = (
+    "download_data.py",
+    "-download",
+    "pip install --no-deps",
+)  # how the message of a missing data set goes on
 
 parser = cli.Parser(
     "Run every command that docs/ prints, each alone, in a clean clone.",
