@@ -197,6 +197,14 @@ def test_hyperparameters_by_their_names(network, sets):
     torch.testing.assert_close(
         compat.GEN.score(f, 0.5, M=3), compat.GEN(None, 0.5, 3).predict_logits(f)
     )
+    head = nn.Linear(6, 1)
+    for d in (compat, peer):
+        weighted = d.WeightedEBO(None, head.weight)
+        with torch.no_grad():
+            head.weight.copy_(torch.rand(1, 6))  # trained further
+        torch.testing.assert_close(
+            weighted.predict_logits(f).float(), d.WeightedEBO.score(f, head.weight).float()
+        )
     dice = compat.DICE(None, network.fc.weight, network.fc.bias, p=0.1).set_hyperparameters(p=0.9)
     assert dice.formula.percentile == 90.0
     with pytest.raises(ValueError, match="no hyper-parameter"):

@@ -9,6 +9,7 @@ import torch
 from compat_toys import sets  # noqa: F401  (a fixture)
 from detector_toys import network, passed  # noqa: F401  (fixtures)
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ood import compat
@@ -68,6 +69,53 @@ def test_collections(scored):
     made = [m.MetricCollection([m.AUROC(), m.Accuracy()]) for m in BOTH]
     found = [metric.update(**given).compute() for metric in made]
     assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+OWN = """
+class Gap(metrics.BufferedMetric):
+    inputs, keys, needs_id, needs_ood = ("scores", "labels"), ("GAP",), True, True
+
+    def _compute_from(self, data):
+        ood = data["labels"] < 0
+        return {"GAP": data["scores"][ood].mean() - data["scores"][~ood].mean()}
+
+class Share(metrics.StreamingMetric):
+    inputs, keys = ("labels",), ("SHARE",)
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.ood = self.all = torch.tensor(0.0)
+
+    def _update(self, inputs):
+        self.ood = self.ood + (inputs["labels"] < 0).sum()
+        self.all = self.all + len(inputs["labels"])
+
+    def _compute(self):
+        return {"SHARE": self.ood / self.all}
+
+    def _reset(self):
+        self.ood = self.all = torch.tensor(0.0)
+"""
+
+
+def test_metrics_of_your_own(scored):
+    found = []
+    for library in BOTH:
+        scope = {"metrics": library, "torch": torch}
+        exec(OWN, scope)
+        gap, share = scope["Gap"], scope["Share"]
+        made = [gap(), share(void_label=2), library.MetricCollection([gap(), share()])]
+        images = library.PerImage(library.MetricCollection([gap(), share()]))
+        for part in (slice(0, 150), slice(150, 400)):
+            given = {"scores": scored[0][part], "labels": scored[1][part]}
+            made[0].update(**given)
+            made[1].update(given["labels"])
+            made[2].update(**given)
+        images.update(scores=scored[0].view(8, 50), labels=scored[1].view(8, 50))
+        found.append([metric.compute() for metric in (*made, images)])
+        found[-1].append(made[1].reset().update(scored[1][:10]).compute())
+    for mine, peers in zip(*found):
+        assert mine == pytest.approx(peers, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +263,17 @@ def test_centres_distances_and_temperature(network, sets):
             lambda d, net: d.ViM(net.features, 4, net.fc.weight, net.fc.bias),
             {"d": [2, 8, 512]},
         ),
+        (
+            lambda d, net: d.MultiMahalanobis(
+                [
+                    nn.Sequential(net.first, net.norm, nn.ReLU()),
+                    nn.Sequential(net.second, nn.ReLU()),
+                ]
+            ),
+            {"alpha": [[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]},
+        ),
     ),
-    ids=("KNN", "GEN", "ReAct", "ViM"),
+    ids=("KNN", "GEN", "ReAct", "ViM", "layers"),
 )
 def test_grid_search(make, space, network, sets):
     loader, x, labels = sets

@@ -66,15 +66,19 @@ class Entropy(LogitsDetector):
 
 
 class WeightedEBO(LogitsDetector):
+    """Energy with a weight per class. The weights count as they are at the time of scoring."""
+
     @staticmethod
     def score(logits: Tensor, weights: Tensor) -> Tensor:
         return direct("webo", logits, weights=tuple(weights.flatten().tolist()))
 
     def __init__(self, model, weights: Tensor):
-        super().__init__(
-            detectors.create("webo", weights=[float(w) for w in weights.flatten()]), model
-        )
+        super().__init__(detectors.create("webo", weights=(1.0,)), model)
         self.weights = weights
+
+    def _score(self, z: Tensor) -> Tensor:
+        self.formula.weights = tuple(self.weights.flatten().tolist())
+        return super()._score(z)
 
 
 class GEN(LogitsDetector):

@@ -164,11 +164,12 @@ class MultiMahalanobis(StructuredDetector):
     """
 
     requires_fit = needs_labels = True
+    fields = {"alpha": ("weights", tuple)}
 
     def __init__(self, model: list[nn.Module], alpha: list[float] | None = None):
         if not len(model):
             raise ValueError("MultiMahalanobis: there are no modules")
-        super().__init__(detectors.create("mds_ensemble", weights=alpha), list(model))
+        super().__init__(detectors.create("mds_ensemble"), list(model))
         self.alpha = list(alpha or [1.0] * len(model))
 
     @property
