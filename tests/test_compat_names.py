@@ -41,7 +41,7 @@ ATTRIBUTES = {
     "detector.gram.Gram.validation_fraction": "every tenth image of a class is held out",
 }
 # Names whose part is still to come.
-NOT_YET = ("augment", "benchmark", "dataset")
+NOT_YET = ("augment", "dataset")
 
 
 def modules():

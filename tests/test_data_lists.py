@@ -549,15 +549,15 @@ def test_ssb_cub(cub):
         and test.labels.tolist() == [0, 1]
     )
     benchmark = load_benchmark("ssb_cub")
-    hard, easy = (benchmark.load_ood(entry, 2, cub) for entry in benchmark.entries)
+    easy, hard = (benchmark.load_ood(entry, 2, cub) for entry in benchmark.entries)
     assert (
         (len(hard), len(easy)) == (1, 1)
         and np.allclose(values(hard) + values(easy), [12, 10], atol=2)
         and (hard.labels == -1).all()
     )
     assert [(entry.group, entry.label) for entry in benchmark.entries] == [
-        ("near", "hard"),
         ("far", "easy"),
+        ("near", "hard"),
     ]
 
 

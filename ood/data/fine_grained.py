@@ -42,9 +42,21 @@ def read_fine_grained(request: Request) -> ImageSet:
 def ssb_classes(path: Path, first: int = 0) -> dict[str, list[int]]:
     """Read {'known', 'easy', 'hard'}: class numbers from 0; hard includes the medium classes.
 
+    Args: see `ssb_splits`.
+    """
+    known, unknown = ssb_splits(path, first)
+    hard = unknown.get("Hard", []) + unknown.get("Medium", [])
+    return {"known": known, "easy": unknown.get("Easy", []), "hard": hard}
+
+
+def ssb_splits(path: Path, first: int = 0) -> tuple[list[int], dict[str, list[int]]]:
+    """Read the known classes, and the unknown ones by difficulty; numbers from 0.
+
     Args:
         path: a pickle of lists of integers. Anything else in it is refused, never executed.
         first: number of the first class in the file.
+
+    Raises: InputError for a file that holds anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -53,16 +65,11 @@ def ssb_classes(path: Path, first: int = 0) -> dict[str, list[int]]:
             key: [int(label) - first for label in value]
             for key, value in content["unknown_classes"].items()
         }
-        known = [int(label) - first for label in content["known_classes"]]
+        return [int(label) - first for label in content["known_classes"]], unknown
     except Exception as error:
         raise InputError(
             f"'{path}' is no file of class splits ({error}); remove it and fetch it again"
         ) from None
-    return {
-        "known": known,
-        "easy": unknown.get("Easy", []),
-        "hard": unknown.get("Hard", []) + unknown.get("Medium", []),
-    }
 
 
 class _Plain(pickle.Unpickler):

@@ -18,6 +18,7 @@ from ood.data.request import Request, from_files
 
 LISTS = "benchmark_imglist"
 FAMILIES = ("images_classic", "images_largescale")  # OpenOOD's folders of images
+DIRECTLY = "."  # or below the data root itself, where pytorch-ood unpacks them
 
 
 def read_lists(request: Request) -> ImageSet:
@@ -137,7 +138,7 @@ def read_list(path: Path, labelled: bool = True) -> tuple[list[str], list[int]]:
 
 def _place(data_dir: Path, root: str, path: str) -> str | None:
     """Find where the image of a list lies, relative to the data root; None where it does not."""
-    for top in dict.fromkeys((root, *FAMILIES)):
+    for top in dict.fromkeys((root, *FAMILIES, DIRECTLY)):
         if os.path.isfile(data_dir / top / path):
             return f"{top}/{path}"
     for prefix, others in SAME.items():
@@ -160,9 +161,9 @@ _SORTED: dict[Path, dict[str, str]] = {}
 def _sorted_in(folder: Path) -> dict[str, str]:
     """Give {file: class folder} of ImageNet's validation images that are sorted into classes.
 
-    A folder is listed once.
+    A folder is listed once. One that is empty or not there may be filled later.
     """
-    if folder not in _SORTED:
+    if not _SORTED.get(folder):
         _SORTED[folder] = {
             entry.name: place.name
             for place in (os.scandir(folder) if folder.is_dir() else ())

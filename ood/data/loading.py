@@ -106,17 +106,19 @@ def find(
     *,
     download: bool = False,
     advice: str | None = None,
+    lists: tuple[str, ...] | None = None,
 ) -> Listed:
     """Find the files of a set without decoding them; fetch them first if they are missing.
 
     Args:
         name: as for `load`, or a row of your own.
+        lists: as for `load`, or their absolute paths.
         advice: what the errors tell the user to do; default: the flag and the command that fetch
             the set.
 
     Raises: MissingData, InputError as `load` does.
     """
-    row = _checked(name, split)
+    row = _checked(name, split, lists=lists)
     request = Request(
         row,
         split,
@@ -124,6 +126,7 @@ def find(
         Recipe(),
         download=download,
         advice=advice,
+        lists=tuple(lists) if lists else None,
         listing=True,
     )
     return distributed.in_turn(lambda: read_or_fetch(request, READERS[row.reader]))

@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from ood.cache import Cache, content_key
+from ood.compat.dataset.base import RegistrySet
 from ood.compat.readings import LastMap
 from ood.compat.sharing import changes_in_training
+from ood.data.images import ImageSet
 from ood.outputs import network_digest
 
 # where classes of transforms may come from, whose pickles say all that they do
 KNOWN = ("torch", "torchvision", "ood", "PIL", "numpy", "builtins", "collections", "functools")
 DRAWS = ("Random", "Jitter", "Augment", "AugMix", "MixUp", "CutMix", "Dropout", "Erasing", "PixMix")
+# attributes of a RegistrySet that its digest covers, or that say only where it lies
+UNSAID = ("found", "root", "files", "labels")
 
 
 class Store:
@@ -109,12 +113,14 @@ def data_digest(dataset: Dataset) -> str | None:
         )
     if isinstance(dataset, TensorDataset):
         return digest_batches([dataset.tensors])
-    files = getattr(dataset, "digest", None)
-    if not isinstance(files, str):
+    if isinstance(dataset, ImageSet):
+        settings = {"transform": dataset.transform}
+    elif isinstance(dataset, RegistrySet):
+        settings = {k: v for k, v in vars(dataset).items() if k not in UNSAID}
+    else:
         return None
-    changes = [getattr(dataset, name, None) for name in ("transform", "target_transform", "loader")]
-    described = _described((type(dataset), changes))
-    return described and f"{files} {described}"
+    described = _described((type(dataset), settings))
+    return described and f"{dataset.digest} {described}"
 
 
 def digest_batches(batches: Iterable) -> str:

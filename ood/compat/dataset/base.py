@@ -28,6 +28,7 @@ each time. Here the checksum is enforced when the archive is fetched, and the ar
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from torch.utils.data import Dataset
 
 from ood.compat.papers import Info
 from ood.config import InputError, nearest
+from ood.data.decoding import digest_files
 from ood.data.loading import find
 from ood.data.registry import DatasetInfo, info
 from ood.data.request import Listed
@@ -58,6 +60,7 @@ def look(
     *,
     download: bool = False,
     error: type[DatasetError] = DatasetError,
+    lists: tuple[str, ...] | None = None,
 ) -> Listed:
     """Find the files of a set below `root`, and fetch them first if they are missing.
 
@@ -66,13 +69,14 @@ def look(
         download: fetch what is missing. Sizes and checksums are enforced, mirrors are tried in
             order, and an interrupted download is continued.
         error: what to raise.
+        lists: the lists that name the images, for sets of OpenOOD and OpenMIBOOD.
 
     Raises: DatasetError, or `error`.
     """
     row = info(row)
     advice = row.fetch.format(data_dir=root) or "give download=True to fetch it"
     try:
-        return find(row, split, root, download=download, advice=advice)
+        return find(row, split, root, download=download, advice=advice, lists=lists)
     except InputError as problem:
         raise error(str(problem)) from None
 
@@ -146,6 +150,17 @@ class RegistrySet(Dataset):
     def targets(self) -> np.ndarray:
         """The same, by torchvision's name."""
         return self.labels
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files and their labels, hex. Transforms are no part of it."""
+        found = self.found
+        digest = hashlib.blake2b(digest_size=16)
+        files = found.files if found.paths is None else found.paths
+        digest.update(digest_files(found.folder, files).encode())
+        for array in (found.labels, None if files else found.images):
+            digest.update(b"|" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.found)

@@ -20,7 +20,7 @@ ID_SPLITS = {"train": ("",), "val": ("",), "test": ("",)}
 # that may hold these images too.
 SAME = {
     "imagenet_1k/train/": ("ILSVRC-2012/train/", "imagenet/train/"),
-    "imagenet_1k/val/": ("ILSVRC-2012/val/", "imagenet/val/"),
+    "imagenet_1k/val/": ("ILSVRC-2012/val/", "imagenet/val/", "imagenet_1k/val/"),
     "inaturalist/images/": ("ood_datasets/iNaturalist/images/", "iNaturalist/images/"),
     "texture/": ("ood_datasets/dtd/images/", "dtd/images/"),
     "ninco/": ("NINCO/NINCO_OOD_classes/",),
