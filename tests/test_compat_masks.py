@@ -307,9 +307,18 @@ def test_sets_are_fetched(name, rows, root, server, publish, tmp_path):
 def test_an_archive_of_another_checksum_is_refused(root, server, publish, tmp_path):
     publish("roadanomaly", root)
     server.files["/RoadAnomaly_jpg.zip"] = server.files["/RoadAnomaly_jpg.zip"][:-1] + b"x"
-    with pytest.raises(RuntimeError, match="RoadAnomaly_jpg.zip.*md5"):
+    words = "RoadAnomaly_jpg.zip.*md5.*by hand from https://www.epfl.ch.*save it in '.*data'"
+    with pytest.raises(RuntimeError, match=words):
         ours.RoadAnomaly(tmp_path / "data", download=True)
     assert not (tmp_path / "data" / "RoadAnomaly").exists()
+
+
+def test_an_archive_that_a_person_saved_is_used(root, server, publish, tmp_path):
+    publish("roadanomaly", root)
+    content = server.files.pop("/RoadAnomaly_jpg.zip")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "RoadAnomaly_jpg.zip").write_bytes(content)
+    assert len(ours.RoadAnomaly(tmp_path / "data", download=True)) == 60 and not server.seen
 
 
 def test_fishyscapes_fetches_its_overlays(root, publish, tmp_path):

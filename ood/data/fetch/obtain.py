@@ -155,7 +155,10 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
         if not placed and archive.by_hand:
             missing.append(archive.name)
             continue
-        file = placed or archives.download(archive, work, data_dir, patience, log)
+        try:
+            file = placed or archives.download(archive, work, data_dir, patience, log)
+        except DownloadError as error:
+            raise DownloadError(f"{error}{_by_hand(row, archive, data_dir)}") from None
         staged = _staged(row, archive, file, work, data_dir)
         if keep and not placed:
             (work / KEPT).touch()
@@ -181,6 +184,14 @@ def _obtain(row, data_dir, replace, keep, split, patience, log) -> Outcome:
 
 def _prepare_work(row: DatasetInfo, data_dir: Path) -> Path:
     return data_dir / WORK / f"prepare-{row.name}"
+
+
+def _by_hand(row: DatasetInfo, archive: Archive, data_dir: Path) -> str:
+    """Say how a person gets an archive that no mirror gave; Google Drive's own page is said."""
+    if archive.drive or not row.source:
+        return ""
+    page = f"{row.source}, save it in '{data_dir}' and run this again"
+    return f"; or get '{archive.name}' by hand from {page}"
 
 
 def _left_over(row: DatasetInfo, data_dir: Path, replace: bool = False) -> list[Path]:

@@ -8,6 +8,8 @@ from ood.compat.dataset.img.fooling import FoolingImages
 from ood.compat.dataset.img.goe import CIFAR100GAN
 from ood.compat.dataset.img.imagelist import ImageListDataset
 from ood.compat.dataset.img.imagenet import ImageNetA, ImageNetC, ImageNetO, ImageNetR
+from ood.compat.dataset.img.imagenet200 import ImageNet200
+from ood.compat.dataset.img.imagenet800 import ImageNet800
 from ood.compat.dataset.img.mnistc import MNISTC
 from ood.compat.dataset.img.mvtech import MVTechAD
 from ood.compat.dataset.img.ninco import NINCO
@@ -47,6 +49,8 @@ __all__ = [
     "GaussianNoise",
     "ImageDatasetBase",
     "ImageListDataset",
+    "ImageNet200",
+    "ImageNet800",
     "ImageNetA",
     "ImageNetC",
     "ImageNetES",
