@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ood.config import InputError
 from ood.data.folders import EmptyFolder, Listing, list_images
 from ood.data.images import ImageSet
 from ood.data.request import Listed, Request, from_files
@@ -45,6 +46,22 @@ class Pairs:
             masks=[self.masks[row] for row in rows],
             photographs=photographs,
         )
+
+
+def own_folder(folder: Path, split: str) -> Pairs:
+    """Find images/* and masks/<same stem>.png in the folder, or in its sub-folder `split`.
+
+    Raises: InputError where there are no images, or an image has no mask.
+    """
+    top = folder / split if (folder / split).is_dir() else folder
+    if not (top / "images").is_dir():
+        raise InputError(f"no folder '{top / 'images'}'; masks lie beside it in '{top / 'masks'}'")
+    paths = list_images(top / "images").paths
+    masks = [f"masks/{Path(path).with_suffix('.png').as_posix()}" for path in paths]
+    absent = [mask for mask in masks if not (top / mask).is_file()]
+    if absent:
+        raise InputError(f"{len(absent)} images have no mask, e.g. '{top / absent[0]}'")
+    return Pairs(top, [f"images/{path}" for path in paths], masks)
 
 
 def fishyscapes(request: Request, part: str | None, base: Path | None) -> Pairs:

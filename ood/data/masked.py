@@ -21,12 +21,13 @@ from ood.data.array_files import open_array
 from ood.data.decoding import Recipe, digest_files, digest_of
 from ood.data.folders import own_path
 from ood.data.images import spread
-from ood.data.mask_layouts import LAYOUTS, Pairs
+from ood.data.mask_layouts import LAYOUTS, Pairs, own_folder
 from ood.data.registry.masks import masked_info
-from ood.data.registry.table import info
+from ood.data.registry.table import info, is_folder_path
 from ood.data.request import Request
 
 OUTLIER = -1
+OWN_OUTLIER = 254  # what stands for an outlier in the mask files of an own folder
 IGNORED = 255  # a pixel that counts for nothing
 RGB = Recipe(channels=3)
 
@@ -40,6 +41,7 @@ def _meaning(known: dict[int, int], other: int | None = None) -> np.ndarray:
 
 
 MEANINGS = {
+    "classes": _meaning({OWN_OUTLIER: OUTLIER}),
     "void": _meaning({0: 0}, IGNORED),  # Fishyscapes' outliers come from the overlay
     "one": _meaning({1: OUTLIER, 255: IGNORED}),
     "nonzero": _meaning({0: 0}, OUTLIER),
@@ -161,7 +163,10 @@ def load_masked(
     """Load the images and masks of a set for anomaly segmentation.
 
     Args:
-        name: a name of `ood.data.registry.masks.TABLE`; "mvtec:bottle" is one object of a set.
+        name: a name of `ood.data.registry.masks.TABLE`; "mvtec:bottle" is one object of a set. Or
+            the path of a folder of your own, with images/ and masks/<same name>.png, perhaps below
+            train/ and test/. Values of these masks: a class, 254 for an outlier, 255 for ignored.
+            A file classes.txt in the folder names the classes, one a line.
         split: "train", "val" or "test", where the set has it.
         data_dir: the data root.
         download: fetch the set if it is missing or damaged. Checksums are verified.
@@ -176,14 +181,16 @@ def load_masked(
         DamagedData: some of its files are missing.
         InputError: an unknown name or split, a failed download.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"a limit of {limit} images makes no sense; it must be at least 1")
+    if is_folder_path(name):
+        return _own(name, split).limited(limit)
     masked, part = masked_info(name)
     if split not in masked.splits:
         raise InputError(
             f"'{name}' has no masks for '{split}'{nearest(split, masked.splits)}; "
             f"it has them for {', '.join(masked.splits)}"
         )
-    if limit is not None and limit < 1:
-        raise InputError(f"a limit of {limit} images makes no sense; it must be at least 1")
     row, row_split = masked.splits[split]
     base = None if base is None else own_path(base)
     request = Request(
@@ -198,6 +205,16 @@ def load_masked(
         )
 
     return distributed.in_turn(lambda: loading.read_or_fetch(request, read)).limited(limit)
+
+
+def _own(name: str, split: str) -> MaskedImages:
+    """Open a folder of images and masks."""
+    folder = own_path(name)
+    names, classes = folder / "classes.txt", None
+    if names.is_file():
+        classes = tuple(line for line in names.read_text("utf-8").splitlines() if line.strip())
+    pairs = own_folder(folder, split)
+    return MaskedImages(pairs, "classes", name=folder.name, split=split, class_names=classes)
 
 
 def _check_whole(pairs: Pairs, request: Request) -> None:
