@@ -21,6 +21,7 @@ from .autoencoder import AutoEncoder, build_autoencoder
 from .checkpoints import CheckpointError
 from .classifier import Activations, Classifier, ModelError
 from .decoder import Decoder, decoder_for
+from .foreign import is_foreign, recipe, runs_code
 from .gru import GRUClassifier
 from .registry import build, names, options, rebuild
 from .weights import load
@@ -39,8 +40,11 @@ __all__ = [
     "checkpoints",
     "decoder_for",
     "downloaded",
+    "is_foreign",
     "load",
     "names",
     "options",
     "rebuild",
+    "recipe",
+    "runs_code",
 ]

@@ -41,6 +41,7 @@ RENAMES = (
 )
 # In older PyTorch a file could run code despite weights_only=True (CVE-2025-32434).
 SAFE = (2, 6)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # of DataParallel, compile, Lightning
 LATENT = ("fc_mu.", "fc_var.", "ae.", "sift.")  # parts of a VMDLS file beside its encoder
 
 
@@ -124,8 +125,9 @@ def load_into(
 ) -> dict:
     """Load weights into a network, in place; keys of the known formats are mapped to ours.
 
-    A data-parallel prefix (module.) is dropped. An encoder, an auto-encoder, or a module with
-    encoder, fc_mu and fc_var takes its own part of a VMDLS file.
+    Prefixes that wrappers put before every key are dropped (module., _orig_mod., model., net.). Of
+    a Lightning file, the keys of its `model` or `net` are enough. An encoder, an auto-encoder, or a
+    module with encoder, fc_mu and fc_var takes its own part of a VMDLS file.
 
     Every key must fit, with two exceptions. Counters that old PyTorch did not write may be missing.
     A VMDLS file has no head `fc` for an encoder, so the head keeps its values.
@@ -332,13 +334,30 @@ class _Fit(NamedTuple):
 def _views(checkpoint: Checkpoint, target: dict):
     """Yield the ways to read a file for this network: (state dict, keys that may be missing)."""
     state = checkpoint.state_dict
-    yield state, ()
-    if any(k.startswith("network.") for k in target):
-        yield {f"network.{k}": v for k, v in state.items()}, ()
+    plain = _without_prefixes(state, "pytorch-lightning_version" in checkpoint.meta)
+    for view in (state, plain) if plain.keys() != state.keys() else (state,):
+        yield view, ()
+        if any(k.startswith("network.") for k in target):
+            yield {f"network.{k}": v for k, v in view.items()}, ()
     if checkpoint.format == "lightning":
         yield {k: v for k, v in state.items() if not k.startswith(LATENT[2:])}, ()
         for part, optional in (("encoder.", ("fc.",)), ("ae.", ())):
             yield {k[len(part) :]: v for k, v in state.items() if k.startswith(part)}, optional
+
+
+def _without_prefixes(state: dict, lightning: bool) -> dict:
+    """Drop the prefixes of wrappers, as long as every key has one.
+
+    Args: lightning: other keys (of losses and metrics) may be left out once.
+    """
+    while state:
+        found = [(p, [k for k in state if k.startswith(p)]) for p in PREFIXES]
+        prefix, keys = max(found, key=lambda pair: len(pair[1]))
+        if not keys or len(keys) < len(state) and not lightning:
+            break
+        lightning = lightning and len(keys) == len(state)
+        state = {k.removeprefix(prefix): state[k] for k in keys}
+    return state
 
 
 def _fit(view: dict, target: dict, optional: tuple) -> _Fit:

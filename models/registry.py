@@ -9,7 +9,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import nn
 
-from .classifier import COMMON, TORCHVISION, Classifier, ModelError, one_of, require
+from .classifier import COMMON, Classifier, ModelError, one_of, require
+from .foreign import HF, is_foreign, runs_code
+from .foreign import build as build_foreign
 
 LARGE = 1024  # an integer argument above this may ask for more memory than there is
 
@@ -65,16 +67,17 @@ def options(arch: str) -> dict:
 
 def build(
     arch: str,
-    num_classes: int,
+    num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
     **options,
 ) -> Classifier:
-    """Build a network with fresh weights.
+    """Build a network, with fresh weights unless an option asks for published ones.
 
     Args:
-        arch: one of `names()`, or torchvision_<name>, for example torchvision_resnet50.
-        num_classes: outputs of the head, >= 1.
+        arch: one of `names()`, or the spelling of a network of another library or of your own, such
+            as timm:resnet18 or my_file.py:build; see `foreign.py`.
+        num_classes: outputs of the head, >= 1. None: the own number of a foreign network.
         in_channels: 3 (RGB) or 1 (grey); None: 3, for mnist_conv 1.
         image_size: side of the square input in pixels; None: 32 (mnist_conv: 28, torchvision: 224).
         options: of the architecture, for example depth, width, dropout, pool; see `options(arch)`.
@@ -83,8 +86,9 @@ def build(
         ModelError: unknown architecture or option (the message names the nearest one), a value of
             the wrong type, or images that are too small.
     """
+    ours = not is_foreign(str(arch))
     require(
-        _is_int(num_classes) and num_classes >= 1,
+        _is_int(num_classes) and num_classes >= 1 or num_classes in (None, 0) and not ours,
         f"num_classes must be a positive integer, got {num_classes!r}",
     )
     for name, value in (("in_channels", in_channels), ("image_size", image_size)):
@@ -92,10 +96,8 @@ def build(
             value is None or _is_int(value) and value >= 1,
             f"{name} must be a positive integer, got {value!r}",
         )
-    if str(arch).startswith(TORCHVISION):
-        from .adapter import build_torchvision
-
-        return build_torchvision(arch, num_classes, in_channels, image_size, **options)
+    if not ours:
+        return build_foreign(str(arch), num_classes, in_channels, image_size, **options)
     require(
         arch != "adapted", "an adapted network is built by its own code: models.adapt(your_network)"
     )
@@ -167,7 +169,14 @@ def rebuild(arch: dict) -> Classifier:
     )
     for name in ("arch", "num_classes"):
         require(name in arch, f"the file does not say the network's {name}")
-    return build(**{key: value for key, value in arch.items() if key != "weights"})
+    require(
+        not runs_code(str(arch["arch"])),
+        f"the network is {arch['arch']}, which runs code; name it yourself: -arch {arch['arch']}",
+    )
+    kept = {k: v for k, v in arch.items() if k not in ("weights", "pretrained")}
+    if str(arch["arch"]).startswith(HF):
+        require("hf_config" in arch, f"the file does not hold the configuration of {arch['arch']}")
+    return build(**kept)
 
 
 def _check_type(arch: str, key: str, value, default) -> None:

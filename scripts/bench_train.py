@@ -166,7 +166,7 @@ def table_rows(medians: dict[str, dict[str, float]], peak: float | None) -> list
             median["peak_gib"],
             tflops,
         ]
-        rows.append(row + [100 * tflops / peak] * bool(peak))
+        rows.append([*row, 100 * tflops / peak] if peak else row)
     return rows
 
 

@@ -32,7 +32,7 @@ PRINTED = re.compile(r"Command: `([^`]+)`|^((?:python3|\./)\S*.*)$", re.MULTILIN
 SMALL = {  # flags that make a script quick; later ones win over those in the command
     "eval_ood.py": "-limit 60",
     "scripts/table_detectors.py": "-limit 60 -seeds 1",
-    "scripts/tune_detector.py": "-limit 60",
+    "scripts/tune_detector.py": "-limit 600",
     "scripts/reproduce_heatmap.py": "-seeds 0 -epochs 1",
     "scripts/reproduce_leaveout.py": "-seeds 0 -epochs 1 -limit 60",
     "scripts/reproduce_objectives.py": "-seeds 0 -epochs 1",
@@ -174,7 +174,8 @@ def anew(clone: Path, data_dir: str | None) -> None:
     """Make `clone` a fresh clone of what is committed, with `data_dir` as its data root."""
     if clone.exists():
         shutil.rmtree(clone)
-    subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(clone)], check=True)
+    quietly = ["git", "-c", "advice.detachedHead=false", "clone", "-q", "--shared"]
+    subprocess.run([*quietly, str(ROOT), str(clone)], check=True)
     if data_dir:
         shutil.rmtree(clone / "datasets")
         (clone / "datasets").symlink_to(Path(data_dir).resolve())
