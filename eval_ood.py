@@ -2,6 +2,7 @@
 
     python3 eval_ood.py                                              # embedded images, newest run
     python3 eval_ood.py -config ./configs/dice_cifar10.json -checkpoint weights.pth.tar
+    python3 eval_ood.py -weights wrn-40-2/cifar10/oe -download       # published; list: all names
     python3 eval_ood.py -config ... -detectors msp energy dice:percentile=70 -datasets iSUN dtd
     python3 eval_ood.py -config ... -device cuda:0 -limit 1000       # a quick look
 
@@ -22,13 +23,15 @@ ood.catch_interrupts()  # before torch loads
 import models
 from ood import cli, distributed, methods, provenance
 from ood.config import to_dict
-from ood.evaluation import options, plots, report, scoring, uncertainty, workbench
+from ood.data.fetch import published as fetch
+from ood.evaluation import options, plots, published, report, scoring, uncertainty, workbench
 
 parser = cli.Parser(
     "Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
     "Exit code: 0 everything that was asked for is done, 2 bad input, 1 the run failed.",
 )
 options.add(parser, "config")
+parser.set_defaults(config=None)  # -weights has another default
 parser.flag(
     "-dataset",
     aliases=("-id_dataset",),
@@ -39,7 +42,7 @@ parser.flag(
     type=int,
     help="classes of the network; default: the config's, else those of the data set",
 )
-options.add(parser, "checkpoint", "checkpoint_name")
+options.add(parser, "weights", "checkpoint", "checkpoint_name")
 parser.flag(
     "-detectors",
     nargs="+",
@@ -82,8 +85,12 @@ parser.flag("-out_dir", help="folder of the results; default: ./results/<name of
 
 def main() -> None:
     flags = parser.parse_args()
+    if flags.weights == published.LIST:
+        print(listed(flags))
+        return
 
     # What to do: the config, overridden by flags.
+    flags.config = published.config_path(models, flags)
     config = read_config(flags)
     experiment = config.experiment
     detectors = workbench.make_detectors(experiment)
@@ -150,14 +157,23 @@ def main() -> None:
     cli.log(f"report: {out_dir / 'report.md'}")
 
 
+def listed(flags) -> str:
+    """The table of published weights."""
+    rows = sorted(models.weights.TABLE.values(), key=lambda row: row.name)
+    return fetch.listing(rows, published.folder(flags.checkpoints_dir))
+
+
 def read_config(flags) -> workbench.Config:
-    """The config file with the flags in it."""
+    """The config file with the flags in it, and the published weights that they name."""
     config = workbench.read_config(
         flags.config,
         workbench.flagged(flags),
         find_method=methods.get,
         method_overrides={"fw_layers": flags.fw_layers, "classifier": flags.classifier},
     )
+    if flags.weights:
+        root = published.folder(flags.checkpoints_dir)
+        config = published.use(models, flags.weights, config, root, cli.log)
     if not flags.feature_mean:
         return config
     arguments = {name: dict(args) for name, args in config.experiment.detector_args.items()}

@@ -127,9 +127,9 @@ def _heatmap(
     return classifier, decoder
 
 
-# VMDLS: everything is in one folder on Google Drive.
-VMDLS = "https://github.com/BGU-CS-VIL/vmdls"
+# VMDLS (github.com/BGU-CS-VIL/vmdls): everything is in one folder on Google Drive.
 VMDLS_DRIVE = "https://drive.google.com/drive/folders/10lGq9LNyaWhFaN0eCGQd_sMaTob87ZaL"
+VMDLS_DETAILS = {"loss": "vmdls", "source": VMDLS_DRIVE, "licence": "GPL-3.0 (repository)"}
 FROM_DRIVE = "open the page, download {name}, save it as '{{place}}'"
 
 
@@ -140,10 +140,10 @@ def _vmdls(
     grey = dataset == "mnist"
     normal = {"mean": (0.5,), "std": (0.5,), "size": (28, 28)} if grey else dict(CIFAR)
     return Weights(
-        name, arch, classes, dataset, File(urls, file=file), kind=kind, source=VMDLS_DRIVE,
-        paper="https://openreview.net/forum?id=ScLeuUUi9gq", licence="GPL-3.0 (repository)",
+        name, arch, classes, dataset, File(urls, file=file), kind=kind,
+        paper="https://openreview.net/forum?id=ScLeuUUi9gq",
         steps="" if urls else FROM_DRIVE.format(name=file),
-        **{"loss": "vmdls", **normal, **details},
+        **{**VMDLS_DETAILS, **normal, **details},
     )
 
 
@@ -207,16 +207,18 @@ ROWS = (
     *_heatmap("tinyimagenet", 200, "resnet50", 64),
     _vmdls(
         CIFAR10_AE, "cifar10", 10, "resnet18", "epoch=96.ckpt", kind="autoencoder",
-        urls=(f"{BOLTS}/epoch%3D96.ckpt",), loss="reconstruction",
+        urls=(f"{BOLTS}/epoch%3D96.ckpt",), loss="reconstruction", **UNKNOWN,
+        source="https://github.com/Lightning-Universe/lightning-bolts",
+        licence="Apache-2.0 (repository)",
         notes="auto-encoder of pytorch-lightning-bolts, which VMDLS weights its scores with",
     ),
     _vmdls(
         CIFAR100_AE, "cifar100", 100, "resnet50", "ae_cifar100.ckpt", kind="autoencoder",
-        loss="reconstruction",
+        loss="reconstruction", **UNKNOWN,
     ),
     _vmdls(
         MNIST_AE, "mnist", 10, "mnist_conv", "ae_mnist.ckpt", kind="autoencoder",
-        loss="reconstruction", notes="its authors' code leaves the normalisation open", **UNKNOWN,
+        loss="reconstruction", **UNKNOWN,
     ),
     *(
         _vmdls(

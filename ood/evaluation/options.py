@@ -22,6 +22,11 @@ FLAGS: dict[str, dict] = {
         "help": "JSON config: data set, architecture, benchmark, detectors",
         "default": "./configs/mnist5k_small_cnn.json",
     },
+    "weights": {
+        "metavar": "NAME",
+        "help": "published weights by name: fetched if missing, verified, and tested by -config, "
+        "else by the config that fits them; 'list' prints the names",
+    },
     "checkpoint": {
         "help": "weight file of any known format; default: the newest run of exactly this "
         "configuration",

@@ -92,7 +92,9 @@ def _bring(row, archive: Archive, root: Path, download: bool, patience: Patience
     there = archives.find_placed(archive, root) if root.is_dir() else None
     if there is None and archive.by_hand:
         steps = row.steps.format(place=place)
-        raise InputError(f"'{row.name}': '{place}' is not there; {row.source}: {steps}")
+        raise InputError(
+            f"'{row.name}' is not here, and has to be fetched by hand from {row.source}: {steps}"
+        )
     if there is None and not download:
         raise InputError(
             f"'{row.name}': '{place}' is not there; allow its download, or get it from {row.source}"
