@@ -24,6 +24,7 @@ from .decoder import Decoder, decoder_for
 from .foreign import is_foreign, recipe, runs_code
 from .gru import GRUClassifier
 from .registry import build, names, options, rebuild
+from .rehead import with_head, without_head
 from .weights import load
 
 __all__ = [
@@ -47,4 +48,6 @@ __all__ = [
     "rebuild",
     "recipe",
     "runs_code",
+    "with_head",
+    "without_head",
 ]

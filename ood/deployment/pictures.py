@@ -253,7 +253,9 @@ def _judged(stored: Stored, outputs: Outputs) -> Iterator[tuple]:
     scores = chunked_score(stored.detector, outputs).tolist()
     if stored.calibration is None:
         return ((score, None, None) for score in scores)
-    p_values, accepted = judge(stored.calibration, scores, outputs.logits.argmax(1).numpy())
+    classes = outputs.logits.shape[1]  # 0 of a feature extractor
+    groups = outputs.logits.argmax(1).numpy() if classes else np.zeros(len(outputs), np.int64)
+    p_values, accepted = judge(stored.calibration, scores, groups)
     return zip(scores, p_values.tolist(), accepted.tolist())
 
 

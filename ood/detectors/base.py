@@ -120,6 +120,8 @@ class Detector(ABC):
     formerly: ClassVar[dict] = {}
     # the parts of `Outputs` that it reads: logits, features, taps, maps, images
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    # whether it works on a feature extractor: it reads neither logits nor head
+    headless: ClassVar[bool] = False
 
     @property
     def requires_fit(self) -> bool:
@@ -136,11 +138,18 @@ class Detector(ABC):
             value = check_setting(type(self), name, value, f"detector '{label}': '{name}'")
         object.__setattr__(self, name, value)
 
-    def check(self, network: nn.Module) -> None:  # noqa: B027
+    def check(self, network: nn.Module) -> None:
         """Raise InputError if this detector cannot work with the network.
 
-        It is called before the first pass. The choice `all` leaves such detectors out.
+        It is called before the first pass. The choice `all` leaves such detectors out. A subclass
+        that has more to check calls this first.
         """
+        if not self.headless and network.fc.weight.shape[0] == 0:
+            raise InputError(
+                f"{self.name}: this network gives features and no logits; choose a detector of "
+                "features alone (knn, mds, rmds, ssd, residual, kpca, ...), or fit a linear head "
+                "on the ID training features with -head linear"
+            )
 
     def fit(self, train: Outputs) -> Detector:
         """Learn from the ID training outputs and return self. Negative labels are skipped."""

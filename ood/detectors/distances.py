@@ -34,6 +34,7 @@ class Mahalanobis(Detector):
     """
 
     needs = frozenset({"features"})
+    headless = True
     view: ClassVar[str] = "features"
 
     def fit(self, train: Outputs) -> Mahalanobis:
@@ -111,6 +112,7 @@ class MahalanobisEnsemble(Detector):
 
     weights: tuple[float, ...] | None = None
     needs = frozenset({"taps"})
+    headless = True
 
     def fit(self, train: Outputs) -> MahalanobisEnsemble:
         if not train.taps:
@@ -153,8 +155,10 @@ class GaussianMixture(Detector):
 
     reg: float = ranged(1e-6, 0)
     needs = frozenset({"features"})
+    headless = True
 
     def check(self, network: nn.Module) -> None:
+        super().check(network)
         self._require_room(*network.fc.weight.shape)
 
     def _require_room(self, classes: int, d: int) -> None:
@@ -216,6 +220,7 @@ class SSD(Detector):
 
     clusters: int = ranged(1, 1, 10_000)
     needs = frozenset({"features"})
+    headless = True
 
     def fit(self, train: Outputs) -> SSD:
         if self.clusters > statistics.count(train):

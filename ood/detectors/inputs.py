@@ -133,6 +133,7 @@ class MonteCarloDropout(ImageDetector):
     needs_gradient: ClassVar[bool] = False
 
     def check(self, network: nn.Module) -> None:
+        super().check(network)
         if not any(_drops(module) for module in network.modules()):
             raise InputError(NO_DROPOUT)
 

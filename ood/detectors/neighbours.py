@@ -42,6 +42,7 @@ class KNN(Detector):
     fraction: float = ranged(1.0, above=0, high=1)
     seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features"})
+    headless = True
 
     def fit(self, train: Outputs) -> KNN:
         self.bank = keep(train, self.fraction, self.seed, "unit" if self.normalise else "features")

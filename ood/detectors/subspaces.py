@@ -32,6 +32,7 @@ class Residual(Detector):
 
     dim: int | None = ranged(None, *COUNTS)
     needs = frozenset({"features"})
+    headless = True
 
     def fit(self, train: Outputs) -> Residual:
         self.origin = statistics.origin(train)  # (D,)
@@ -62,6 +63,7 @@ class ViM(Residual):
     """
 
     needs = frozenset({"features", "logits"})
+    headless = False
 
     def fit(self, train: Outputs) -> ViM:
         super().fit(train)
@@ -200,6 +202,7 @@ class KernelPCA(Detector):
     features: int = ranged(2048, 1, 32768)
     seed: int = ranged(0, *SEEDS)
     needs = frozenset({"features"})
+    headless = True
 
     def fit(self, train: Outputs) -> KernelPCA:
         if self.kernel == "cosine":

@@ -133,13 +133,15 @@ def _of_classes(part: Outputs, centred: Tensor) -> tuple[float, float]:
     """(within / between class variance, share of correctly classified images)."""
     known = part.labels >= 0
     labels, rows = part.labels[known], centred[known]
-    counts = labels.bincount(minlength=part.logits.shape[1]).double()
+    classes = part.logits.shape[1]  # 0 of a feature extractor
+    counts = labels.bincount(minlength=classes).double()
     means = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64)
     means = means.index_add_(0, labels, rows) / counts.clamp(min=1)[:, None]
     between = float((counts[:, None] * means.square()).sum() / len(rows))
     within = float((rows - means[labels]).square().sum() / len(rows))
     several = between > 0 and (counts > 0).sum() > 1
-    agreement = float((part.logits.argmax(1) == part.labels)[known].double().mean())
+    right = (part.logits.argmax(1) == part.labels)[known] if classes else None
+    agreement = float("nan") if right is None else float(right.double().mean())
     return within / between if several else float("nan"), agreement
 
 

@@ -136,9 +136,12 @@ def evaluate(
 
 
 def accuracy(outputs: Outputs) -> float | None:
-    """Share of labelled images whose largest logit is their label; None when there is none."""
+    """Share of labelled images whose largest logit is their label.
+
+    None when no image has a label, or when the network has no classes.
+    """
     labelled = outputs.labels >= 0
-    if not labelled.any():
+    if not labelled.any() or not outputs.logits.shape[1]:
         return None
     return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
 
