@@ -300,7 +300,7 @@ def test_sets_are_fetched(name, rows, root, server, publish, tmp_path):
         assert np.array_equal(image, image_there) and mask.equal(mask_there)
     requests = len(server.seen)
     assert requests == sum(len(info(row).archives) for row in rows)
-    make(ours, name, tmp_path / "data", download=True)
+    make(ours, name, tmp_path / "data", download=True).download()
     assert len(server.seen) == requests
 
 

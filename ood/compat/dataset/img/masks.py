@@ -29,6 +29,7 @@ class MaskedSet(Dataset):
     Attributes:
         root: the data root.
         images: the set itself, an `ood.data.MaskedImages`.
+        place: name, split, root and base, as for `load_masked`.
         ignored: label of pixels that do not count.
         dtype: of the masks.
         whole: the set must have its published number of images.
@@ -48,14 +49,18 @@ class MaskedSet(Dataset):
         joint: Callable | None,
         base: str | Path | None = None,
     ):
-        self.root, self.joint = root, joint
-        self.images = _loaded(name, split, root, download, base)
+        self.root, self.joint, self.place = root, joint, (name, split, root, base)
+        self.images = _loaded(*self.place, download)
         count = masked_info(name)[0].count.get(split)
         if self.whole and count != len(self.images):
             raise DatasetError(
                 f"'{self.images.pairs.folder}' holds {len(self.images)} images with masks, "
                 f"'{name}' has {count}; remove it and give download=True"
             )
+
+    def download(self) -> None:
+        """Fetch what is missing of the set. `download=True` has done so already."""
+        self.images = _loaded(*self.place, True)
 
     @property
     def files(self) -> list[str]:
@@ -80,7 +85,7 @@ class MaskedSet(Dataset):
         return f"{type(self).__name__}({len(self)} images of '{self.images.pairs.folder}')"
 
 
-def _loaded(name, split, root, download, base) -> MaskedImages:
+def _loaded(name, split, root, base, download) -> MaskedImages:
     """Load the set. Raises DatasetError, with the steps that only a person can take."""
     advice = "give download=True to fetch it"
     masked = masked_info(name)[0]
