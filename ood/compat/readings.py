@@ -42,12 +42,13 @@ class Reading:
         kind: "logits", "features", "feature_maps", "images" (it reads the images themselves), or
             "outputs" (one of `ood.detectors`).
         function: images -> what it reads; None for "images".
-        seconds: what its scores took so far, without the pass that it shares.
+        fit_seconds, seconds: what fits and scores took so far, without the pass that it shares.
     """
 
     detector: object
     kind: str
     function: Callable[[Tensor], Tensor] | None = None
+    fit_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -60,15 +61,15 @@ class Reading:
         """Whether it scores a whole set at once, from rows (N, D)."""
         return self.kind in ("features", "outputs") or self.kind == "logits" and values.dim() == 2
 
-    def fit(self, values: Tensor, labels: Tensor) -> None:
-        """Fit to what the function gives for ID images."""
-        call = getattr(self.detector, self._fit_name)
+    def fit(self, *values) -> None:
+        """Fit to what the function gives for ID images, and their labels; else to a loader."""
+        call, began = getattr(self.detector, self._fit_name), time.perf_counter()
         try:
-            inspect.signature(call).bind(values, labels)
-        except TypeError:
-            call(values)
-        else:
-            call(values, labels)
+            inspect.signature(call).bind(*values)
+        except TypeError:  # it takes no labels
+            values = values[:1]
+        call(*values)
+        self.fit_seconds += time.perf_counter() - began
 
     def score(self, values) -> Tensor:
         """Score (N,) what the function gives for N images, or the images, or Outputs."""
@@ -215,21 +216,29 @@ class Together:
         self.functions = [function for function in self.functions if function is not None]
         self._shared: dict[tuple, Shared] = {}
 
-    def fit(self, batches: Iterable, have: dict[Callable, Tensor] | None = None) -> None:
+    def fit(
+        self,
+        batches: Iterable,
+        have: dict[Callable, Tensor] | None = None,
+        labels: Tensor | None = None,
+    ) -> None:
         """Fit all that learn, to ID images. One pass, and one each for those that read images.
 
         Args:
             batches: (images, labels), from the beginning each time that it is iterated.
-            have: see `run`.
+            have: see `run`; labels: of these arrays.
         """
-        learners = [one for one in self.readings if one.learns]
+        have, learners = have or {}, [one for one in self.readings if one.learns]
         readers = [one for one in learners if one.kind != "images"]
-        passed = self.run(batches, have, readers, fitting=True) if readers else None
+        if all(one.function in have for one in readers) and not self.forward:
+            passed = self.passed(have, labels)
+        else:
+            passed = self.run(batches, have, readers, fitting=True)
         for one in learners:
             if one.kind == "images":
-                one.detector.fit(batches)
+                one.fit(batches)
             elif one.kind == "outputs":
-                one.detector.fit(self.outputs(passed))
+                one.fit(self.outputs(passed))
             else:
                 one.fit(passed.arrays[one.function], passed.labels)
 

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ood import distributed
+from ood.compat.readings import Together
 from ood.detectors import Detector, ImageDetector
 from ood.detectors.base import chunked_score, size
 from ood.evaluation import report
@@ -69,7 +72,7 @@ def evaluate(
     train,
     test,
     ood: list[TestSet],
-    detectors: dict[str, Detector],
+    detectors: dict[str, Detector | object],
     *,
     methods: dict | None = None,
     log: Callable[[str], None] = lambda line: None,
@@ -84,7 +87,10 @@ def evaluate(
         train: ImageSet of ID training images; None when no detector has to be fitted.
         test: ImageSet of ID test images.
         ood: the OOD sets.
-        detectors: {label: detector}; the label becomes the column `detector`.
+        detectors: {label: detector}; the label becomes the column `detector`. Beside ours, it may
+            be one of `ood.compat.detector` or an object of yours, see `ood.compat.readings`. What
+            reads the logits or features of this network gets them from the pass. All others see the
+            normalised images, in one more pass together.
         methods: {label: trained method}, anything with score(images) -> (N,). They are scored
             beside the detectors, in passes of their own. What extra_metrics(ID, OOD images) gives,
             where a method has it, joins the row.
@@ -93,7 +99,8 @@ def evaluate(
     Raises: InputError for a detector that cannot work with this network, before the first pass.
     """
     methods = methods or {}
-    for detector in detectors.values():
+    ours = {label: d for label, d in detectors.items() if isinstance(d, Detector)}
+    for detector in ours.values():
         detector.check(passes.network)
     work = _Work(passes, detectors, methods, log)
 
@@ -131,7 +138,7 @@ def evaluate(
         work.seconds,
         costs,
         found,
-        advice(found, detectors) if found else [],
+        advice(found, ours) if found else [],
     )
 
 
@@ -150,10 +157,15 @@ class _Work:
     """An evaluation under way: it fits, scores, and keeps account of the time."""
 
     def __init__(self, passes: Passes, detectors: dict, methods: dict, log):
-        self.passes, self.detectors, self.methods, self.log = passes, detectors, methods, log
-        self.in_pass = [d for d in detectors.values() if isinstance(d, ImageDetector)]
-        self.taps = any("taps" in d.needs for d in detectors.values())
-        self.fits = any(d.requires_fit for d in detectors.values())
+        self.passes, self.methods, self.log = passes, methods, log
+        self.detectors = {label: d for label, d in detectors.items() if isinstance(d, Detector)}
+        self.others = _Others(
+            passes, {label: d for label, d in detectors.items() if label not in self.detectors}
+        )
+        self.labels = list(detectors)
+        self.in_pass = [d for d in self.detectors.values() if isinstance(d, ImageDetector)]
+        self.taps = any("taps" in d.needs for d in self.detectors.values())
+        self.fits = any(d.requires_fit for d in self.detectors.values()) or self.others.learn
         self.began, self.seconds = time.perf_counter(), {}
         self.spent: dict[str, dict[str, float | None]] = {
             label: {"fit": 0.0, "score": 0.0} for label in (*detectors, *methods)
@@ -174,17 +186,22 @@ class _Work:
                 if distributed.first() or isinstance(detector, ImageDetector):
                     with self._charged(label, "fit"):
                         detector.fit(outputs)
+            if self.others.learn and distributed.first():
+                self.others.fit(outputs, train)
         return outputs
 
     def score(self, images, name: str) -> tuple[Outputs | None, dict[str, np.ndarray]]:
         """The outputs of a set (None without detectors), and its scores {label: (N,)}."""
-        outputs = self._outputs(images, name, self.in_pass) if self.detectors else None
+        outputs = self._outputs(images, name, self.in_pass) if self.labels else None
         scores = {}
         for label, detector in self.detectors.items() if distributed.first() else ():
             if isinstance(detector, ImageDetector):
                 self._charge(label, "score", outputs.seconds.get(detector.key))
             with self._charged(label, "score"):
                 scores[label] = chunked_score(detector, outputs).numpy()
+        if self.others and distributed.first():
+            scores |= self.others.scores(outputs, images)
+            scores = {label: scores[label] for label in self.labels}
         for label, method in self.methods.items():
             with self.timed(f"{label} on {images.name}"), self._charged(label, "score"):
                 scores[label] = method.score(images).double().cpu().numpy()
@@ -193,6 +210,8 @@ class _Work:
     def costs(self, images: int) -> dict[str, dict]:
         """What every detector and method took; `images`: the number that was scored."""
         found = {}
+        for label, one in self.others.readings.items():
+            self.spent[label] = {"fit": one.fit_seconds, "score": one.seconds}
         for label, used in self.spent.items():
             detector, scoring = self.detectors.get(label), used["score"]
             found[label] = {
@@ -229,3 +248,54 @@ class _Work:
         """Add `took` seconds; None, once there, stays: a part of the time is unknown."""
         so_far = self.spent[label][what]
         self.spent[label][what] = None if so_far is None or took is None else so_far + took
+
+
+class _Others:
+    """Detectors that are none of ours, by label: of `ood.compat.detector`, or a user's objects."""
+
+    def __init__(self, passes: Passes, detectors: dict[str, object]):
+        self.passes, self.readings = passes, {}
+        if detectors:
+            network, device = passes.network, passes.device
+            self.together = Together(list(detectors.values()), network=network, device=device)
+            self.readings = dict(zip(detectors, self.together.readings))
+
+    def __bool__(self) -> bool:
+        return bool(self.readings)
+
+    @property
+    def learn(self) -> bool:
+        return any(one.learns for one in self.readings.values())
+
+    def fit(self, outputs: Outputs, images) -> None:
+        self.together.fit(_Pairs(self.passes, images), self._have(outputs), outputs.labels)
+
+    def scores(self, outputs: Outputs, images) -> dict[str, np.ndarray]:
+        """Scores {label: (N,)} of a set whose outputs are there."""
+        have = self._have(outputs)
+        if self.together.needs_pass(have):
+            passed = self.together.run(_Pairs(self.passes, images), have)
+        else:
+            passed = self.together.passed(have, outputs.labels)
+        found = self.together.scores(passed)
+        return {label: scores.double().numpy() for label, scores in zip(self.readings, found)}
+
+    def _have(self, outputs: Outputs) -> dict[Callable, Tensor]:
+        """What the pass has given already: logits and features of the network."""
+        network = self.passes.network
+        given = {network: outputs.logits, network.features: outputs.features}
+        return {f: values for f, values in given.items() if f in self.together.functions}
+
+
+class _Pairs:
+    """Normalised images and their labels, batch by batch, from the beginning every time."""
+
+    def __init__(self, passes: Passes, images):
+        self.passes, self.images = passes, images
+
+    def __iter__(self):
+        start, labels = 0, torch.as_tensor(self.images.labels)
+        for batch in self.images.batches(self.passes.batch_size):
+            x = self.passes.preprocess(batch.to(self.passes.device))
+            yield x, labels[start : start + len(x)]
+            start += len(x)
