@@ -519,6 +519,15 @@ def test_a_set_of_your_own_by_class_attributes(server, tmp_path):
 # --- in use
 
 
+def test_a_mapped_file_is_not_sent_to_workers(copies, tmp_path):
+    made = img.CIFAR10C(make(tmp_path, "CIFAR10C"), "fog")
+    sent = pickle.dumps(made)
+    assert pickle.loads(sent)[4][1] == 4
+    (tmp_path / "CIFAR-10-C/fog.npy").unlink()
+    with pytest.raises(RuntimeError, match="fog.npy"):
+        pickle.loads(sent)
+
+
 def tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4))))
 

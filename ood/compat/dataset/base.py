@@ -189,6 +189,16 @@ class RegistrySet(Dataset):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} images of '{self.found.folder}')"
 
+    def __getstate__(self) -> dict:
+        """Leave out an array that is mapped from a file: a worker process opens the file itself."""
+        mapped = isinstance(self.found.images, np.memmap)
+        return {**vars(self), "found": None} if mapped else vars(self)
+
+    def __setstate__(self, state: dict):
+        vars(self).update(state)
+        if self.found is None:
+            self.found = look(self.row, self.split, self.root, error=self.error)
+
 
 class EndlessSet(RegistrySet):
     """A set for auxiliary outliers: an index beyond its end begins again at the first image.

@@ -6,9 +6,11 @@ Source: Mu and Gilmer, "MNIST-C: a robustness benchmark for computer vision", 20
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from ood.compat.dataset.base import check_choice, look
+from ood.compat.dataset.base import check_choice
 from ood.compat.dataset.img.base import ImageDatasetBase
 from ood.config import InputError
 from ood.data.array_files import open_array, read_array
@@ -38,17 +40,15 @@ class MNISTC(ImageDatasetBase):
         check_choice("split", split, self.splits)
         self.subset = subset
         if split == "leftovers":
-            self.root, self.transform, self.target_transform = root, transform, target_transform
             self.row = "mnistc_leftovers"
-            self.found = self._leftovers(download)
-            return
-        self.row = "mnistc" if subset == "all" else f"mnistc:{subset}"
-        self.split = split
+        else:
+            self.row = "mnistc" if subset == "all" else f"mnistc:{subset}"
+            self.split = split
         super().__init__(root, transform, target_transform, download)
+        if split == "leftovers":
+            self.found = self._leftovers(self.found.folder / self.found.paths[0])
 
-    def _leftovers(self, download: bool) -> Listed:
-        place = look(self.row, "test", self.root, download=download)
-        folder = place.folder / place.paths[0]
+    def _leftovers(self, folder: Path) -> Listed:
         subsets = self.subsets if self.subset == "all" else [self.subset]
         try:
             images = [read_array(folder / name / "leftovers_images.npy") for name in subsets]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ood.compat.dataset.base import DatasetError, RegistrySet, check_choice, look
+import numpy as np
+
+from ood.compat.dataset.base import DatasetError, RegistrySet, check_choice
+from ood.config import InputError
 from ood.data.folders import list_images
 from ood.data.request import Listed
 
@@ -23,22 +26,26 @@ class TinyImageNet(RegistrySet):
     """
 
     subsets = ["train", "val", "test"]
-    labelled = True
+    row, split, labelled = "tinyimagenet", "train", True
 
     def __init__(self, root, subset="train", download=False, transform=None, target_transform=None):
         check_choice("subset", subset, self.subsets)
-        self.root, self.transform, self.target_transform = root, transform, target_transform
+        super().__init__(root, transform, target_transform, download)
         self.subset = subset
-        found = look("tinyimagenet", "train", root, download=download)
-        classes = sorted({path.split("/")[0] for path in found.paths})
+        classes = sorted({path.split("/")[0] for path in self.found.paths})
         self.class_map = {wnid: label for label, wnid in enumerate(classes)}
-        top = found.folder.parent
+        top = self.found.folder.parent
         if subset == "val":
-            found = self._validation(top / "val")
+            self.found = self._validation(top / "val")
         elif subset == "test":
-            paths = list_images(top / "test" / "images").paths
-            found = Listed(top / "test" / "images", paths=paths, labels=[-1] * len(paths))
-        self.found = found
+            self.found = self._unlabelled(top / "test" / "images")
+
+    def _unlabelled(self, folder: Path) -> Listed:
+        try:
+            paths = list_images(folder).paths
+        except InputError as problem:
+            raise DatasetError(str(problem)) from None
+        return Listed(folder, paths=paths, labels=np.full(len(paths), -1))
 
     def _validation(self, folder: Path) -> Listed:
         try:
@@ -52,4 +59,4 @@ class TinyImageNet(RegistrySet):
         absent = next((path for path in paths if not (folder / path).is_file()), None)
         if absent:
             raise DatasetError(f"'{folder / absent}' is not there; fetch the set again")
-        return Listed(folder, paths=paths, labels=labels)
+        return Listed(folder, paths=paths, labels=np.array(labels))
