@@ -144,7 +144,7 @@ class Detector(ABC):
         It is called before the first pass. The choice `all` leaves such detectors out. A subclass
         that has more to check calls this first.
         """
-        if not self.headless and network.fc.weight.shape[0] == 0:
+        if not self.headless and getattr(network, "headless", False):
             raise InputError(
                 f"{self.name}: this network gives features and no logits; choose a detector of "
                 "features alone (knn, mds, rmds, ssd, residual, kpca, ...), or fit a linear head "
