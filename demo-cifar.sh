@@ -6,7 +6,8 @@
 # The authors' repository, deeplearning-wisc/dice, holds their weights and feature means. They go
 # into checkpoints/{CIFAR-10,CIFAR-100}/densenet/checkpoint_100.pth.tar and
 # checkpoints/{CIFAR-10,CIFAR-100}_densenet_feat_stat.npy. Without them the newest DenseNet that was
-# trained here is used, and the mean is computed from its training set.
+# trained here is used, and the mean is computed from its training set. One command fetches both:
+# python3 eval_ood.py -weights densenet-100-12/cifar10/crossentropy/dice -detectors energy dice
 #
 # Usage: ./demo-cifar.sh [flags of eval_ood.py, e.g. -device cuda:0 -data_dir /data]
 set -euo pipefail
