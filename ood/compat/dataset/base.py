@@ -125,6 +125,10 @@ class RegistrySet(Dataset):
         self.root, self.transform, self.target_transform = root, transform, target_transform
         self.found = look(self.row, self.split, root, download=download, error=self.error)
 
+    def download(self) -> None:
+        """Fetch what is missing of the set. `download=True` has done so already."""
+        look(self.row, self.split, self.root, download=True, error=self.error)
+
     @functools.cached_property
     def files(self) -> list[str]:
         """Path of each image. Raises AttributeError for a set that is kept in arrays."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,13 +49,20 @@ class SuMNIST(Dataset):
 
     def __init__(self, root, train=True, transforms: Callable | None = None, download=False):
         self.root, self.transforms = root, transforms
-        files = replace(info("sumnist"), reader="parts", count={})
-        folder = look(files, "test", root, download=download).folder / "sumnist"
+        folder = self._folder(download)
         split = "train" if train else "test"
         self.x, self.y, self.b = (
             torch.as_tensor(open_array(folder / f"{letter}-{split}.npz", ("arr_0",)))
             for letter in "xyb"
         )
+
+    def download(self) -> None:
+        """Fetch the files that are missing. `download=True` has done so already."""
+        self._folder(download=True)
+
+    def _folder(self, download: bool) -> Path:
+        files = replace(info("sumnist"), reader="parts", count={})
+        return look(files, "test", self.root, download=download).folder / "sumnist"
 
     def __len__(self) -> int:
         return len(self.x)
