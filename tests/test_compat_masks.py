@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 from ood.compat.dataset import audio, ossim
 from ood.compat.dataset import img as ours
 from ood.config import InputError
-from ood.data import info
+from ood.data import ArrayImages, info
 from ood.data.registry import table
 
 SETS = {  # name: (class, arguments)
@@ -218,6 +218,8 @@ def test_where_the_targets_come_from(kind):
     if kind is None:
         del dataset.targets
     mine = ossim.DynamicOSS(dataset, seed=3)
+    images = ArrayImages(np.zeros((120, 1, 2, 2), np.uint8), labelled().targets)
+    assert ossim.DynamicOSS(images, seed=3).indices == mine.indices
     assert mine.indices == ossim.DynamicOSS(labelled(), seed=3).indices
 
 
