@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import text_toys
+import torch
 from download_toys import Server, make_zip
 from torch.utils.data import DataLoader
 
@@ -148,3 +149,38 @@ def test_download_fetches_one_split_and_enforces_its_checksum(name, server, tmp_
     put(dataclasses.replace(archive, md5="0" * 32) for archive in made)
     with pytest.raises(DatasetError, match="md5"):
         getattr(txt, name)(tmp_path / "other", **chosen, download=True)
+
+
+def test_detectors_of_both_libraries_score_texts_alike(tmp_path):
+    """The words of items become batches of tokens, and a GRU gives logits and features.
+
+    Ranks are compared: the distances of the two libraries differ by a factor.
+    """
+    from pytorch_ood import detector as theirs
+
+    from models.gru import GRUClassifier
+    from ood.compat import detector as ours
+    from ood.data.texts import Collate, Vocabulary, words
+
+    text_toys.publish(tmp_path, "newsgroups20", per_class=8)
+    text_toys.publish(tmp_path, "multi30k")
+    known = txt.NewsGroup20(tmp_path)
+    vocabulary = Vocabulary.of(words(text) for text, _ in known)
+    collate = Collate(vocabulary, words, length=8)
+    loader = DataLoader(known + txt.Multi30k(tmp_path), batch_size=16, collate_fn=collate)
+    train = DataLoader(known, batch_size=16, collate_fn=collate)
+    torch.manual_seed(0)
+    network = GRUClassifier(20, len(vocabulary)).eval()
+    for name, model in (
+        ("MaxSoftmax", network),
+        ("EnergyBased", network),
+        ("Mahalanobis", network.features),
+    ):
+        scores = []
+        for library in (ours, theirs):
+            made = getattr(library, name)(model)
+            if name == "Mahalanobis":
+                made.to("cpu").fit(train)
+            scores.append(torch.cat([made(tokens).detach() for tokens, _ in loader]))
+        one, other = (s.double().argsort().argsort().double() for s in scores)
+        assert torch.corrcoef(torch.stack((one, other)))[0, 1] > 0.99, name
