@@ -21,8 +21,9 @@ A set that is not made of images (text, sound) has a row with the reader "parts"
 
 Where the files lie: `root` is a data root of ours. The message of a missing set names the folders,
 and datasets/README.md lists them all. Folders that pytorch-ood has unpacked below the same root are
-found too. pytorch-ood reads a set only if its archive still lies beside it, and hashes the archive
-each time. Here the checksum is enforced when the archive is fetched, and the archive is removed.
+found too, but for ImageNetC's, which it unpacks elsewhere than it reads. pytorch-ood reads a set
+only if its archive still lies beside it, and hashes the archive each time. Here the checksum is
+enforced when the archive is fetched, and the archive is removed.
 """
 
 from __future__ import annotations

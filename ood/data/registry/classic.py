@@ -178,7 +178,7 @@ ROWS = (
     ),
     DatasetInfo(
         "fooling", "ood", "folder", ("10-runs-x-1000-cppns", "ood_datasets/10-runs-x-1000-cppns"),
-        {"test": ("",)}, *HALF, count={"test": 10_000},
+        {"test": ("",)}, *HALF,
         layout=(
             "10-runs-x-1000-cppns/run_N/map_gen_5000/*.png: images that fool networks (Nguyen et "
             "al., CVPR 2015)"
