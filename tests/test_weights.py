@@ -233,6 +233,13 @@ def test_what_a_person_must_fetch_prints_its_steps(publish, state, tmp_path):
     models.load(row.name, tmp_path)
 
 
+def test_a_file_of_the_same_name_is_not_taken_for_it(publish, state, tmp_path):
+    row = publish(file=File(file="weights.pt"), steps="save it as '{place}'")
+    (tmp_path / "weights.pt").write_bytes(state[1])  # of which network, nobody can tell
+    with pytest.raises(InputError, match="fetched by hand"):
+        models.load(row.name, tmp_path)
+
+
 def test_an_archive_serves_all_of_its_rows(publish, server, state, tmp_path):
     make_zip(tmp_path / "three.zip", {f"run/s{n}/best.ckpt": state[1] for n in range(3)})
     server.files["/three.zip"] = (tmp_path / "three.zip").read_bytes()

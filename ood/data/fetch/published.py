@@ -89,7 +89,9 @@ def _archive(row, file, place: str | None) -> Archive:
 def _bring(row, archive: Archive, root: Path, download: bool, patience: Patience, log) -> None:
     """Put a file in place: what a person has placed, or a download. Raises as `obtain`."""
     place = root / archive.place
-    there = archives.find_placed(archive, root) if root.is_dir() else None
+    # Many files are called model.pt: without a checksum, only an archive is known by its name.
+    placed = root.is_dir() and (archive.sha256 or archive.md5 or archive.unpack)
+    there = archives.find_placed(archive, root) if placed else None
     if there is None and archive.by_hand:
         steps = row.steps.format(place=place)
         raise InputError(
