@@ -3,6 +3,8 @@
     python3 eval_ood.py                                              # embedded images, newest run
     python3 eval_ood.py -config ./configs/dice_cifar10.json -checkpoint weights.pth.tar
     python3 eval_ood.py -weights wrn-40-2/cifar10/oe -download       # published; list: all names
+    python3 eval_ood.py -checkpoint checkpoints/RUN -benchmark openood_cifar10
+    python3 eval_ood.py -arch timm:resnet18 -pretrained -head linear -benchmark my_benchmark.json
     python3 eval_ood.py -config ... -detectors msp energy dice:percentile=70 -datasets iSUN dtd
     python3 eval_ood.py -config ... -device cuda:0 -limit 1000       # a quick look
 
@@ -24,7 +26,16 @@ import models
 from ood import cli, distributed, methods, provenance
 from ood.config import to_dict
 from ood.data.fetch import published as fetch
-from ood.evaluation import options, plots, published, report, scoring, uncertainty, workbench
+from ood.evaluation import (
+    described,
+    options,
+    plots,
+    published,
+    report,
+    scoring,
+    uncertainty,
+    workbench,
+)
 
 parser = cli.Parser(
     "Evaluate OOD detectors on a benchmark, with one forward pass per data set.",
@@ -43,6 +54,7 @@ parser.flag(
     help="classes of the network; default: the config's, else those of the data set",
 )
 options.add(parser, "weights", "checkpoint", "checkpoint_name")
+options.add(parser, "arch", "pretrained", "head", "size")
 parser.flag(
     "-detectors",
     nargs="+",
@@ -90,8 +102,9 @@ def main() -> None:
         return
 
     # What to do: the config, overridden by flags.
-    flags.config = published.config_path(models, flags)
-    config = read_config(flags)
+    source = published.config_path(models, flags)
+    label = described.label(source, flags)
+    config = read_config(flags, source)
     experiment = config.experiment
     detectors = workbench.make_detectors(experiment)
     context = options.context(models, flags)
@@ -123,7 +136,7 @@ def main() -> None:
 
     # The report.
     paper, paper_sets = workbench.published(config, bench.suite)
-    out_dir = Path(flags.out_dir or Path("results") / Path(flags.config).stem)
+    out_dir = Path(flags.out_dir or Path("results") / label)
     report.write_scores(out_dir, result.scores)
     made = report.Report(
         result.rows,
@@ -140,7 +153,7 @@ def main() -> None:
         title=f"OOD detection on {experiment.id_dataset}",
         accuracy=next(iter(result.accuracies.values()), None),
         setting={
-            "config": flags.config,
+            "config": config.path,
             "network": experiment.arch,
             "weights": bench.weights or "of the method's newest run",
             "benchmark": f"{bench.suite.name} ({experiment.protocol} protocol)",
@@ -163,10 +176,10 @@ def listed(flags) -> str:
     return fetch.listing(rows, published.folder(flags.checkpoints_dir))
 
 
-def read_config(flags) -> workbench.Config:
+def read_config(flags, source: str | dict) -> workbench.Config:
     """The config file with the flags in it, and the published weights that they name."""
     config = workbench.read_config(
-        flags.config,
+        source,
         workbench.flagged(flags),
         find_method=methods.get,
         method_overrides={"fw_layers": flags.fw_layers, "classifier": flags.classifier},

@@ -279,13 +279,15 @@ def _plain(values: dict) -> dict:
 
 
 def _of_file(arch, num_classes, in_channels, image_size, head="own", **options) -> Adapted:
+    """What a function of your own returns; with head="none" it need not end in a head."""
+    one_of(f"head of {arch}", head, HEADS)
     file, _, function = arch.rpartition(":")
     make = _function(Path(file), function, arch)
     common = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     try:
         accepted = inspect.signature(make).parameters
         free = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        known = {k: v for k, v in common.items() if v is not None and (free or k in accepted)}
+        known = {k: v for k, v in common.items() if v and (free or k in accepted)}
         unknown = [k for k in options if not free and k not in accepted]
         require(not unknown, f"{arch} takes no option {', '.join(unknown)}")
         network = make(**known, **options)
@@ -297,10 +299,14 @@ def _of_file(arch, num_classes, in_channels, image_size, head="own", **options) 
         isinstance(network, nn.Module),
         f"{arch} returned a {type(network).__name__}, expected a torch.nn.Module",
     )
-    adapted = adapt(
-        network, headless=head == "none", in_channels=in_channels, image_size=image_size
-    )
-    if num_classes not in (None, adapted.fc.out_features):
+    shape = {"in_channels": in_channels, "image_size": image_size}
+    try:
+        adapted = adapt(network, **shape)
+    except ModelError:
+        if head != "none":
+            raise
+        adapted = adapt(network, headless=True, **shape)
+    if num_classes not in (None, 0, adapted.fc.out_features):
         raise ModelError(
             f"{arch} returned a network with {adapted.fc.out_features} classes, expected "
             f"{num_classes}; give the function an argument num_classes"

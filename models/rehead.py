@@ -15,6 +15,8 @@ class Reheaded(Classifier):
     Attributes:
         base: the network whose features are used; its own head is not.
         headless: whether there is no head: `fc` then has no outputs, logits are (N, 0).
+        head_kind: "linear", or "none".
+        arch: of the base.
     """
 
     def __init__(self, base: Classifier, fc: nn.Linear | None):
@@ -22,8 +24,8 @@ class Reheaded(Classifier):
         self.base, self.headless = base, fc is None
         self._width = base.fc.weight.shape[1]
         self.probe = fc
-        classes = 0 if fc is None else fc.out_features
-        self.arch = {**base.arch, "num_classes": classes}
+        self.head_kind = "none" if fc is None else "linear"
+        self.arch = base.arch
 
     @property
     def fc(self) -> nn.Linear:

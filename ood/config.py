@@ -277,6 +277,9 @@ class Experiment:
         num_classes: checked against the data set; needed when the data set is not at hand.
         depth, width: of the architecture; None: its default.
         model_args: further options of the architecture.
+        head: 'own', 'none' (features without logits), or 'linear' (a head that is fitted on the
+            features of the ID training images).
+        size: side of the images in pixels; None: the network's, else the benchmark's.
         benchmark: a name in configs/benchmarks, or a JSON file.
         protocol: 'paper', or 'full': ignore the paper's limits on images per OOD set.
         detectors: short names, or name:key=value,...; 'all' stands for every detector.
@@ -303,6 +306,8 @@ class Experiment:
     depth: int | None = ranged(None, 1)
     width: int | None = ranged(None, 1)
     model_args: dict = field(default_factory=dict)
+    head: Literal["own", "none", "linear"] = "own"
+    size: int | None = ranged(None, 1)
     benchmark: str = "demo"
     protocol: Literal["paper", "full"] = "paper"
     detectors: tuple[str, ...] = DETECTORS

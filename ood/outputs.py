@@ -79,6 +79,13 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def predicted(self) -> Tensor:
+        """The class with the largest logit (N,); -1 from a feature extractor, which has none."""
+        if not self.logits.shape[1]:
+            return torch.full((len(self),), -1)
+        return self.logits.argmax(1)
+
     def __getitem__(self, rows: slice | Tensor) -> Outputs:
         return replace(
             self,

@@ -2,6 +2,7 @@
 
     python3 scripts/fit_detector.py -detector vim -out vim.npz
     python3 scripts/score_images.py -detector vim.npz -input ./my_pictures
+    python3 scripts/fit_detector.py -checkpoint checkpoints/RUN -detector knn -out knn.npz
 
 The threshold accepts at least the share -accept of ID images. Without -confidence this holds on
 average over the choice of the calibration images; with it, for that share of the choices. With
@@ -31,15 +32,20 @@ from ood.deployment.calibration import calibrate, rank_of
 from ood.deployment.groups import GroupCalibration, calibrate_groups
 from ood.detectors import ImageDetector
 from ood.detectors.base import chunked_score
-from ood.evaluation import options, scoring, workbench
+from ood.evaluation import described, options, scoring, workbench
 from ood.evaluation.diagnosis import advice, diagnose
 
 parser = cli.Parser(
     "Fit, calibrate and save a detector.", "Exit code: 0 done, 2 bad input, 1 the run failed."
 )
 options.add(parser, "config")
+parser.set_defaults(config=None)  # a checkpoint may say it all
+parser.flag(
+    "-dataset", aliases=("-id_dataset",), help="ID set; default: the config's or the checkpoint's"
+)
 parser.flag("-detector", help="a detector, e.g. energy, vim, dice:percentile=70", default="energy")
-options.add(parser, "checkpoint", "checkpoint_name")
+options.add(parser, "checkpoint", "checkpoint_name", "benchmark")
+options.add(parser, "arch", "pretrained", "head", "size")
 parser.flag(
     "-accept", type=float, help="share of ID images that the threshold accepts", default=0.95
 )
@@ -73,7 +79,8 @@ def main() -> None:
         if value is not None and not 0 < value < 1:
             raise InputError(f"-{name} is {value}; it must be a fraction between 0 and 1")
     overrides = workbench.flagged(flags)
-    config = workbench.read_config(flags.config, overrides, find_method=methods.get)
+    source = described.source(models, flags)
+    config = workbench.read_config(source, overrides, find_method=methods.get)
     experiment = config.experiment
     detector = workbench.make_detector(experiment, flags.detector)
     context = options.context(models, flags)
@@ -117,8 +124,10 @@ def main() -> None:
     # Calibrate and check.
     outputs = bench.outputs(test, beside, taps)
     scores = chunked_score(detector, outputs).numpy()
-    groups, shares = outputs.logits.argmax(1).numpy(), (flags.accept, flags.confidence)
+    groups, shares = outputs.predicted.numpy(), (flags.accept, flags.confidence)
     if flags.per_class:
+        if bench.network.fc.weight.shape[0] == 0:
+            raise InputError("-per_class needs predicted classes; the network has no head")
         calibration = calibrate_groups(scores[held], groups[held], *shares)
         threshold = f"{len(calibration.parts)} thresholds"
     else:
@@ -126,7 +135,7 @@ def main() -> None:
         threshold = f"threshold {calibration.threshold:.6g}"
     cli.log(f"{flags.detector}: {threshold} from {len(held)} images; {calibration.guarantee}")
     about = {
-        "config": flags.config,
+        "config": config.path,
         "id_dataset": experiment.id_dataset,
         "precision": experiment.precision,
         "accuracy": scoring.accuracy(outputs),
@@ -138,7 +147,7 @@ def main() -> None:
     if len(rest):
         about["check"] = check(calibration, scores[rest], groups[rest])
 
-    folder = Path("results") / Path(flags.config).stem
+    folder = Path("results") / described.label(source, flags)
     out = Path(flags.out or folder / f"{files.file_stem(flags.detector)}.npz")
     detector_file.save(
         out,

@@ -64,6 +64,17 @@ parser.flag(
     help="weights of the network; default: the file that the detector was fitted with",
 )
 parser.flag(
+    "-arch",
+    help="the network's architecture again, where it is a file of yours (FILE.py:FUNCTION, "
+    "FILE.pt2): a detector file never runs such a file by itself",
+)
+parser.flag(
+    "-pretrained",
+    action="store_true",
+    help="take the published weights that the detector was fitted on, downloaded on first use",
+    default=False,
+)
+parser.flag(
     "-out_dir",
     help="folder of scores.csv and contact_sheet.png; "
     "default: ./results/<name of the input>_scored",
@@ -255,12 +266,12 @@ def load_network(stored: detector_file.Stored, flags):
             f"'{flags.detector}' does not say which network it belongs to; "
             "write it with scripts/fit_detector.py"
         )
-    network, published = models.rebuild(stored.arch), stored.arch.get("weights")
+    network, published = rebuilt(stored, flags), stored.arch.get("weights")
     weights = flags.checkpoint or stored.checkpoint
     if weights is None and published:
         weights = models.downloaded(stored.arch["arch"], published)
     if weights is None:
-        return network.eval()
+        return headed(network, stored)
     if not flags.checkpoint and not Path(weights).is_file():
         raise InputError(
             f"the weights that '{flags.detector}' was fitted with are no longer in '{weights}'; "
@@ -268,6 +279,35 @@ def load_network(stored: detector_file.Stored, flags):
         )
     weights = Path(weights)
     models.checkpoints.load_into(network, weights / "best.pt" if weights.is_dir() else weights)
+    return headed(network, stored)
+
+
+def rebuilt(stored: detector_file.Stored, flags):
+    """The network with fresh weights. Code that a file names runs only if -arch names it too."""
+    published = stored.arch.get("pretrained") and not (flags.checkpoint or stored.checkpoint)
+    if published and flags.pretrained:
+        return models.build(**{k: v for k, v in stored.arch.items() if k != "hf_config"})
+    if published:
+        raise InputError(
+            f"'{flags.detector}' was fitted on the published weights of {stored.arch['arch']}; add "
+            "-pretrained to fetch them (a detector file never starts a download by itself), or "
+            "give them with -checkpoint"
+        )
+    if not flags.arch:
+        return models.rebuild(stored.arch)
+    if flags.arch != stored.arch["arch"]:
+        raise InputError(
+            f"'{flags.detector}' belongs to {stored.arch['arch']}, not to {flags.arch} (-arch)"
+        )
+    return models.build(**stored.arch)
+
+
+def headed(network, stored: detector_file.Stored):
+    """The network with the head that the detector was fitted under."""
+    if stored.head != "own":
+        network = models.without_head(network)
+    if isinstance(stored.head, tuple):
+        network = models.with_head(network, *stored.head)
     return network.eval()
 
 

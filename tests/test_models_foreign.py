@@ -235,7 +235,7 @@ def test_own_function(own_file, monkeypatch):
         ("biuld", {}, "did you mean 'build'"),
         ("build", {"depth": 3}, "takes no option depth"),
         ("features", {}, "no nn.Linear"),
-        ("features", {"num_classes": 9, "head": "none"}, "give the function an argument"),
+        ("build", {"head": "linear"}, "unknown head"),
     ],
 )
 def test_own_function_that_fails(own_file, name, options, words):

@@ -66,6 +66,7 @@ class Benchmark:
         id_shifted: covariate-shifted sets that count as ID in the test (full-spectrum).
         id_classes: only these classes, for open-set splits. The first becomes the label 0, the
             second 1, and so on.
+        interpolation: how images are resized, see `load`.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Benchmark:
     id_lists: dict = field(default_factory=dict)
     id_shifted: tuple[Entry, ...] = field(default=())
     id_classes: tuple[int, ...] | None = None
+    interpolation: str = "bilinear"
     entries: tuple[Entry, ...] = field(default=())
     source: str = ""
     notes: str = ""
@@ -100,6 +102,7 @@ class Benchmark:
             options: further arguments of `load`.
         """
         options.update(size=self.size, resize=self.resize, channels=self.channels)
+        options.update(interpolation=self.interpolation)
         name, lists = self.id_files or self.id_dataset, self.id_lists.get(split)
         if lists:
             options.update(lists=(lists,))
@@ -136,6 +139,7 @@ class Benchmark:
         options.update(
             size=entry.size, resize=entry.resize, channels=self.channels, base=entry.base
         )
+        options.update(interpolation=self.interpolation)
         if entry.list:
             options.update(lists=(entry.list,))
         if entry.classes:
@@ -148,6 +152,36 @@ class Benchmark:
         return load(
             entry.dataset, entry.split, data_dir, first=cap, limit=limit, **options
         ).as_outliers()
+
+    def prepared_as(self, recipe: dict) -> Benchmark:
+        """Prepare the images as a network asks.
+
+        An entry that is prepared in a way of its own keeps it.
+
+        Args: recipe: size, resize, channels and interpolation, as far as they are known.
+        """
+        known = {name: value for name, value in recipe.items() if value is not None}
+        if "size" in known:
+            known.setdefault("resize", None)
+        sides = {name: known[name] for name in ("size", "resize") if name in known}
+        own = {"size": self.size, "resize": self.resize}
+
+        def moved(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+            return tuple(
+                replace(entry, **sides)
+                if {"size": entry.size, "resize": entry.resize} == own
+                else entry
+                for entry in entries
+            )
+
+        shape = {n: known[n] for n in ("channels", "interpolation") if n in known}
+        return replace(
+            self,
+            **sides,
+            **shape,
+            entries=moved(self.entries),
+            id_shifted=moved(self.id_shifted),
+        )
 
     def datasets(self) -> list[str]:
         """Name every data set that the benchmark needs, the ID set first."""

@@ -22,9 +22,17 @@ import PIL
 from PIL import Image
 
 from ood.cli import progress
-from ood.config import InputError
+from ood.config import InputError, nearest
 from ood.data import memory, volumes
 
+INTERPOLATIONS = {  # Pillow's filters, all of them antialiased
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
 VERSION = 1  # raise it when decoding changes
 SAMPLED = 16  # files of a set whose content is part of the digest,
 SAMPLE_BYTES = 2**20  # up to this length
@@ -49,8 +57,8 @@ class Recipe:
 
     Args:
         channels: 1 or 3; None keeps what is stored.
-        resize: the SHORTER side becomes this many pixels (bilinear with antialiasing; the longer
-            side is truncated to an integer, as torchvision does). A pair (height, width) is taken
+        resize: the SHORTER side becomes this many pixels (with antialiasing; the longer side is
+            truncated to an integer, as torchvision does). A pair (height, width) is taken
             exactly. None leaves the size alone.
         size: side of the centre crop; None crops nothing.
         invert: 255 - value, before resizing.
@@ -58,6 +66,7 @@ class Recipe:
             pictures of your own, from a camera; published sets are read as their papers did.
         antialias: filter the image before it is made smaller. False: plain bilinear interpolation,
             as torchvision resized tensors before its version 0.17.
+        interpolation: the filter, a key of INTERPOLATIONS.
 
     Raises: InputError for values that are not possible, or a crop that does not fit.
     """
@@ -68,8 +77,17 @@ class Recipe:
     invert: bool = False
     upright: bool = False
     antialias: bool = True
+    interpolation: str = "bilinear"
 
     def __post_init__(self):
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(
+                f"interpolation is '{self.interpolation}'"
+                f"{nearest(self.interpolation, INTERPOLATIONS)}; allowed: "
+                f"{', '.join(INTERPOLATIONS)}"
+            )
+        if not self.antialias and self.interpolation != "bilinear":
+            raise InputError(f"antialias=False resizes bilinearly, not {self.interpolation}")
         if self.channels not in (None, 1, 3):
             raise InputError(
                 f"channels={self.channels} is not possible: 1 (grey), 3 (RGB) or none (as stored)"
@@ -111,6 +129,8 @@ class Recipe:
             used.append("upright=True")
         if not self.antialias:
             used.append("antialias=False")
+        if self.interpolation != "bilinear":
+            used.append(f"interpolation={self.interpolation}")
         return f"Recipe({', '.join(used)})"
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -120,7 +140,7 @@ class Recipe:
         if self.invert:
             image = image.point(lambda value: 255 - value)
         if self.resize:
-            image = _resized(image, self.resize, self.antialias)
+            image = _resized(image, self.resize, self.antialias, self.interpolation)
         if self.size:
             image = _cropped(image, self.size)
         array = np.asarray(image)
@@ -307,7 +327,10 @@ def _in_threads(work: Callable[[int], None], total: int, label: str) -> None:
 
 
 def _resized(
-    image: Image.Image, resize: int | tuple[int, int], antialias: bool = True
+    image: Image.Image,
+    resize: int | tuple[int, int],
+    antialias: bool = True,
+    interpolation: str = "bilinear",
 ) -> Image.Image:
     width, height = image.size
     if isinstance(resize, tuple):
@@ -319,7 +342,7 @@ def _resized(
     if wanted == image.size:
         return image
     if antialias:
-        return image.resize(wanted, Image.Resampling.BILINEAR)
+        return image.resize(wanted, INTERPOLATIONS[interpolation])
     return _interpolated(image, wanted)
 
 

@@ -37,6 +37,7 @@ def load(
     base: str | None = None,
     lists: tuple[str, ...] | None = None,
     antialias: bool = True,
+    interpolation: str = "bilinear",
 ) -> ImageSet:
     """Load the images of a data set.
 
@@ -59,6 +60,7 @@ def load(
         lists: for sets of OpenOOD, the lists below benchmark_imglist/ that name the images
             ("cifar100/test_tin.txt").
         antialias: filter an image before it is made smaller; see `Recipe`.
+        interpolation: how images are resized: bilinear, bicubic, nearest, lanczos, box, hamming.
 
     Raises:
         MissingData: the set is not there, and could not be fetched if `download` was given.
@@ -69,7 +71,14 @@ def load(
     row = _checked(name, split, limit, first, base, lists)
     resize = tuple(resize) if isinstance(resize, (list, tuple)) else resize
     invert = row.options.get("invert", False)
-    recipe = Recipe(channels, resize or size, size, invert, antialias=antialias)
+    recipe = Recipe(
+        channels,
+        resize or size,
+        size,
+        invert,
+        antialias=antialias,
+        interpolation=interpolation,
+    )
     recipe.check_memory()
     if "base" in row.options:  # made from another set, which is loaded like any other
         base = load(
@@ -83,6 +92,7 @@ def load(
             first=first,
             limit=limit,
             antialias=antialias,
+            interpolation=interpolation,
         )
     request = Request(
         row=row,

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from ood import detectors
 from ood.config import InputError
 from ood.data import Preprocess
+from ood.data.decoding import INTERPOLATIONS
 from ood.data.images import ArrayImages
 from ood.deployment.calibration import Calibration
 from ood.deployment.groups import GroupCalibration, restore
@@ -41,8 +42,11 @@ from ood.outputs import extract, weights_digest
 
 FORMAT = "ood-detector-2"
 FIRST_FORMAT = "ood-detector-1"  # its digest also covered source code, so it cannot be checked
-RECIPE = ("size", "resize", "channels")  # of `ood.data.load`: how a picture becomes an input
+# of `ood.data.load`: how a picture becomes an input
+RECIPE = ("size", "resize", "channels", "interpolation")
+LATER = {"interpolation": "bilinear"}  # what older files do not say
 SCORES = {"scores", "group_scores"}  # arrays of a calibration
+LINEAR = "linear"  # the kind of head that a file holds
 LARGEST_SIDE = 10_000  # of an image, pixels
 META: dict[str, type | tuple] = {  # the keys of the JSON text
     "format": str,
@@ -56,6 +60,7 @@ META: dict[str, type | tuple] = {  # the keys of the JSON text
     "recipe": dict,
     "calibration": (dict, type(None)),
     "about": dict,
+    "head": str,
 }
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -72,9 +77,11 @@ class Stored:
         detector: ready to score.
         network: `weights_digest` of the network it was fitted on; None in old files.
         preprocess: normalisation of the network's input.
-        recipe: {"size", "resize", "channels"} as for `ood.data.load`.
+        recipe: {"size", "resize", "channels", "interpolation"} as for `ood.data.load`.
         calibration: threshold and p-values, if the detector was calibrated.
         arch: keyword arguments that build the network.
+        head: "own"; "none" where the network was used without its head; or the head that was
+            fitted on its features, weight (C, D) and bias (C,).
         checkpoint: where its weights were when the detector was fitted.
         about: free plain values: config, versions, accuracy, ...
     """
@@ -87,6 +94,7 @@ class Stored:
     arch: dict = field(default_factory=dict)
     checkpoint: str | None = None
     about: dict = field(default_factory=dict)
+    head: str | tuple[Tensor, Tensor] = "own"
 
     def check(self, network: nn.Module | str, where: str = "the detector") -> None:
         """Raise InputError when `network` is not the one that the detector was fitted on.
@@ -143,7 +151,7 @@ class Stored:
 
     def _shape(self, network: nn.Module) -> tuple[int, int, int] | None:
         """(C, H, W) of the network's input; None where neither recipe nor network tells."""
-        size, resize, channels = (self.recipe[key] for key in RECIPE)
+        size, resize, channels = (self.recipe[key] for key in ("size", "resize", "channels"))
         sides = (size, size) if size else resize
         if channels and isinstance(sides, tuple):
             return (channels, *sides)
@@ -171,7 +179,7 @@ def save(
         detector: fitted.
         network: the classifier whose outputs it was fitted on, or its `weights_digest`.
         preprocess: normalisation of the network's input.
-        recipe: {"size", "resize", "channels"} as for `ood.data.load`.
+        recipe: {"size", "resize", "channels", "interpolation"} as for `ood.data.load`.
         calibration: see `ood.deployment.calibration` and `ood.deployment.groups`.
         arch: keyword arguments that build the network; None: what `network.arch` says.
         checkpoint: the file of its weights.
@@ -194,10 +202,14 @@ def save(
         "arch": arch or dict(getattr(network, "arch", {})),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "preprocess": {"mean": preprocess.mean, "std": preprocess.std},
-        "recipe": {key: recipe.get(key) for key in RECIPE},
+        "recipe": {key: recipe.get(key) or LATER.get(key) for key in RECIPE},
         "calibration": None,
         "about": about or {},
+        "head": getattr(network, "head_kind", "own"),
     }
+    if meta["head"] == LINEAR:
+        arrays["head/weight"] = network.fc.weight.detach().cpu().numpy()
+        arrays["head/bias"] = network.fc.bias.detach().cpu().numpy()
     if calibration is not None:
         state = calibration.state()
         for key in SCORES & state.keys():
@@ -245,6 +257,7 @@ def load(
             meta["arch"],
             meta["checkpoint"],
             meta["about"],
+            _head(meta.get("head", "own"), arrays),
         )
     except InputError as error:
         raise InputError(f"detector file '{path}': {error}") from None
@@ -271,7 +284,7 @@ def _read(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         if meta.get("format") not in (FORMAT, FIRST_FORMAT):
             raise ValueError(f"its format is {meta.get('format')!r}, not {FORMAT!r}")
         for key in arrays:
-            known = {f"calibration/{name}" for name in SCORES}
+            known = {f"calibration/{name}" for name in SCORES} | {"head/weight", "head/bias"}
             if not key.startswith("state/") and key not in known:
                 raise ValueError(f"unknown part '{key}'")
         for key, value in meta.items():
@@ -322,6 +335,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _head(kind: str, arrays: dict) -> str | tuple[Tensor, Tensor]:
+    """The head of the network, checked."""
+    if kind in ("own", "none"):
+        return kind
+    if kind != LINEAR:
+        raise InputError(f"its head is '{kind}'; allowed: own, none, {LINEAR}")
+    weight, bias = arrays["head/weight"], arrays["head/bias"]
+    fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.dtype.kind == "f"
+    if not fits or not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise InputError(f"its head has a weight {weight.shape} and a bias {bias.shape}")
+    return torch.from_numpy(weight), torch.from_numpy(bias)
+
+
 def _normalisation(values: dict) -> dict:
     """Mean and standard deviation, checked: as many numbers as channels, std above 0."""
     mean, std = values["mean"], values["std"]
@@ -335,11 +361,14 @@ def _normalisation(values: dict) -> dict:
 
 def _recipe(values: dict) -> dict:
     """The recipe, checked; lists become tuples again: `resize` may be (height, width)."""
-    made = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    sides = [side for v in made.values() for side in (v if isinstance(v, tuple) else (v,))]
+    made = {key: tuple(v) if isinstance(v, list) else v for key, v in {**LATER, **values}.items()}
+    sided = [v for key, v in made.items() if key != "interpolation"]
+    sides = [side for v in sided for side in (v if isinstance(v, tuple) else (v,))]
     whole = all(s is None or type(s) is int and 0 < s <= LARGEST_SIDE for s in sides)
     if set(made) != set(RECIPE) or not whole:
         raise InputError(f"its recipe is {made}; sides are whole numbers up to {LARGEST_SIDE}")
+    if made["interpolation"] not in INTERPOLATIONS:
+        raise InputError(f"its recipe has the interpolation {made['interpolation']!r}")
     return made
 
 

@@ -147,13 +147,13 @@ class Guard:
         else:
             known, beside = outputs, self._outputs(detector, held)
         if bool((known.labels < 0).all()):
-            stand_in = _predicted(known.logits)[1].clamp(min=0)  # without classes: one class
+            stand_in = known.predicted.clamp(min=0)  # without classes: one class
             known = dataclasses.replace(known, labels=stand_in, memo={})
         detector.fit(known if detector.requires_fit else known[:0])
         scores = chunked_score(detector, beside).numpy()
         shares = (self.accept, self.confidence)
         self.calibration_ = (
-            calibrate_groups(scores, _predicted(beside.logits)[1].numpy(), *shares)
+            calibrate_groups(scores, beside.predicted.numpy(), *shares)
             if self.per_class
             else calibrate(scores, *shares)
         )
@@ -165,7 +165,8 @@ class Guard:
         self._require_fitted()
         outputs = self._outputs(self.detector_, as_images(images))
         scores = chunked_score(self.detector_, outputs)
-        confidence, predicted = _predicted(outputs.logits)
+        predicted, classes = outputs.predicted, outputs.logits.shape[1]
+        confidence = outputs.logits.float().softmax(1).amax(1) if classes else scores * torch.nan
         p_values, accepted = judge(self.calibration_, scores.numpy(), predicted.numpy())
         return Decision(
             torch.from_numpy(accepted), scores, torch.from_numpy(p_values), predicted, confidence
@@ -278,13 +279,6 @@ class Guard:
     def _require_fitted(self) -> None:
         if not hasattr(self, "calibration_"):
             raise InputError("this guard has not seen training images yet; call fit first")
-
-
-def _predicted(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence (N,) and class (N,) of logits (N, C)."""
-    if not logits.shape[1]:
-        return logits.new_full((len(logits),), float("nan")), torch.full((len(logits),), -1)
-    return tuple(logits.float().softmax(1).max(1))
 
 
 class Loaded:

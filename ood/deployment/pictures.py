@@ -169,7 +169,7 @@ def score(
 
 
 def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
-    """(Recipe, shape (C, H, W)) from {"size", "resize", "channels"}.
+    """(Recipe, shape (C, H, W)) from {"size", "resize", "channels", "interpolation"}.
 
     Raises: InputError where they leave the shape open.
     """
@@ -180,7 +180,9 @@ def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
             f"the detector's data recipe {values} leaves the shape of an image open; "
             "fit it again on a benchmark with a size"
         )
-    return Recipe(channels, resize or size, size, upright=True), (channels, *sides)
+    interpolation = values.get("interpolation", "bilinear")
+    recipe = Recipe(channels, resize or size, size, upright=True, interpolation=interpolation)
+    return recipe, (channels, *sides)
 
 
 class Extremes:
@@ -253,9 +255,7 @@ def _judged(stored: Stored, outputs: Outputs) -> Iterator[tuple]:
     scores = chunked_score(stored.detector, outputs).tolist()
     if stored.calibration is None:
         return ((score, None, None) for score in scores)
-    classes = outputs.logits.shape[1]  # 0 of a feature extractor
-    groups = outputs.logits.argmax(1).numpy() if classes else np.zeros(len(outputs), np.int64)
-    p_values, accepted = judge(stored.calibration, scores, groups)
+    p_values, accepted = judge(stored.calibration, scores, outputs.predicted.numpy())
     return zip(scores, p_values.tolist(), accepted.tolist())
 
 

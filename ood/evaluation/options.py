@@ -31,6 +31,25 @@ FLAGS: dict[str, dict] = {
         "help": "weight file of any known format; default: the newest run of exactly this "
         "configuration",
     },
+    "arch": {
+        "help": "architecture: one of ours, timm:NAME, torchvision:NAME, hf:NAME, "
+        "FILE.py:FUNCTION, or an exported FILE.pt2 or FILE.ts; default: the config's or the weight "
+        "file's",
+    },
+    "pretrained": {
+        "action": "store_true",
+        "help": "with the published weights of -arch's library, downloaded on first use",
+        "default": False,
+    },
+    "head": {
+        "choices": ("own", "none", "linear"),
+        "help": "own; none: features without logits, for knn, mds, ...; linear: fitted on the "
+        "features of the ID training images; default: the config's, else own",
+    },
+    "size": {
+        "type": int,
+        "help": "side of the images in pixels; default: the network's, else the benchmark's",
+    },
     "checkpoint_name": {"help": "run folder inside -checkpoints_dir, instead of -checkpoint"},
     "datasets": {
         "nargs": "+",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -27,6 +27,8 @@ class Passes:
         precision: of the backbone, 'fp32' or 'bf16'.
         cache: keeps the outputs, so that a second run forwards nothing. None: nothing is kept.
         progress: shows a bar while it iterates, as `ood.cli.progress`.
+        base: passes of the same network without its head. Features come from there where they are
+            enough, so that a new head costs no new pass.
     """
 
     network: nn.Module | None
@@ -36,6 +38,7 @@ class Passes:
     precision: str = "fp32"
     cache: Cache | None = None
     progress: Callable[..., Iterable] | None = None
+    base: Passes | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -56,6 +59,11 @@ class Passes:
             taps: also keep the pooled outputs of the stages.
             name: what the progress bar says; default: the name of the data set.
         """
+        image_detectors = list(image_detectors)
+        if self.base is not None and not image_detectors:
+            under, fc = self.base.outputs(images, (), taps, name), self.network.fc
+            head = Head(fc.weight.detach().float().cpu(), fc.bias.detach().float().cpu())
+            return replace(under, logits=head(under.features), head=head, memo={})
         bar = self.progress and (
             lambda batches, **k: self.progress(batches, name or images.name, unit="images", **k)
         )
@@ -72,6 +80,10 @@ class Passes:
             digest=self.digest,
             progress=bar,
         )
+
+    def under(self, network: nn.Module) -> Passes:
+        """The same passes under another head: `network` has the features of this one."""
+        return replace(self, network=network, base=self)
 
     def no_outputs(self) -> Outputs:
         """Outputs of zero images, for detectors that fit to the head of the network alone."""

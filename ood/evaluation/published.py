@@ -16,7 +16,7 @@ from ood.data.fetch import published
 from ood.data.fetch.archives import ObtainError
 from ood.data.fetch.download import DownloadError
 from ood.data.fetch.unpack import UnpackError
-from ood.evaluation import options
+from ood.evaluation import described
 from ood.evaluation.workbench import Config
 
 LIST = "list"  # -weights list: print the table instead
@@ -27,15 +27,17 @@ def folder(checkpoints_dir: str | Path) -> Path:
     return Path(checkpoints_dir) / "published"
 
 
-def config_path(networks: ModuleType, flags) -> str:
-    """Return -config; without it, the config that tests the published weights, else the default.
+def config_path(networks: ModuleType, flags) -> str | dict:
+    """Return -config; without it, the config that tests the published weights.
+
+    Where -weights is not given, it is what `described.source` finds.
 
     Raises: InputError if no config tests them.
     """
     if flags.config:
         return flags.config
     if not flags.weights:
-        return options.FLAGS["config"]["default"]
+        return described.source(networks, flags)
     row = networks.weights.find(flags.weights)
     if not row.tested_by:
         raise InputError(

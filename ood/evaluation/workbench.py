@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -31,16 +30,21 @@ from ood.config import (
     split,
 )
 from ood.data import Preprocess, info, load_benchmark
-from ood.data.benchmark import FOLDER, Benchmark
+from ood.data.benchmark import FOLDER, Benchmark, benchmark_names
 from ood.data.images import ImageSet
+from ood.data.loading import find
+from ood.data.registry import is_folder_path
 from ood.detectors import Detector
 from ood.detectors.base import possible
+from ood.evaluation import probe, scoring
 from ood.evaluation.passes import Passes
 from ood.evaluation.report import AVERAGE
 from ood.evaluation.scoring import TestSet
 from ood.outputs import Outputs
 from ood.training import pretraining
 from ood.training.context import Context
+
+ID_ONLY = "id_only"  # in place of a benchmark: the ID set alone, to fit and calibrate
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Config:
 
 
 def read_config(
-    path: str | Path,
+    path: str | Path | dict,
     overrides: dict | None = None,
     *,
     find_method: Callable[[str], type] | None = None,
@@ -76,7 +80,7 @@ def read_config(
     """Read a config file and put the flags into it.
 
     Args:
-        path: of the JSON file.
+        path: of the JSON file, or its content.
         overrides: {field of Experiment: value}; a value that is None was not given.
         find_method: gives the class of a method by its name, `ood.methods.get`. It is needed for a
             config that names a method.
@@ -84,7 +88,8 @@ def read_config(
 
     Raises: InputError for an unknown key or a value that is not allowed.
     """
-    values, where = read_json(path), str(path)
+    described = isinstance(path, dict)
+    values, where = (dict(path), "the flags") if described else (read_json(path), str(path))
     # The heatmap authors' own files name no method.
     if "ood_dataset" in values and not values.keys() & {"method", "loss"}:
         values["method"] = "heatmap"
@@ -97,6 +102,9 @@ def read_config(
     overrides = {name: value for name, value in (overrides or {}).items() if value is not None}
     for name, value in overrides.items():
         check_setting(Experiment, name, value, f"-{name}")
+    if overrides.get("arch", ours.get("arch")) != ours.get("arch"):
+        # these belong to the architecture of the file
+        ours = {k: v for k, v in ours.items() if k not in ("depth", "width", "model_args")}
     experiment = build(Experiment, merge(ours, overrides), where)
     settings = None
     chosen = merge(method_overrides or {})
@@ -114,6 +122,8 @@ def flagged(flags) -> dict:
     """The values of parsed flags that are fields of Experiment, by the name of the field."""
     names = {f.name for f in dataclasses.fields(Experiment)}
     given = {name: value for name, value in vars(flags).items() if name in names}
+    if getattr(flags, "pretrained", False):
+        given["model_args"] = {"pretrained": True}
     return {**given, "id_dataset": getattr(flags, "dataset", None)}
 
 
@@ -177,6 +187,7 @@ class Workbench:
             "size": self.suite.size,
             "resize": self.suite.resize or (None if self.suite.size else tuple(sides)),
             "channels": channels,
+            "interpolation": self.suite.interpolation,
         }
 
     @property
@@ -187,10 +198,13 @@ class Workbench:
         """
         options = {**self.network.arch, **self.experiment.model_args}
         if self.weights is not None:
-            options.pop("weights", None)
+            for name in ("weights", "pretrained"):
+                options.pop(name, None)
+        elif self.experiment.arch.startswith("hf:"):
+            options.setdefault("pretrained", True)
         return options
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """Digest of the network."""
         return self.passes.digest
@@ -216,6 +230,11 @@ class Workbench:
 
     def ood(self) -> list[TestSet]:
         """The OOD sets of the benchmark; only some of them where the experiment names them."""
+        if not self.suite.entries:
+            raise InputError(
+                f"no benchmark is named for '{self.experiment.id_dataset}', so there are no OOD "
+                f"sets; give one with -benchmark: {', '.join(benchmark_names())}, or a JSON file"
+            )
         count = len(self.images("test"))
         sets = []
         for entry in self.suite.select(self.experiment.datasets).entries:
@@ -223,9 +242,24 @@ class Workbench:
             sets.append(TestSet(entry.dataset, images, entry.group or "", entry.label))
         return sets
 
+    def fit_head(self) -> None:
+        """Give the network a linear head that is fitted on the features of the training images.
+
+        Raises: InputError where they have no labels.
+        """
+        train = self.outputs(self.images("train"))
+        weight, bias = probe.fit_head(train, self.num_classes)
+        headed = self.context.networks.with_head(self.network, weight, bias)
+        self.passes = self.passes.under(headed)
+        right = scoring.accuracy(self.outputs(self.images("train")))
+        self.context.log(
+            f"linear head: {self.num_classes} classes, fitted on {len(train):,} images "
+            f"(accuracy on them {100 * right:.2f} %)"
+        )
+
     def outputs(self, images: ImageSet, image_detectors=(), taps: bool = False) -> Outputs:
         """Outputs of one pass over the images; what was run before is not run again."""
-        key = (images.digest, taps)
+        key = (images.digest, taps, self.digest)
         if key in self._outputs and not image_detectors:
             return self._outputs[key]
         found = self.passes.outputs(images, image_detectors, taps)
@@ -255,7 +289,7 @@ def prepare(context: Context, config: Config) -> Workbench:
     if config.method is None:
         return prepare_classifier(context, config)
     experiment = config.experiment
-    suite, num_classes = _benchmark(config)
+    suite, num_classes = _benchmark(config, context.data_dir)
     weights = asked_for(experiment, context.checkpoints_dir)
     own_context = dataclasses.replace(context, limit=experiment.limit)
     try:
@@ -296,20 +330,40 @@ def _holds_classifier(
 def prepare_classifier(context: Context, config: Config) -> Workbench:
     """The same as `prepare` for the classifier of a config, whether or not it names a method."""
     experiment, networks = config.experiment, context.networks
-    suite, num_classes = _benchmark(config)
+    suite, num_classes = _benchmark(config, context.data_dir)
     facts = info(experiment.id_dataset)
     weights = weight_file(networks, experiment, context.checkpoints_dir)
     context.log(f"weights: {weights or 'of the architecture'}")
     shape = _shape(experiment, suite)
     network, stored = load_network(networks, experiment, num_classes, shape, weights)
-    normal = stored.get("preprocess") or {}
+    own = {**(networks.recipe(network) or {}), **(stored.get("preprocess") or {})}
+    suite = suite.prepared_as(_preparation(experiment, suite, network, own))
     preprocess = Preprocess(
-        experiment.mean or normal.get("mean") or suite.mean or facts.mean,
-        experiment.std or normal.get("std") or suite.std or facts.std,
+        experiment.mean or own.get("mean") or suite.mean or facts.mean,
+        experiment.std or own.get("std") or suite.std or facts.std,
     )
     passes = _passes(context, experiment, network, preprocess)
     objective = stored.get("objective") or {}
-    return Workbench(context, experiment, suite, num_classes, passes, weights, objective)
+    bench = Workbench(context, experiment, suite, num_classes, passes, weights, objective)
+    if experiment.head == "linear":
+        bench.fit_head()
+    return bench
+
+
+def _preparation(experiment: Experiment, suite: Benchmark, network: nn.Module, own: dict) -> dict:
+    """How the images are prepared for a network; {} leaves it to the benchmark.
+
+    The side comes from -size, else from the weight file, else from a foreign network's library.
+    """
+    size = experiment.size or own.get("size")
+    wanted = {name: own.get(name) for name in ("interpolation", "channels")}
+    if suite.channels is None and is_folder_path(experiment.id_dataset):
+        wanted["channels"] = own.get("channels") or network.arch.get("in_channels")
+    if size and size != (suite.size or info(experiment.id_dataset).size):
+        wanted["size"] = size
+        if own.get("size") == size:  # else the resize belongs to another size
+            wanted["resize"] = own.get("resize")
+    return wanted
 
 
 def weight_file(
@@ -317,10 +371,14 @@ def weight_file(
 ) -> Path | None:
     """The weights that the experiment asks for, else those of the newest run of its configuration.
 
-    None where torchvision's own weights are asked for.
+    None where the library's published weights are asked for, or where a file holds the network.
     """
     weights = asked_for(experiment, checkpoints_dir)
-    if weights is None and not experiment.model_args.get("weights"):
+    args = experiment.model_args
+    brings = args.get("weights") or args.get("pretrained") or networks.runs_code(experiment.arch)
+    if experiment.arch.startswith("hf:") and args.get("pretrained") is None:
+        brings = True
+    if weights is None and not brings:
         weights = pretraining.newest_classifier(networks, experiment, checkpoints_dir).folder
     return weights / "best.pt" if weights and weights.is_dir() else weights
 
@@ -370,10 +428,38 @@ def load_network(
     options = {name: value for name, value in options.items() if value is not None}
     options |= experiment.model_args
     if weights is not None:
-        options.pop("weights", None)  # torchvision would download them
+        for name in ("weights", "pretrained"):  # the library would download them
+            options.pop(name, None)
+    if networks.is_foreign(experiment.arch):
+        # its library says what it takes, unless a flag does
+        shape = {"in_channels": None, "image_size": experiment.size}
+        if experiment.head != "own":
+            options["head"], num_classes = "none", None
+        elif weights is None:
+            return _published(networks, experiment, num_classes, shape, options), {}
     network = networks.build(experiment.arch, num_classes, **shape, **options)
     meta = {} if weights is None else networks.checkpoints.load_into(network, weights)
+    if experiment.head != "own":
+        network = networks.without_head(network)
     return network.eval(), meta
+
+
+def _published(
+    networks: ModuleType, experiment: Experiment, num_classes: int, shape: dict, options: dict
+) -> nn.Module:
+    """A foreign network with its own weights and its own head.
+
+    Raises: InputError where the head has other classes than the data set.
+    """
+    network = networks.build(experiment.arch, None, **shape, **options)
+    own = network.fc.weight.shape[0]
+    if own != num_classes:
+        raise InputError(
+            f"{experiment.arch} has {own} classes, {experiment.id_dataset} has {num_classes}; use "
+            "its features with -head linear or -head none, or fine-tune it with "
+            "classifier_pretraining.py"
+        )
+    return network.eval()
 
 
 def make_detectors(experiment: Experiment) -> dict[str, Detector]:
@@ -447,10 +533,13 @@ def _of_id(suite: Benchmark) -> Benchmark:
     return dataclasses.replace(suite, name="", entries=(), mean=None, std=None, source="", notes="")
 
 
-def _benchmark(config: Config) -> tuple[Benchmark, int]:
+def _benchmark(config: Config, data_dir: str | Path) -> tuple[Benchmark, int]:
     """The benchmark for the experiment's ID set, and the number of classes."""
     experiment = config.experiment
-    suite = load_benchmark(experiment.benchmark, experiment.protocol)
+    if experiment.benchmark == ID_ONLY:
+        suite = Benchmark(ID_ONLY, experiment.id_dataset)
+    else:
+        suite = load_benchmark(experiment.benchmark, experiment.protocol)
     if "id_dataset" in config.given:
         suite = dataclasses.replace(suite, id_dataset=experiment.id_dataset)
     if suite.id_dataset != experiment.id_dataset:
@@ -461,6 +550,8 @@ def _benchmark(config: Config) -> tuple[Benchmark, int]:
     suite.select(experiment.datasets)  # a misspelt name fails before anything is loaded
     chosen = suite.id_classes
     known = len(chosen) if chosen else info(experiment.id_dataset).num_classes
+    if known is None and experiment.num_classes is None:
+        known = _classes_of(suite.id_files or suite.id_dataset, data_dir)
     num_classes = experiment.num_classes or known
     if known not in (None, num_classes):
         raise InputError(
@@ -469,9 +560,16 @@ def _benchmark(config: Config) -> tuple[Benchmark, int]:
         )
     if num_classes is None:
         raise InputError(
-            f"{config.path}: num_classes is needed for the image folder '{experiment.id_dataset}'"
+            f"{config.path}: '{experiment.id_dataset}' names no classes; give num_classes "
+            "(-num_classes)"
         )
     return suite, num_classes
+
+
+def _classes_of(dataset: str, data_dir: str | Path) -> int | None:
+    """Number of classes of a data set of one's own; None where it has no labels."""
+    labels = find(dataset, "train", data_dir).labels
+    return None if labels is None or max(labels, default=-1) < 0 else int(max(labels)) + 1
 
 
 def _shape(experiment: Experiment, suite: Benchmark) -> dict:
@@ -479,7 +577,7 @@ def _shape(experiment: Experiment, suite: Benchmark) -> dict:
     facts = info(experiment.id_dataset)
     return {
         "in_channels": suite.channels or facts.channels,
-        "image_size": suite.size or facts.size,
+        "image_size": experiment.size or suite.size or facts.size,
     }
 
 

@@ -394,7 +394,7 @@ def newest_classifier(networks: ModuleType, wanted, root: str | Path) -> runs.Ru
 def _options(networks: ModuleType, config: dict) -> dict:
     """Return every option of a configuration's network, defaults filled in."""
     arch = config["arch"]
-    defaults = {} if arch.startswith("torchvision_") else networks.options(arch)
+    defaults = {} if networks.is_foreign(arch) else networks.options(arch)
     shape = {name: value for name in ("depth", "width") if (value := config.get(name))}
     return {**defaults, **shape, **config.get("model_args", {})}
 
