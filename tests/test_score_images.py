@@ -113,7 +113,7 @@ def test_a_folder_of_pictures_is_scored(root, call_script, monkeypatch):
     stored = detector_file.load(root / "knn.npz")
     assert stored.detector.k == 3, "the config's detector_args count"
     assert (
-        stored.recipe == {"size": 32, "resize": None, "channels": 3}
+        stored.recipe == {"size": 32, "resize": None, "channels": 3, "interpolation": "bilinear"}
         and len(stored.calibration.scores) == 48
     )
 

@@ -93,7 +93,8 @@ def test_everything_else_comes_back(network, train, tmp_path):
         about={"id_dataset": "gratings"},
     )
     stored = detector_file.load(path, network)
-    assert stored.recipe == {"size": 12, "resize": (14, 16), "channels": 1} and stored.arch == {
+    sides = {"size": 12, "resize": (14, 16), "channels": 1}
+    assert stored.recipe == {**sides, "interpolation": "bilinear"} and stored.arch == {
         "arch": "small_cnn"
     }
     assert (

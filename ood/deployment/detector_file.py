@@ -245,9 +245,9 @@ def load(
         detector.load_state(state)
         calibration = None
         if meta["calibration"] is not None:
-            scores = {key: arrays.get(f"calibration/{key}") for key in SCORES}
-            held = {key: values for key, values in scores.items() if values is not None}
-            calibration = restore({**meta["calibration"], **held})
+            wanted = SCORES if "groups" in meta["calibration"] else {"scores"}
+            scores = {key: arrays[f"calibration/{key}"] for key in wanted}
+            calibration = restore({**meta["calibration"], **scores})
         stored = Stored(
             detector,
             meta["network"] if meta["format"] == FORMAT else None,
