@@ -41,6 +41,7 @@ SMALL = {  # flags that make a script quick; later ones win over those in the co
     "scripts/bench_heatmap.py": "-arch small_cnn -id_images 64 -ood_images 16",
     "scripts/bench_leaveout.py": "-archs small_cnn -steps 1 -rounds 1 -batch_size 4",
     "scripts/bench_vmdls.py": "-encoders mnist_conv -images 4 -rounds 1",
+    "scripts/bench_compat.py": "-arch small_cnn -images 60 -rounds 1",
     "scripts/bench_eval.py": "-arch small_cnn -images 60 -train_images 200 -rounds 1",
     "scripts/bench_memory.py": "-images 9000 -features 96 -classes 12 -detectors energy mds",
     "scripts/bench_data.py": "-limit 200 -rounds 1",

@@ -220,3 +220,15 @@ def test_bench_eval_excuses_no_difference_without_a_bound(capsys):
         "",
     ]
     assert capsys.readouterr().out.count("differs") == 3
+
+
+def test_bench_compat_compares_ten_detectors_with_pytorch_ood(run_script, tmp_path):
+    import pytest
+
+    pytest.importorskip("pytorch_ood")
+    small = "-dataset mnist5k -ood uniform gaussian -arch small_cnn -images 60 -rounds 1".split()
+    done = run_script("scripts/bench_compat.py", *small, "-data_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    apart = re.findall(r"^  AUROC (\S+) .* pytorch-ood [\d.]+ +([\d.]+) *$", done.stdout, re.M)
+    assert len(apart) == 10 and max(float(largest) for _, largest in apart) <= 2e-3
+    assert re.search(r"Here [\d.]+ in its best setting, [\d.]+ as its documentation", done.stdout)
