@@ -74,6 +74,8 @@ def test_a_set_that_is_missing_damaged_or_no_text_is_an_error_of_one_line(tmp_pa
         texts.load("wmt16", "test", tmp_path)
     with pytest.raises(InputError, match="'mnist' holds no texts; ood.data.load reads it"):
         texts.load("mnist", "test", tmp_path)
+    with pytest.raises(InputError, match="a limit of 0 texts"):
+        texts.load("wmt16", "test", tmp_path, limit=0)
     with pytest.raises(InputError, match="holds texts, not images; ood.data.texts.load reads it"):
         load("newsgroups20", "test", tmp_path)
 

@@ -87,6 +87,8 @@ def load(
     row = info(name)
     if row.reader != "texts":
         raise InputError(f"data set '{row.name}' holds no texts; ood.data.load reads it")
+    if limit is not None and limit < 1:
+        raise InputError(f"a limit of {limit} texts makes no sense; it must be at least 1")
     found = find(row, split, data_dir, download=download)
     outliers = found.labels is None or row.role == "ood"
     labels = np.full(len(found), -1) if outliers else found.labels
