@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ood import metrics
 from ood.data import IGNORED
@@ -21,6 +22,7 @@ DPI = 110
 SCORES = "inferno"
 GROUND = 0.45  # brightness of the grey image below the scores
 LEAST, MOST = 1, 99.5  # percentiles of the scores shown, where the colours end
+CLASSES_NAMED = 21  # colours of classes are named up to this number, which the palette has
 OUTLINE = "#00E5FF"  # of the pixels that are OOD
 
 
@@ -64,9 +66,9 @@ def draw(
                 axis.contour(one.mask < 0, [0.5], colors=OUTLINE, linewidths=0.8)
             axis.set_xticks([])
             axis.set_yticks([])
-    _bar(figure, axes[:, 2:])
+    _bar(figure, axes)
     if class_names:
-        _names(figure, axes[:, :2], class_names)
+        _names(figure, class_names)
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)
@@ -103,32 +105,31 @@ def _classes(predicted: np.ndarray) -> np.ndarray:
 
 
 def _bar(figure: Figure, axes: np.ndarray) -> None:
+    """Say what the colours of the scores mean, below the maps."""
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), SCORES),
         ax=axes,
         location="bottom",
-        shrink=0.5,
+        shrink=0.35,
         aspect=45,
-        pad=0.01,
+        pad=0.02,
+        anchor=(0.75, 1.0),
     )
     bar.set_ticks([0, 1], labels=["like ID", "like OOD"], fontsize=8)
-    bar.set_label("score, and AUROC of the image's pixels in % above each map", fontsize=8)
+    bar.set_label("score; above each map the AUROC of its pixels in %", fontsize=8)
 
 
-def _names(figure: Figure, axes: np.ndarray, class_names: Sequence[str]) -> None:
-    """List the colours of the classes below the predictions."""
-    from matplotlib.patches import Patch
-
-    colours = _classes(np.arange(len(class_names))[None])[0]
-    handles = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names)]
-    axes[-1, 0].legend(
-        handles=handles[:21],
-        loc="upper left",
-        bbox_to_anchor=(0, -0.03),
-        ncols=4,
-        fontsize=6.5,
+def _names(figure: Figure, class_names: Sequence[str]) -> None:
+    """List the colours of the classes below the figure."""
+    shown = class_names[:CLASSES_NAMED]
+    colours = _classes(np.arange(len(shown))[None])[0]
+    figure.legend(
+        [Patch(color=colour) for colour in colours],
+        list(shown),
+        loc="outside lower left",
+        ncols=11,
+        fontsize=8,
         frameon=False,
-        handlelength=0.9,
-        columnspacing=0.8,
-        labelspacing=0.2,
+        handlelength=1,
+        columnspacing=1,
     )
