@@ -285,9 +285,10 @@ def describe(flags, found: dict, facts: dict, figure: str) -> list[str]:
         "AUROC of all pixels is higher with pasted outliers: "
         f"{', '.join(map(seeds_above, DETECTORS))}. All metrics are exact. This is a stand-in that "
         "needs no download, not one of the papers' benchmarks.",
-        "Test scenes, classes predicted after outlier exposure, and the detectors' scores on top "
-        "of the image, from dark (like ID) to bright (like OOD). The outlines are those of the "
-        "letters; the numbers are the AUROC of the pixels of the image, in %:",
+        f"The first test scenes, the classes predicted after outlier exposure (seed "
+        f"{flags.seeds[0]}), and the detectors' scores on top of the image, from dark (like ID) to "
+        "bright (like OOD). The outlines are those of the letters; the numbers are the AUROC of "
+        "the pixels of the image, in %:",
         f"![Scores of four detectors on three test scenes]({figure})",
     ]
 

@@ -121,6 +121,8 @@ class PixMix:
         pictures, seat = self._pictures(images, first, (active & ~changed)[:, 1:].any(1))
         for turn in range(1, k + 1):
             rows = active[:, turn].nonzero()[:, 0]
+            if not len(rows):
+                break
             other, own = torch.empty_like(mixed[rows]), changed[rows, turn]
             other[own] = transforms.to_pixels(copies[place[rows[own], turn]])
             other[~own] = pictures[seat[rows[~own]]]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from ood.data import ArrayImages, Mixing, PixMix, pixmix
+from ood.data import Mixing, PixMix, pixmix
 
 __all__ = ["PixMixDataset", "add", "get_ab", "multiply"]
 
@@ -57,15 +57,15 @@ class PixMixDataset(Dataset):
         image, label = self.dataset[i]
         picture, _ = self.mixing_set[int(torch.randint(len(self.mixing_set), ()))]
         image = _as_tensor(image)
-        pictures = ArrayImages(_covering(_as_tensor(picture, len(image)), image)[None].numpy())
-        mixed = PixMix(pictures, self.mixing)(image[None])[0]
+        picture = _covering(_as_tensor(picture, len(image)), image)
+        mixed = PixMix(_OnePicture(picture), self.mixing)(image[None])[0]
         return self.normalize(mixed), label
 
     def augment_input(self, image: Image.Image, severity) -> Image.Image:
         """Change a PIL image by one operation at random."""
         given = _as_tensor(image)[None]
         once = Mixing(k=0, severity=severity, probability=1, base="none")
-        changed = pixmix.as_bytes(PixMix(ArrayImages(given.numpy()), once)(given))[0]
+        changed = pixmix.as_bytes(PixMix(_OnePicture(given[0]), once)(given))[0]
         return Image.fromarray(changed.movedim(0, 2).squeeze(2).numpy())
 
     def normalize(self, image: Tensor) -> Tensor:
@@ -75,6 +75,21 @@ class PixMixDataset(Dataset):
             for v in (self.mean, self.std)
         )
         return (image - mean) / std
+
+
+class _OnePicture:
+    """A mixing set of one picture (C, H, W), as far as PixMix looks at it."""
+
+    name = "mixing set"
+
+    def __init__(self, picture: Tensor):
+        self.picture = picture
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, rows) -> Tensor:
+        return self.picture[None]
 
 
 def get_ab(beta):
