@@ -12,7 +12,7 @@ ROWS = {50.0: "cifar100gan", 2.0: "cifar100gan2"}
 
 
 class CIFAR100GAN(EndlessSet):
-    """50,000 images of 32x32 from the unlikely regions of a BigGAN trained on CIFAR-100.
+    """50,000 images of 32x32 that a BigGAN for CIFAR-100 makes from unlikely latents.
 
     Labels are -1.
 
