@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset
 from torchvision import transforms
 
 from ood.compat import benchmark as ours
+from ood.compat.benchmark.store import data_digest
 from ood.data.benchmark import load_benchmark
 
 theirs = pytest.importorskip("pytorch_ood.benchmark")
@@ -233,3 +234,55 @@ def test_transforms_get_rgb(hub, tmp_path):
     made = ours.CIFAR10_OpenOOD(tmp_path, lambda image: image.mode, download=False)
     joined = ConcatDataset(made.test_sets(known=False))
     assert {mode for mode, _ in joined} == {"RGB"}
+
+
+def test_the_readme_of_pytorch_ood_and_its_cache(hub, tmp_path):
+    """Its second example: one call per detector, cached in files, with workers."""
+    from ood.compat.detector import EnergyBased, MaxSoftmax
+
+    class Counting(torch.nn.Flatten):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    root, seen = tmp_path / "data", []
+    toys.openood(hub, root, "cifar10")
+    model = torch.nn.Sequential(Counting(), torch.nn.Linear(48, 10))
+    benchmark = ours.CIFAR10_OpenOOD(root=root, transform=SEEN)
+    results = []
+    for name, detector in {"MSP": MaxSoftmax(model), "Energy": EnergyBased(model)}.items():
+        res = benchmark.evaluate(
+            detector,
+            loader_kwargs={"batch_size": 4, "num_workers": 1},
+            cache=True,
+            cache_dir=tmp_path / "cache",
+            cache_key="cifar10",
+        )
+        for row in res:
+            row.update({"Detector": name})
+        results += res
+    sets = [benchmark.test_in, *benchmark.test_oods]
+    assert sum(seen) == sum(map(len, sets))  # the second call forwards nothing
+    assert [row["Dataset"] for row in results] == 2 * benchmark.ood_names
+    again = ours.CIFAR10_OpenOOD(root=root, transform=SEEN)
+    again.evaluate(EnergyBased(model), {"batch_size": 4}, cache_dir=tmp_path / "cache")
+    assert sum(seen) == 2 * sum(map(len, sets))  # another cache_key
+
+
+def test_the_digest_of_a_set_covers_files_labels_and_transform(hub, tmp_path):
+    toys.openood(hub, tmp_path, "cifar10")
+    make = lambda seen: ours.CIFAR10_OpenOOD(tmp_path, seen, download=False).test_in
+    digest = data_digest(make(SEEN))
+    assert digest == data_digest(make(SEEN)) is not None
+    larger = transforms.Compose([transforms.Resize((5, 4)), transforms.ToTensor()])
+    assert data_digest(make(larger)) not in (digest, None)
+    unknown = (lambda image: image, transforms.RandomCrop(3), transforms.ColorJitter())
+    assert {data_digest(make(seen)) for seen in unknown} == {None}
+    one = make(SEEN)
+    assert one.labels is not None and data_digest(one) == digest  # nothing that was kept counts
+    file = hub / "cifar10" / "test_cifar10.txt"
+    file.write_text(file.read_text().replace(" 3\n", " 4\n"))
+    assert data_digest(make(SEEN)) not in (digest, None)
+    changed = data_digest(make(SEEN))
+    toys.picture(one.found.folder / one.found.paths[0], 99)
+    assert data_digest(make(SEEN)) not in (changed, None)

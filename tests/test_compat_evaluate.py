@@ -93,6 +93,12 @@ def test_a_detector_of_another_network_reads_that_one(network):  # noqa: F811
     assert rows[0]["auroc"] != rows[1]["auroc"]
 
 
+def test_a_list_gets_labels(network):  # noqa: F811
+    detectors = [formulas.create("energy"), compat.EnergyBased(network), Contrast(), Contrast()]
+    found = evaluate(network, detectors)
+    assert list(found.scores["novel"]) == ["energy", "EnergyBased", "Contrast", "Contrast-2"]
+
+
 def test_what_is_no_detector_is_refused(network):  # noqa: F811
     with pytest.raises(InputError, match="str is no detector"):
         evaluate(network, {"a": "energy"})

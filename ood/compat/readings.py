@@ -200,7 +200,8 @@ class Together:
         network: nn.Module | None = None,
         std: Sequence[float] | None = None,
     ):
-        self.device, network = torch.device(device), network or _common_network(detectors)
+        self.device = torch.device(device)
+        network = _common_network(detectors) if network is None else network
         self.readings = [reading(detector, network) for detector in detectors]
         for part in (network, *(one.detector for one in self.readings if one.kind != "outputs")):
             if hasattr(part, "to"):
@@ -211,7 +212,7 @@ class Together:
         if beside or taps:  # the features alone do not do
             same = _AsGiven(beside, std)
             self.forward = Forward(network, same, self.device, "fp32", taps, beside)
-        self.head = network and getattr(network, "fc", None)
+        self.head = getattr(network, "fc", None)
         self.functions = list(dict.fromkeys(self._function(one) for one in self.readings))
         self.functions = [function for function in self.functions if function is not None]
         self._shared: dict[tuple, Shared] = {}

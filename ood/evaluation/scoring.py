@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,7 +72,7 @@ def evaluate(
     train,
     test,
     ood: list[TestSet],
-    detectors: dict[str, Detector | object],
+    detectors: dict[str, Detector | object] | Sequence[Detector | object],
     *,
     methods: dict | None = None,
     log: Callable[[str], None] = lambda line: None,
@@ -87,10 +87,10 @@ def evaluate(
         train: ImageSet of ID training images; None when no detector has to be fitted.
         test: ImageSet of ID test images.
         ood: the OOD sets.
-        detectors: {label: detector}; the label becomes the column `detector`. Beside ours, it may
-            be one of `ood.compat.detector` or an object of yours, see `ood.compat.readings`. What
-            reads the logits or features of this network gets them from the pass. All others see the
-            normalised images, in one more pass together.
+        detectors: {label: detector}, or a list; the label becomes the column `detector`. Beside
+            ours, it may be one of `ood.compat.detector` or an object of yours, see
+            `ood.compat.readings`. What reads the logits or features of this network gets them from
+            the pass. All others see the normalised images, in one more pass together.
         methods: {label: trained method}, anything with score(images) -> (N,). They are scored
             beside the detectors, in passes of their own. What extra_metrics(ID, OOD images) gives,
             where a method has it, joins the row.
@@ -98,7 +98,7 @@ def evaluate(
 
     Raises: InputError for a detector that cannot work with this network, before the first pass.
     """
-    methods = methods or {}
+    methods, detectors = methods or {}, _labelled(detectors)
     ours = {label: d for label, d in detectors.items() if isinstance(d, Detector)}
     for detector in ours.values():
         detector.check(passes.network)
@@ -151,6 +151,18 @@ def accuracy(outputs: Outputs) -> float | None:
     if not labelled.any() or not outputs.logits.shape[1]:
         return None
     return (outputs.logits.argmax(1) == outputs.labels)[labelled].double().mean().item()
+
+
+def _labelled(detectors: dict | Sequence) -> dict[str, object]:
+    """Give detectors of a list their short name or class as label, numbered where it repeats."""
+    if isinstance(detectors, dict):
+        return detectors
+    found: dict[str, object] = {}
+    for one in detectors:
+        word = one.name if isinstance(one, Detector) else type(one).__name__
+        labels = (word, *(f"{word}-{n}" for n in range(2, len(detectors) + 2)))
+        found[next(label for label in labels if label not in found)] = one
+    return found
 
 
 class _Work:

@@ -86,7 +86,8 @@ PARTS = ("values", "labels")
 def function_digest(function: Callable) -> str | None:
     """Digest of everything that a function of images depends on; None where that is not known.
 
-    It is known for networks and their methods, unless they are in training mode or have hooks.
+    It is known for networks and their methods, unless they are in training mode, have hooks, or
+    carry a method of their own in place of their class's.
     """
     what, owner = "", function
     if isinstance(function, LastMap):
@@ -96,7 +97,9 @@ def function_digest(function: Callable) -> str | None:
     if not isinstance(owner, nn.Module):
         return None
     for module in owner.modules():
-        if changes_in_training(module) or module._forward_hooks or module._forward_pre_hooks:
+        hooks = module._forward_hooks or module._forward_pre_hooks
+        replaced = any(callable(v) and hasattr(type(module), k) for k, v in vars(module).items())
+        if hooks or replaced or changes_in_training(module):
             return None
     return f"{what} {network_digest(owner)}"
 
