@@ -212,7 +212,7 @@ def test_every_older_name_is_known():
     assert older("weights") is weights
     for name in inspect.getmodule(model.WideResNet).OLDER.values():
         assert weights.find(name).arch == "wrn"
-        assert model.WideResNet.transform_for(name)
+        assert model.WideResNet.norm_std_for(name) == list(weights.find(name).std)
 
 
 def test_a_wrong_file_is_refused(hub, server):  # noqa: F811

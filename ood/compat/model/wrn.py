@@ -93,6 +93,14 @@ class WideResNet(Steps, _ours.WRN):
         """
         return registry.load_transform(_current(pretrained))
 
+    @staticmethod
+    def norm_std_for(pretrained: str) -> list[float]:
+        """Return the std of that transform's normalisation, one per channel, for ODIN.
+
+        Raises: ValueError for unknown weights.
+        """
+        return list(WideResNet.transform_for(pretrained).transforms[-1].std)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (N, num_classes) of images (N, C, 32, 32)."""
         return self.fc(self.features(x))
