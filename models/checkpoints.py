@@ -3,7 +3,8 @@
 | format             | from                          | content                                     |
 |--------------------|-------------------------------|---------------------------------------------|
 | ood-1              | our runs                      | format, arch, state_dict, epoch, metrics,   |
-|                    |                               | preprocess (last.pt also: trainer)          |
+|                    |                               | preprocess, class_names (last.pt also:      |
+|                    |                               | trainer)                                    |
 | state_dict         | DICE, leave-out ensemble,     | state_dict and epoch, best_prec1, ...       |
 |                    | VMDLS fine-tuning             |                                             |
 | heatmap-classifier | heatmap paper                 | net_state_dict, cls_state_dict              |

@@ -139,6 +139,7 @@ def main() -> None:
         "id_dataset": experiment.id_dataset,
         "precision": experiment.precision,
         "accuracy": scoring.accuracy(outputs),
+        "class_names": bench.network.fc.weight.shape[0] and bench.class_names or None,
         "n_train": len(train) if fits else 0,
         "n_calibration": len(held),
         "digests": {"test": test.digest, **({"train": train.digest} if fits else {})},

@@ -3,8 +3,10 @@
     python3 scripts/score_images.py -detector vim.npz -input ./my_pictures -out_dir ./scored
 
 scores.csv has the columns file, score (larger = less like the training data), p_value (conformal;
-small = unlike the training data), accepted (1 or 0) and error. The rows are written one by one into
-a temporary file that takes its name at the end, so folders of any size need the same memory. A
+small = unlike the training data), accepted (1 or 0), predicted (the class, accepted or not),
+confidence (its softmax probability), nearest and error. With -nearest 3, the column nearest holds
+the three most similar training pictures as a JSON list. The rows are written one by one into a
+temporary file that takes its name at the end, so folders of any size need the same memory. A
 damaged picture gets its error in the CSV and the run goes on; -strict stops there instead. A file
 whose name begins like a formula is written as ./NAME. The contact sheet shows the least and the
 most ID-like pictures.
@@ -17,6 +19,7 @@ their names, such as frames of a camera; this finds when a change began.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sys
 import time
@@ -37,6 +40,7 @@ from ood.config import InputError
 from ood.deployment import detector_file, pictures
 from ood.deployment.drift import Martingale, batch_alarm
 from ood.deployment.groups import GroupCalibration
+from ood.deployment.nearest import TrainingPictures, training_pictures
 from ood.evaluation import options
 from ood.files import replacing
 
@@ -105,7 +109,18 @@ parser.flag(
     help="stop at the first damaged picture instead of listing it",
     default=False,
 )
-options.add(parser, "device")
+parser.flag(
+    "-nearest",
+    type=int,
+    help="name so many of the most similar training pictures for each picture; 0: none",
+    default=0,
+)
+parser.flag(
+    "-train",
+    help="where -nearest looks: a folder or a data set; default: the one that the detector was "
+    "fitted on",
+)
+options.add(parser, *options.PLACES)
 
 
 @dataclass
@@ -141,9 +156,12 @@ def main() -> None:
             "-batch_size must be at least 1 and -sheet at least 0, "
             f"got {flags.batch_size} and {flags.sheet}"
         )
+    if flags.nearest < 0:
+        raise InputError(f"-nearest must be at least 0, got {flags.nearest}")
     if not 0 <= flags.alarm < 1:
         raise InputError(f"-alarm is {flags.alarm:g}; it must be a fraction in [0, 1)")
-    device = cli.choose_device(flags.device)
+    context = options.context(models, flags)
+    device = context.device
     stored = detector_file.load(flags.detector)
     network = load_network(stored, flags)
     stored.check(network, f"'{flags.detector}'")
@@ -171,6 +189,8 @@ def main() -> None:
         batch_size=flags.batch_size,
         precision=stored.about.get("precision", "fp32"),
         strict=flags.strict,
+        training=similar_to(stored, network, flags, context) if flags.nearest else None,
+        nearest=flags.nearest,
     )
     tally = Tally(pictures.Extremes(max(1, flags.sheet)))
     write_rows(out_dir / "scores.csv", cli.progress(rows, "score", total, "pictures"), tally, total)
@@ -189,6 +209,25 @@ def main() -> None:
         least = f"Least ID-like of {tally.whole:,} pictures ({stored.detector.name})"
         parts = {least: tally.extremes.least, "Most ID-like": tally.extremes.most}
         cli.log(f"contact sheet: {pictures.sheet(parts, out_dir / 'contact_sheet.png', folder)}")
+
+
+def similar_to(stored: detector_file.Stored, network, flags, context) -> TrainingPictures:
+    """Where -nearest finds training pictures."""
+    name = flags.train or stored.about.get("id_dataset")
+    if not name:
+        raise InputError(f"'{flags.detector}' does not name its training pictures; give -train")
+    training = training_pictures(
+        name,
+        stored,
+        network,
+        data_dir=context.data_dir,
+        device=context.device,
+        batch_size=flags.batch_size,
+        cache=context.cache,
+        progress=cli.progress,
+    )
+    cli.log(f"nearest: among {len(training.names):,} training pictures of {name}")
+    return training
 
 
 def say_drift(calibration, scores, flags) -> None:
@@ -225,8 +264,16 @@ def write_rows(path: Path, rows, tally: Tally, total: int) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(pictures.Row._fields)
         for row in rows:
-            numbers = (row.score, row.p_value, row.accepted)
-            writer.writerow([as_path(row.file), *map(spelled, numbers), row.error])
+            writer.writerow(
+                [
+                    as_path(row.file),
+                    *map(spelled, (row.score, row.p_value, row.accepted)),
+                    as_text(row.predicted or ""),
+                    spelled(row.confidence),
+                    json.dumps(row.nearest, ensure_ascii=False) if row.nearest else "",
+                    row.error,
+                ]
+            )
             tally.add(row)
             now = time.perf_counter()
             if now - said > EVERY and not sys.stderr.isatty():
@@ -237,6 +284,11 @@ def write_rows(path: Path, rows, tally: Tally, total: int) -> None:
 def as_path(file: str) -> str:
     """The path as text that no spreadsheet takes for a formula: `=x.png` becomes `./=x.png`."""
     return f"./{file}" if file.startswith(FORMULA) else file
+
+
+def as_text(text: str) -> str:
+    """The text such that no spreadsheet takes it for a formula: `=x` becomes `'=x`."""
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def spelled(value) -> str:

@@ -292,10 +292,9 @@ def test_any_image_folder(tmp_path, pretrain):
     code, out, err = pretrain("-dataset", photos, *arguments)
     assert code == 0, err
     (folder,) = (tmp_path / "runs").glob("photos_small_resnet_20*")
-    assert (
-        runs.Run(folder).config["num_classes"] == 2
-        and runs.Run(folder).load("best.pt")["preprocess"]["size"] == 32
-    )
+    best = runs.Run(folder).load("best.pt")
+    assert runs.Run(folder).config["num_classes"] == 2 and best["preprocess"]["size"] == 32
+    assert best["class_names"] == sorted(p.name for p in (photos / "train").iterdir())
 
 
 def test_folder_without_parts_is_tested_on_its_validation_images(tmp_path, pretrain):

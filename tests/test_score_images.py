@@ -133,7 +133,9 @@ def test_a_folder_of_pictures_is_scored(root, call_script, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "27 pictures in 'mine'" in done.stdout and "2 damaged" in done.stdout
     text = (root / "out" / "scores.csv").read_text()
-    assert text.splitlines()[0] == "file,score,p_value,accepted,error"
+    assert text.splitlines()[0] == (
+        "file,score,p_value,accepted,predicted,confidence,nearest,error"
+    )
     found = rows(root / "out" / "scores.csv")
     expected = [
         'top, with "comma".png',
@@ -548,3 +550,45 @@ def test_thresholds_per_class_and_alarms(root, call_script):
 def test_a_level_outside_its_range_is_refused(root, call_script, level):
     done = score(call_script, root, "-detector", "x.npz", "-input", "mine", "-alarm", level)
     assert done.returncode == 2 and "-alarm" in done.stderr
+
+
+def test_why_a_picture_is_judged_as_it_is(root, call_script):
+    """Class by name, its confidence, and the nearest training pictures by the angle of features."""
+    assert fit(call_script, root, "-detector", "energy", "-out", "why.npz").returncode == 0
+    stored = detector_file.load(root / "why.npz")
+    assert stored.class_names == ("dark", "light")
+    flags = ("-detector", "why.npz", "-input", "mine", "-out_dir", "why", "-nearest", "2")
+    done = score(call_script, root, *flags)
+    assert done.returncode == 0 and "among 30 training pictures of ./photos" in done.stdout, done
+    network = models.rebuild(stored.arch)
+    models.checkpoints.load_into(network, root / "weights.pt")
+
+    def features_of(images):
+        return extract(network.eval(), images, stored.preprocess, device="cpu")
+
+    train = load(str(root / "photos"), "train", root, size=32, channels=3)
+    mine = load(str(root / "mine" / "two"), "test", root, size=32, channels=3)
+    known, seen = features_of(train).features, features_of(mine)
+    angles = torch.nn.functional.cosine_similarity(seen.features[:, None], known[None], dim=2)
+    found = {row["file"]: row for row in rows(root / "why" / "scores.csv")}
+    for path, expected, logits in zip(mine.paths, angles.argsort(1, descending=True), seen.logits):
+        row = found[f"two/{path}"]
+        assert json.loads(row["nearest"]) == [train.paths[i] for i in expected[:2].tolist()]
+        assert row["predicted"] == ("dark", "light")[logits.argmax()]
+        assert float(row["confidence"]) == pytest.approx(logits.softmax(0).max().item(), rel=1e-4)
+    damaged = found["one/03.jpg"]
+    assert (
+        damaged["error"] and not damaged["predicted"] + damaged["confidence"] + damaged["nearest"]
+    )
+    done = score(call_script, root, *flags, "-train", "./nowhere")
+    assert done.returncode == 2 and "nowhere" in done.stderr
+
+
+def test_class_names_are_those_of_the_weight_file(root, call_script):
+    """The order of the logits belongs to the weights; a folder with other names gives a remark."""
+    content = torch.load(root / "weights.pt", weights_only=True)
+    models.checkpoints.save(root / "named.pt", {**content, "class_names": ["night", "day"]})
+    done = fit(call_script, root, "-checkpoint", "named.pt", "-out", "named.npz")
+    assert done.returncode == 0, done.stderr
+    assert "the weights know night, day; ./photos has dark, light" in done.stdout
+    assert detector_file.load(root / "named.npz").class_names == ("night", "day")

@@ -83,7 +83,7 @@ class Stored:
         head: "own"; "none" where the network was used without its head; or the head that was
             fitted on its features, weight (C, D) and bias (C,).
         checkpoint: where its weights were when the detector was fitted.
-        about: free plain values: config, versions, accuracy, ...
+        about: free plain values: config, versions, accuracy, class_names, ...
     """
 
     detector: Detector
@@ -95,6 +95,14 @@ class Stored:
     checkpoint: str | None = None
     about: dict = field(default_factory=dict)
     head: str | tuple[Tensor, Tensor] = "own"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the logits mean, in their order; empty where the file does not say."""
+        names = self.about.get("class_names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return ()
+        return tuple(names)
 
     def check(self, network: nn.Module | str, where: str = "the detector") -> None:
         """Raise InputError when `network` is not the one that the detector was fitted on.

@@ -1,7 +1,7 @@
 """A user's own pictures: found folder by folder, decoded in threads, scored batch by batch.
 
     for row in score(folder, stored, network, device="cpu"):
-        row.file, row.score, row.p_value, row.accepted, row.error
+        row.file, row.score, row.p_value, row.accepted, row.predicted, row.confidence, row.error
     sheet({"Least ID-like": rows}, "contact_sheet.png", folder)
 
 Memory does not grow with the number of pictures.
@@ -26,6 +26,7 @@ from ood.data.folders import EXTENSIONS
 from ood.data.images import ArrayImages, StreamedImages
 from ood.deployment.detector_file import Stored
 from ood.deployment.groups import judge
+from ood.deployment.nearest import TrainingPictures
 from ood.detectors import ImageDetector
 from ood.detectors.base import chunked_score
 from ood.files import replacing
@@ -48,6 +49,10 @@ class Row(NamedTuple):
         file: its path, relative to the folder.
         score: larger = less like the training data; None for a damaged picture.
         p_value, accepted: None without a calibration, and for a damaged picture.
+        predicted: name of the class that the network predicts, accepted or not; its number where
+            the detector file names no classes; None from a feature extractor.
+        confidence: softmax probability of that class.
+        nearest: the training pictures with the most similar features, the most similar first.
         error: why the picture cannot be read, or "".
     """
 
@@ -55,6 +60,9 @@ class Row(NamedTuple):
     score: float | None = None
     p_value: float | None = None
     accepted: bool | None = None
+    predicted: str | None = None
+    confidence: float | None = None
+    nearest: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -124,6 +132,8 @@ def score(
     batch_size: int = 64,
     precision: str = "fp32",
     strict: bool = False,
+    training: TrainingPictures | None = None,
+    nearest: int = 3,
 ) -> Iterator[Row]:
     """Score every picture in `folder`, in the order of `find`.
 
@@ -133,6 +143,8 @@ def score(
         network: the network it was fitted on.
         files: only these, relative to `folder`; None: all that `find` gives.
         strict: raise InputError at the first damaged picture instead of yielding its error.
+        training: where the nearest training pictures come from; None: they are not looked for.
+        nearest: how many of them.
 
     Yields: a Row per picture.
     """
@@ -162,10 +174,17 @@ def score(
                     taps="taps" in detector.needs,
                     image_detectors=beside,
                 )
-                judged = dict(zip(whole, _judged(stored, outputs)))
+                found = itertools.repeat(())
+                if training is not None:
+                    found = training.nearest(outputs.features, nearest)
+                judged = dict(zip(whole, zip(_judged(stored, outputs), found)))
             for row in rows:
                 error = pictures.errors.pop(row, "")
-                yield Row(group[row], *judged.get(row, (None, None, None)), error)
+                if error:
+                    yield Row(group[row], error=error)
+                else:
+                    facts, similar = judged[row]
+                    yield Row(group[row], *facts, similar)
 
 
 def recipe_of(values: dict) -> tuple[Recipe, tuple[int, int, int]]:
@@ -251,12 +270,22 @@ def sheet(parts: dict[str, list[Row]], path: str | Path, folder: Path) -> Path:
 
 
 def _judged(stored: Stored, outputs: Outputs) -> Iterator[tuple]:
-    """(score, p-value, accepted) of every image; without a calibration the last two are None."""
-    scores = chunked_score(stored.detector, outputs).tolist()
-    if stored.calibration is None:
-        return ((score, None, None) for score in scores)
-    p_values, accepted = judge(stored.calibration, scores, outputs.predicted.numpy())
-    return zip(scores, p_values.tolist(), accepted.tolist())
+    """(score, p-value, accepted, predicted, confidence) of every image.
+
+    What does not exist is None.
+    """
+    scores, predicted = chunked_score(stored.detector, outputs).tolist(), outputs.predicted
+    p_values = accepted = classes = confidences = itertools.repeat(None)
+    if stored.calibration is not None:
+        both = judge(stored.calibration, scores, predicted.numpy())
+        p_values, accepted = (values.tolist() for values in both)
+    if outputs.logits.shape[1]:
+        names = stored.class_names
+        if len(names) != outputs.logits.shape[1]:
+            names = range(outputs.logits.shape[1])
+        classes = [str(names[place]) for place in predicted.tolist()]
+        confidences = outputs.logits.float().softmax(1).amax(1).tolist()
+    return zip(scores, p_values, accepted, classes, confidences)
 
 
 def _place(image: Image.Image, file: Path, left: int, top: int) -> None:

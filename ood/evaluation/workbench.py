@@ -141,6 +141,8 @@ class Workbench:
             along, or the method's newest run was taken.
         objective: what the weight file records of the loss; {} when it records nothing.
         trained: the trained method, if the config names one.
+        named: the classes that the weight file names, in the order of the logits; None: it names
+            none.
     """
 
     context: Context
@@ -151,6 +153,7 @@ class Workbench:
     weights: Path | None = None
     objective: dict = field(default_factory=dict)
     trained: object | None = None
+    named: tuple[str, ...] | None = None
     _images: dict = field(default_factory=dict)
     _outputs: dict = field(default_factory=dict)
 
@@ -223,6 +226,22 @@ class Workbench:
                 )
             self._images[split] = images
         return self._images[split]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the logits mean, in their order: as the weight file says, else as the ID set says.
+
+        None where nobody names the classes. Where both do and they differ, the log says so.
+        """
+        of_set = self.images("test").class_names
+        if self.named is None or self.experiment.head != "own":
+            return of_set
+        if of_set is not None and set(of_set) != set(self.named):
+            self.context.log(
+                f"classes: the weights know {_some(self.named)}; "
+                f"{self.experiment.id_dataset} has {_some(of_set)}"
+            )
+        return self.named
 
     def training_images(self, made: dict[str, Detector]) -> ImageSet | None:
         """The ID training images; None when none of the detectors has to be fitted."""
@@ -345,6 +364,9 @@ def prepare_classifier(context: Context, config: Config) -> Workbench:
     passes = _passes(context, experiment, network, preprocess)
     objective = stored.get("objective") or {}
     bench = Workbench(context, experiment, suite, num_classes, passes, weights, objective)
+    names = stored.get("class_names")
+    if isinstance(names, list) and len(names) == num_classes:
+        bench.named = tuple(map(str, names))
     if experiment.head == "linear":
         bench.fit_head()
     return bench
@@ -364,6 +386,10 @@ def _preparation(experiment: Experiment, suite: Benchmark, network: nn.Module, o
         if own.get("size") == size:  # else the resize belongs to another size
             wanted["resize"] = own.get("resize")
     return wanted
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def weight_file(

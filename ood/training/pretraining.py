@@ -304,7 +304,8 @@ class Training:
     def pack(self, epoch: int, metrics: dict) -> dict:
         """Return the content of a weight file."""
         self.objective.finish_head()
-        more = {"objective": self.objective.describe()}
+        names = self.data.images.class_names
+        more = {"objective": self.objective.describe(), "class_names": names}
         return runs.payload(
             self.networks, self.network, epoch, metrics, self.preprocess, self.data.side, **more
         )

@@ -35,7 +35,7 @@ import json
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -168,6 +168,7 @@ def payload(
     metrics: dict,
     preprocess: Preprocess | None = None,
     size: int | None = None,
+    class_names: Sequence[str] | None = None,
     **more,
 ) -> dict:
     """Return what a weight file of ours holds, in the format that models/checkpoints.py reads.
@@ -176,6 +177,7 @@ def payload(
         networks: the package `models`, which names the format.
         network: its `arch` says how to build it again.
         preprocess, size: normalisation and image side that it was trained with.
+        class_names: what its logits mean, in their order; None where the data set names no classes.
         more: further entries of this kind of run (a fold, a loss's centres, ...).
     """
     held = {
@@ -188,6 +190,8 @@ def payload(
     if preprocess is not None:
         mean, std = list(preprocess.mean), list(preprocess.std)
         held["preprocess"] = {"mean": mean, "std": std, "size": size}
+    if class_names is not None:
+        held["class_names"] = [str(name) for name in class_names]
     return {**held, **more}
 
 

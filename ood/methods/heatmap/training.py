@@ -78,7 +78,8 @@ def _begin(run: runs.Run, method, source: Path, images: dict[str, ImageSet], res
         )
     if not (run.folder / COPY).is_file():
         classifier, preprocess, size = method.classifier, method.preprocess, known.shape[1]
-        run.save(COPY, runs.payload(context.networks, classifier, 0, {}, preprocess, size))
+        facts = (preprocess, size, known.class_names)
+        run.save(COPY, runs.payload(context.networks, classifier, 0, {}, *facts))
     run.update(n_epochs=settings.n_epochs, finished=False)
     run.begin(
         settings,

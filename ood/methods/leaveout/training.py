@@ -205,6 +205,7 @@ class Fold:
 
     def pack(self, epoch: int, measured: dict) -> dict:
         """Return what a weight file of this fold holds."""
+        kept, names = kept_of(self.settings).tolist(), self.data.train.class_names
         return runs.payload(
             self.context.networks,
             self.network,
@@ -212,8 +213,9 @@ class Fold:
             measured,
             self.preprocess,
             self.data.train.shape[-1],
+            names and [names[place] for place in kept],
             fold=self.settings.fold,
-            kept_classes=kept_of(self.settings).tolist(),
+            kept_classes=kept,
         )
 
 

@@ -169,6 +169,7 @@ class Training:
             metrics,
             self.preprocess,
             self.known.shape[-1],
+            self.known.class_names,
             class_means=self.objective.classes.means.cpu(),
         )
 
