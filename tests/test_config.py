@@ -249,6 +249,11 @@ def test_no_flag_is_guessed_from_its_beginning(capsys):
 def test_layout_is_complete():
     for name in (
         "README.md",
+        "LICENSE",
+        "CITATION.cff",
+        "pyproject.toml",
+        ".github/workflows/test.yml",
+        "examples/README.md",
         "environment.yml",
         "requirements.txt",
         "requirements-dev.txt",

@@ -35,7 +35,9 @@ import ood, ood.compat, ood.networks as networks
 from ood import losses
 from ood.deployment import networks as found
 from ood.compat.detector import EnergyBased, Mahalanobis
+from ood.compat.benchmark import CIFAR10_OpenOOD
 from ood.compat.metrics import OODMetrics
+from ood.compat.model import WideResNet, list_models
 from ood.data import Preprocess, load
 from ood.data.benchmark import benchmark_names
 from ood.detectors import create
@@ -44,7 +46,16 @@ from ood.evaluation.scoring import TestSet, evaluate
 
 assert Path(ood.__file__).is_relative_to(TARGET), ood.__file__
 assert found.package() is networks
-assert "openood_cifar10" in benchmark_names()
+assert "openood_cifar10" in benchmark_names() and CIFAR10_OpenOOD.json == "openood_cifar10"
+assert len(list_models()) >= 60 and networks.weights.find(list_models()[0])
+assert isinstance(WideResNet(10, depth=10, widen_factor=1), networks.Classifier)
+
+try:
+    load("cifar10", "test", "no_data")
+except ood.config.InputError as error:
+    assert str(error).count("give download=True") == 1 and "script" not in str(error), error
+else:
+    raise AssertionError("cifar10 is not here")
 
 torch.manual_seed(0)
 train, test = (load("mnist5k", split, limit=256) for split in ("train", "test"))

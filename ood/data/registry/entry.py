@@ -6,6 +6,7 @@ The rows themselves lie in one file per family beside this one; `table.py` puts 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))  # DICE and VMDLS: CIFAR-100 too
@@ -16,6 +17,8 @@ IMAGENET_TERMS = "ImageNet terms of access (non-commercial research)"
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 SVHN_PER_LABEL = 1000  # DICE's select_svhn_data.py keeps the first 1000 images of each label
 DOWNLOAD = "`python3 scripts/download_data.py {name}{flag} -data_dir {data_dir}`"
+# Where pip installed the library there are no scripts, and messages name the argument instead.
+SCRIPTS = (Path(__file__).resolve().parents[3] / "scripts" / "download_data.py").is_file()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ class DatasetInfo:
         """Say in one line how to get the set; `again`: it is there, but damaged or not whole."""
         if self.fetch:
             return self.fetch.format(data_dir=data_dir)
+        if not SCRIPTS:
+            return f"give download=True to fetch it{' again' if again else ''}"
         if again:
             return f"add -download to fetch it again, or use {self.command(data_dir, ' -replace')}"
         return f"add -download, or fetch it with {self.command(data_dir)}"
