@@ -140,16 +140,18 @@ class Guard:
         self.preprocess_ = self._normalisation(train.shape[0])
         self.network_ = self._classifier(train)
         detector.check(self.network_)
-        outputs = self._outputs(detector, train)
-        if held is None:
-            known = outputs[torch.from_numpy(np.sort(rows[count:]))]
-            beside = outputs[torch.from_numpy(np.sort(rows[:count]))]
-        else:
-            known, beside = outputs, self._outputs(detector, held)
+        outputs = self._outputs(detector, train, fitting=True)
+        known = outputs if held is not None else outputs[torch.from_numpy(np.sort(rows[count:]))]
         if bool((known.labels < 0).all()):
             stand_in = known.predicted.clamp(min=0)  # without classes: one class
             known = dataclasses.replace(known, labels=stand_in, memo={})
         detector.fit(known if detector.requires_fit else known[:0])
+        if held is None:
+            again = isinstance(detector, ImageDetector) and not detector.measures_train
+            outputs = self._outputs(detector, train) if again else outputs
+            beside = outputs[torch.from_numpy(np.sort(rows[:count]))]
+        else:
+            beside = self._outputs(detector, held)
         scores = chunked_score(detector, beside).numpy()
         shares = (self.accept, self.confidence)
         self.calibration_ = (
@@ -211,6 +213,23 @@ class Guard:
             calibration=self.calibration_,
         )
 
+    def export(self, path: str | Path, images) -> Path:
+        """Write network, detector and threshold as one graph; see `ood.deployment.export`.
+
+        Args:
+            path: ends in .pt2 (torch.export) or .onnx.
+            images: a few examples (N, C, H, W), N >= 2; the graph is checked with them.
+
+        Raises: InputError for what cannot be exported.
+        """
+        from ood.deployment.export import export  # reads no library before it is needed
+
+        self._require_fitted()
+        examples = next(iter(as_images(images).batches(8)))
+        if len(examples) < 2:
+            raise InputError("give at least two example images")
+        return export(self, path, examples.float() / (255 if examples.dtype == torch.uint8 else 1))
+
     @classmethod
     def load(cls, path: str | Path, network: nn.Module, **options) -> Guard:
         """Read a guard that `save` wrote.
@@ -265,7 +284,9 @@ class Guard:
             return Preprocess((0.0,) * channels, (1.0,) * channels)
         return Preprocess(self.mean, self.std)
 
-    def _outputs(self, detector: Detector, images) -> Outputs:
+    def _outputs(self, detector: Detector, images, fitting: bool = False) -> Outputs:
+        """Outputs of one pass; some detectors can measure images only after they were fitted."""
+        in_pass = isinstance(detector, ImageDetector) and (not fitting or detector.measures_train)
         return extract(
             self.network_,
             images,
@@ -273,7 +294,7 @@ class Guard:
             device=self.device or next(self.network_.parameters()).device,
             batch_size=self.batch_size,
             taps="taps" in detector.needs,
-            image_detectors=[detector] if isinstance(detector, ImageDetector) else [],
+            image_detectors=[detector] if in_pass else [],
         )
 
     def _require_fitted(self) -> None:
