@@ -14,7 +14,8 @@ on `outliers`, which is what Chan et al. (ICCV 2021, arXiv 2012.06575) do with o
 scripts/segment_ood.py evaluates both. Weights are kept in WORK_DIR. -record writes
 docs/data/segmentation_scenes.json and docs/figures/segmentation_scenes.png.
 
-This should give: AUROC of every detector higher with pasted outliers than without, for every seed.
+This should give: AUROC of msp, maxlogit and entropy higher with pasted outliers than without, for
+every seed. The classes of the digits are learned less well with them.
 """
 
 from __future__ import annotations
