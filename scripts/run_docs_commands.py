@@ -36,6 +36,7 @@ SMALL = {  # flags that make a script quick; later ones win over those in the co
     "scripts/reproduce_heatmap.py": "-seeds 0 -epochs 1",
     "scripts/reproduce_leaveout.py": "-seeds 0 -epochs 1 -limit 60",
     "scripts/reproduce_objectives.py": "-seeds 0 -epochs 1",
+    "scripts/reproduce_segmentation.py": "-seeds 0 -train 12 -test 6 -epochs 1 -width 4",
     "scripts/reproduce_text.py": "-seeds 0 -epochs 1 -limit 300",
     "scripts/reproduce_vmdls_mnist.py": "-epochs 1 -ae_epochs 1 -limit 300",
     "scripts/bench_heatmap.py": "-arch small_cnn -id_images 64 -ood_images 16",

@@ -176,7 +176,7 @@ def test_only_the_named_places_are_touched(copy):
         for what, places in rows().items()
         for place in places
     }
-    assert len(rows()) == 6
+    assert len(rows()) == 7
     touched = json.loads((copy / "touched.json").read_text())
     assert len(touched) == 8
     for path in touched:

@@ -23,9 +23,12 @@ def package() -> ModuleType:
 
     Raises: ImportError if neither is there.
     """
+    file = Path(__file__).resolve().parents[2] / CLONE / "__init__.py"
+    loaded = getattr(sys.modules.get(CLONE), "__file__", None)
+    if loaded is not None and Path(loaded).resolve() == file:
+        return sys.modules[CLONE]
     if importlib.util.find_spec(INSTALLED) is not None:
         return importlib.import_module(INSTALLED)
-    file = Path(__file__).resolve().parents[2] / CLONE / "__init__.py"
     if _found(CLONE) == file:
         return importlib.import_module(CLONE)
     if not file.is_file():
